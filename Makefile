@@ -1,0 +1,52 @@
+# Everything a person types. Each target is complete by itself: what it needs is set up first.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+MINUTES ?= 20
+BIN := .venv/bin
+READY := .venv/.ready
+
+# the backend of `train`, `infer`, `test` and `bench`; for example: make test DEV=CL
+DEV ?= CPU
+export DEV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train infer test learn lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+setup: $(READY)  ## virtual environment in .venv, dependencies, clang, and PoCL for the CL tests
+
+train: $(READY)  ## train the policy on the corpus and compare it with random schedules (MINUTES=20)
+	$(BIN)/python -m autotune.experiments.train with minutes=$(MINUTES)
+
+infer: $(READY)  ## tune ResNet-18 with the newest policy and run it
+	$(BIN)/python examples/resnet.py --infer
+
+test: $(READY)  ## all tests but the long ones
+	$(BIN)/python -m pytest -m "not learn and not slow"
+
+learn: $(READY)  ## the tests that train an agent to a bar, and the slow ones
+	$(BIN)/python -m pytest -m "learn or slow"
+
+lint: $(READY)  ## style, types, and which package may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## measure what the README claims
+	$(BIN)/python -m autotune.experiments.evaluate
+
+clean:  ## remove the virtual environment and all caches in this directory; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# **** what every target needs; done again when setup.py changes ****
+
+$(READY): setup.py
+	@sh tools/system.sh $(PYTHON)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)

@@ -1,0 +1,47 @@
+"""Losses over [T, B] tensors: pure functions, each with its equation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tinygrad import Tensor
+
+from agents.networks import entropy
+
+METRICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "ratio", "ratio_error", "gradient_norm")
+
+
+class Batch(NamedTuple):
+    """What one update step learns from: whole sequences of some environments."""
+
+    hidden: Tensor  # [B, 2H], before the first step
+    state: Tensor  # [T, B, D]
+    mask: Tensor  # [T, B, A] bool
+    reset: Tensor  # [T, B], 1 where an episode begins
+    action: Tensor  # [T, B] int32
+    log_prob: Tensor  # [T, B], of the action when it was taken
+    advantage: Tensor  # [T, B]
+    target: Tensor  # [T, B], for the value
+    actions: Tensor | None = None  # [T, B, A, F]
+
+
+def ppo_loss(log_probs: Tensor, value: Tensor, batch: Batch, entropy_coef: Tensor, clip: float,
+             value_coef: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The scalar to minimise, and METRICS but for the gradient's norm (Schulman et al. 2017, eqs. 7 and 9).
+
+        r = exp(log pi(a) - log pi_old(a))
+        L = -mean min(r A, clip(r, 1 - e, 1 + e) A) + c_v mean (V - G)^2 / 2 - c_e mean H
+        KL(old, new) ~ mean (r - 1 - log r)       (Schulman 2020, "Approximating KL divergence", k3)
+
+    log_probs [T, B, A] over legal actions, value [T, B], entropy_coef [1].
+    """
+    chosen = (batch.action.unsqueeze(-1) == Tensor.arange(log_probs.shape[-1])).where(log_probs, 0.0).sum(-1)
+    log_ratio = chosen - batch.log_prob
+    ratio = log_ratio.exp()
+    clipped = ratio.clip(1 - clip, 1 + clip)
+    policy_loss = -(ratio * batch.advantage).minimum(clipped * batch.advantage).mean()
+    value_loss = 0.5 * (value - batch.target).square().mean()
+    spread = entropy(log_probs, batch.mask).mean()
+    kl, deviation = (ratio - 1 - log_ratio).mean(), (ratio - 1).abs()
+    loss = policy_loss + value_coef * value_loss - entropy_coef.sum() * spread
+    return loss, (policy_loss, value_loss, spread, kl, (deviation > clip).mean(), ratio.mean(), deviation.max())

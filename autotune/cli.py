@@ -1,0 +1,273 @@
+"""The command line: `python -m autotune tune|run|report|export-beam|replay|devices`.
+
+Whatever goes wrong in a way a user can mend is one line on stderr: exit status 2 for a wrong command, 1 for a failure.
+Results go to stdout, everything about the way there to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tinygrad import Context
+
+from autotune.compiler import default_device, fingerprint, renderer_of
+from autotune.errors import AutotuneError, UsageError
+from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
+from autotune.install import apply, export_beam
+from autotune.kernel import schedule_to_json
+from autotune.records import Records, default_path, fingerprint_id
+from autotune.runner import Recording
+from autotune.script import capture_script, check_captured, check_script, run_script, say
+from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
+from autotune.tuner import KernelResult, Report, Tuner, tune
+
+CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then is tuned
+DEVICES = ("CPU", "CL", "CUDA", "NV", "AMD", "METAL", "QCOM", "WEBGPU")  # what `devices` tries to open
+CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
+CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
+STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
+PROBE = "import json, sys; from autotune.compiler import fingerprint; print(json.dumps(fingerprint(sys.argv[1])))"
+PROBE_SECONDS = 60.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = make_parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except AutotuneError as error:
+        return _fail(str(error), error.status)
+    except KeyboardInterrupt:
+        return _fail("interrupted; every finished trial is on record, the same command goes on from there", 1)
+    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
+        return _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(line: str, status: int) -> int:
+    say(line)
+    return status
+
+
+# **** the options ****
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _at_least(low: float, kind: type[int] | type[float]) -> Any:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number from {low:g} on")
+        return value
+
+    return parse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m autotune", description="Faster tinygrad programs. DEV picks the device.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str, records: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(command=function)
+        if records:
+            sub.add_argument(
+                "--records", type=Path, default=default_path(), metavar="FILE", help="default: %(default)s"
+            )
+        return sub
+
+    tuning = command("tune", tune_command, "run a script, then search for faster schedules of the kernels it ran")
+    _add_tuning_options(tuning)
+    running = command("run", run_command, "run a script with its tuned schedules; unknown kernels run as ever")
+    for sub in (tuning, running):
+        sub.add_argument("script", type=Path, metavar="SCRIPT")
+        sub.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="handed to the script")
+    reporting = command("report", report_command, "show what is on record for this device")
+    reporting.add_argument("--json", type=Path, metavar="OUT", help="also write it there")
+    exporting = command("export-beam", export_command, "put the tuned schedules into tinygrad's own BEAM cache")
+    exporting.add_argument(
+        "--beam", type=_at_least(1, int), required=True, metavar="N", help="for programs under BEAM=N"
+    )
+    replaying = command("replay", replay_command, "run a recorded experiment again", records=False)
+    replaying.add_argument("run", type=Path, metavar="RUN", help="its directory, such as runs/3")
+    replaying.add_argument("--live", action="store_true", help="measure again, and report each difference")
+    command("devices", devices_command, "list the devices that tinygrad can use here", records=False)
+    return parser
+
+
+def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
+    count, seconds = _at_least(0, int), _at_least(0.001, float)
+
+    def option(name: str, **settings: Any) -> None:
+        tuning.add_argument(name, **settings)
+
+    option("--trials", type=count, default=16, metavar="N", help="trials per kernel, in all (default: %(default)s)")
+    option("--seconds", type=seconds, metavar="S", help="stop searching after this long (default: no limit)")
+    option("--capture-seconds", type=seconds, default=CAPTURE_SECONDS, metavar="S", help=CAPTURE_HELP)
+    option("--strategy", choices=list(STRATEGIES), default=DEFAULT, metavar="NAME", help=STRATEGY_HELP)
+    option("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT_HELP)
+    option("--seed", type=count, default=0, metavar="N", help="of all sampling (default: %(default)s)")
+    option("--json", type=Path, metavar="OUT", help="also write the result there")
+
+
+# **** the commands ****
+
+
+def tune_command(args: argparse.Namespace) -> int:
+    """Everything that may be wrong with the command itself is found before the script is run."""
+    check_script(args.script)
+    _check_output(args.json)
+    device = default_device()
+    description = fingerprint(device)
+    records = Records(args.records)
+    with contextlib.closing(records), Context(BEAM=0):  # neither the script nor our own nets shall be searched by BEAM
+        records.add_fingerprint(description)  # a read-only file or a full disk is noticed now
+        guide = _load_guide(args.checkpoint, device) if args.strategy in NEEDS_GUIDE else None
+        program = capture_script(args.script, args.arguments, args.capture_seconds)
+        kernels = program.for_device(device)
+        check_captured(program, device, args.script)
+        calls = sum(program.calls[k.key] for k in kernels)
+        say(f"{device}, distinct kernels: {len(kernels)}, calls: {calls}; trials are kept in {args.records}")
+        report = tune(program, records=records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
+                      checkpoint=guide, seed=args.seed)  # fmt: skip
+    print(report.table(), flush=True)
+    if report.stopped:
+        left = sum(max(0, args.trials - k.trials) for k in report.kernels)
+        say(f"stopped by --seconds with {left} trials left; the same command goes on from there")
+    _write_json(args.json, report.to_json())
+    return 0
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """The script's own exit status is passed on."""
+    check_script(args.script)
+    device = default_device()
+    renderer_of(device)
+    with contextlib.closing(Records(args.records, read_only=True)) as records, apply(records) as applied:
+        try:
+            run_script(args.script, args.arguments)
+        except SystemExit as end:
+            status = end
+        else:
+            status = None
+    nothing = f"; {args.records} holds nothing for them on {device}" if applied.plain and not applied.tuned else ""
+    say(f"{applied.tuned} kernels ran tuned, {applied.plain} as tinygrad would run them{nothing}")
+    if status is not None:
+        raise status
+    return 0
+
+
+def report_command(args: argparse.Namespace) -> int:
+    _check_output(args.json)
+    device = default_device()
+    own = fingerprint_id(fingerprint(device))
+    with contextlib.closing(Records(args.records, read_only=True)) as records:
+        recorded = Recording(records, own)
+        viewer = Tuner(records, recorded, renderer_of(device), trials=0, strategy="random", progress=False)
+        kernels = [k for k in records.kernels() if records.history(k.key, own).trials]
+        results = [viewer.result(k, calls=1) for k in kernels]
+    if results:
+        print(Report(device, 0.0, 0, results).table(), flush=True)
+    else:
+        print(f"{args.records} holds nothing for {device} (fingerprint {own}); tune a script first")
+    _write_json(args.json, {"device": device, "fingerprint": own, "kernels": [_row(r) for r in results]})
+    return 0
+
+
+def _row(result: KernelResult) -> dict[str, Any]:
+    schedule = None if result.schedule is None else schedule_to_json(result.schedule)
+    return {"key": result.kernel.key, "name": result.kernel.name, "hand_coded_ms": result.hand_coded_seconds * 1e3,
+            "tuned_ms": result.tuned_seconds * 1e3, "ratio": result.ratio, "trials": result.trials,
+            "schedule": schedule, "verdicts": result.verdicts}  # fmt: skip
+
+
+def export_command(args: argparse.Namespace) -> int:
+    with contextlib.closing(Records(args.records, read_only=True)) as records:
+        count = export_beam(records, args.beam)
+    device = default_device()
+    if count:
+        print(
+            f"{count} schedules exported: a program under BEAM={args.beam} on {device} uses them and searches nothing"
+        )
+    else:
+        print(f"{args.records} holds nothing for {device}, nothing was exported; tune a script first")
+    return 0
+
+
+def replay_command(args: argparse.Namespace) -> int:
+    if not args.run.is_dir():
+        raise UsageError(f"{args.run} is no directory of a recorded run; they are under runs/")
+    from autotune.experiments import replay  # here, because it imports sacred
+
+    return replay.main(args.run, args.live)
+
+
+def devices_command(args: argparse.Namespace) -> int:
+    """Each device is opened in a process of its own: a broken driver can take its process with it."""
+    default = default_device()
+    names = list(dict.fromkeys([*DEVICES, default]))
+    with ThreadPoolExecutor(2) as pool:
+        for name, (fields, problem) in zip(names, pool.map(_probe, names), strict=True):
+            mark = " (default)" if name == default else ""
+            if fields is None:
+                print(f"{name}{mark}: not usable here: {problem}")
+                continue
+            known = {k.removeprefix("setting."): v if len(v) <= 60 else v[:57] + "..." for k, v in fields.items()}
+            print(f"{name}{mark}: fingerprint {fingerprint_id(fields)}")
+            print("    " + ", ".join(f"{k} {v}" for k, v in known.items() if f"setting.{k}" not in fields))
+            print("    " + " ".join(f"{k}={v}" for k, v in known.items() if f"setting.{k}" in fields))
+    return 0
+
+
+def _probe(device: str) -> tuple[dict[str, str] | None, str]:
+    """(fingerprint fields, "") or (None, why the device cannot be opened)."""
+    try:
+        command = [sys.executable, "-c", PROBE, device]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {PROBE_SECONDS:.0f} s"
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1]), ""
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return None, last.partition("cannot be opened ")[2].partition("; set DEV")[0].strip("()") or last
+
+
+# **** what can be wrong with a command ****
+
+
+def _check_output(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
+        raise UsageError(f"--json {path} cannot be written; name a file in a directory that exists")
+
+
+def _load_guide(checkpoint: Path | None, device: str) -> Guide:
+    path = checkpoint or newest_checkpoint() or shipped_checkpoint(device.split(":")[0])
+    if path is None:
+        raise UsageError(
+            f"no checkpoint: none under runs/, and none ships for {device}; run `make train`, name one with "
+            "--checkpoint, or search without one: --strategy random"
+        )
+    return Guide.load(path)
+
+
+def _write_json(path: Path | None, data: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(data, indent=1) + "\n")

@@ -1,0 +1,337 @@
+"""THE adapter: the one file that imports tinygrad's compiler internals, as of tinygrad 0.14.0.
+
+Everything above it speaks of ASTs, Opts, schedulers and programs through the names that this file exports.
+tests/autotune/test_compiler.py names every symbol used here, so that a new tinygrad breaks one test and one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tinygrad.codegen as codegen
+import tinygrad.engine.realize as realize
+from tinygrad import Device
+from tinygrad.codegen.opt import KernelOptError, Opt, OptOps
+from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
+from tinygrad.codegen.opt.postrange import Scheduler
+from tinygrad.codegen.opt.search import actions as beam_actions
+from tinygrad.device import Buffer
+from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
+from tinygrad.helpers import Context, diskcache_put
+from tinygrad.renderer import Renderer
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_pos
+
+from autotune.errors import DeviceError, IllegalAction
+
+__all__ = [
+    "AddrSpace", "AxisType", "Buffer", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
+    "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos", "beam_actions",
+    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "is_tunable", "observe_kernels", "read_buffer", "renderer_of",
+    "root_scheduler", "substitute_schedules", "uop_identity",
+    "write_beam_cache", "write_buffer",
+]  # fmt: skip
+
+Schedule = tuple[Opt, ...]
+SINGLE_THREADED = {"PARALLEL": 0, "BEAM": 0}
+
+
+def renderer_of(device: str) -> Renderer:
+    """The renderer of a device. Raises DeviceError with the cause in one line when the device cannot be opened."""
+    try:
+        return Device[device].renderer
+    except (Exception, ExceptionGroup) as error:
+        cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+        raise DeviceError(
+            f"device {device!r} cannot be opened ({type(cause).__name__}: {str(cause).splitlines()[0][:160]}); "
+            "set DEV to a device that tinygrad can use here, and see that its compiler (clang for CPU) is installed"
+        ) from None
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    """What a timing depends on: backend, renderer, arch, device model, compiler, tinygrad, code-changing settings."""
+    renderer, opened = renderer_of(device), Device[device]
+    settings = {v.key: str(v.value) for v in codegen.to_program_config}
+    return {
+        "backend": device.split(":")[0],
+        "renderer": type(renderer).__name__,
+        "arch": renderer.target.arch,
+        "model": getattr(opened, "device_name", None) or _cpu_model(),
+        "compiler": getattr(opened, "driver_version", None) or _clang_version(),
+        "tinygrad": version("tinygrad"),
+        **{f"setting.{name}": value for name, value in sorted(settings.items())},
+    }
+
+
+def _cpu_model() -> str:
+    """Vendor, family, model and stepping: the marketing name alone is shared by machines that time differently."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    values = {key.strip(): value.strip() for key, value in fields.items()}
+    return " ".join(values.get(k, "?") for k in ("model name", "cpu family", "model", "stepping"))
+
+
+@functools.cache
+def _clang_version() -> str:
+    try:
+        done = subprocess.run([os.environ.get("CC", "clang"), "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.splitlines()[0] if done.stdout else "unknown"
+
+
+# **** kernels, in the form in which they enter apply_opts ****
+
+
+class _Reached(Exception):
+    """Carries the AST out of tinygrad's rewrites at the point where schedules are applied."""
+
+    def __init__(self, ast: UOp):
+        self.ast = ast
+
+
+def canonical(raw: UOp, renderer: Renderer) -> UOp:
+    """The AST as it enters `apply_opts`: a raw SINK after tinygrad's own first rewrites, BEAM's width cleared.
+
+    Schedules are only meaningful on this form: the rewrites merge and split axes (an add [64,56,56] becomes [200704]).
+    """
+    if not hasattr(raw.arg, "opts_to_apply"):
+        raise IllegalAction("not a kernel: its SINK carries no KernelInfo")
+
+    def reached(ast: UOp, ren: Renderer, beam: int = 0) -> UOp:
+        raise _Reached(ast)
+
+    original, codegen.apply_opts = codegen.apply_opts, reached
+    try:
+        codegen.full_rewrite_to_sink(raw.replace(arg=KernelInfo()), renderer)
+    except _Reached as found:
+        params = {p: p.replace(arg=replace(p.arg, device=None)) for p in found.ast.toposort() if p.op is Ops.PARAM}
+        return found.ast.substitute(params)
+    finally:
+        codegen.apply_opts = original
+    raise IllegalAction("the kernel never reached apply_opts")
+
+
+def is_tunable(raw: UOp) -> bool:
+    """False for kernels whose schedule the program fixes itself, and for those that are no plain kernel."""
+    info = raw.arg
+    return isinstance(info, KernelInfo) and raw.tag is None and info.opts_to_apply is None and not info.applied_opts
+
+
+def _on_device(ast: UOp, renderer: Renderer) -> UOp:
+    device = renderer.target.device
+    return ast.substitute(
+        {p: p.replace(arg=replace(p.arg, device=device)) for p in ast.toposort() if p.op is Ops.PARAM}
+    )
+
+
+def root_scheduler(ast: UOp, renderer: Renderer) -> Scheduler:
+    """tinygrad's own schedule state with nothing applied."""
+    scheduler = Scheduler(ast, renderer)
+    scheduler.convert_loop_to_global()
+    return scheduler
+
+
+def apply_opt(scheduler: Scheduler, opt: Opt) -> Scheduler:
+    """A new scheduler with one more Opt. Raises IllegalAction where tinygrad refuses."""
+    after = scheduler.copy()
+    try:
+        after.apply_opt(opt)
+    except KernelOptError as error:
+        raise IllegalAction(f"{opt}: {error}") from None
+    return after
+
+
+def hand_coded(ast: UOp, renderer: Renderer) -> Schedule:
+    """The schedule of tinygrad's heuristic: what an untuned program runs."""
+    scheduler = root_scheduler(ast, renderer)
+    if any(u.op is Ops.STAGE for u in ast.backward_slice):
+        return ()
+    return tuple(hand_coded_optimizations(scheduler).applied_opts)
+
+
+def uop_identity(ast: UOp) -> str:
+    """A digest of the AST that is the same in every process and on every machine."""
+    return ast.key.hex()
+
+
+# **** programs ****
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled candidate, ready to be called. `code_hash` tells whether two schedules gave the same binary."""
+
+    prg: UOp
+    code_hash: str
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return tuple(self.prg.arg.outs)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return tuple(self.prg.arg.ins)
+
+    def load(self, device: str) -> Callable[..., float]:
+        """A function (buffers by slot, variable values) -> seconds of one run."""
+        runtime = Device[device].runtime(self.prg.to_elf())
+        info = self.prg.arg
+
+        def run(buffers: dict[int, Buffer], var_vals: dict[str, int]) -> float:
+            global_size, local_size = info.launch_dims(var_vals)
+            args = [buffers[i].get_buf(device) for i in info.globals]
+            return runtime(
+                *args, global_size=global_size, local_size=local_size, vals=info.vals(var_vals), wait=True
+            )
+
+        return run
+
+
+def write_buffer(buffer: Buffer, data: memoryview) -> None:
+    """Copy bytes to a device buffer, done when this returns."""
+    buffer.allocator._copyin(buffer._buf, data)
+    Device[buffer.device].synchronize()
+
+
+def read_buffer(buffer: Buffer, data: memoryview) -> None:
+    """Copy a device buffer into writable bytes."""
+    buffer.allocator._copyout(data, buffer._buf)
+
+
+def compile_schedule(ast: UOp, schedule: Schedule, renderer: Renderer, max_uops: int = 0) -> Program:
+    """Compile a canonical AST with a schedule, as a program would run it.
+
+    Raises IllegalAction where an Opt cannot be applied, OverflowError when the lowered kernel has more than
+    `max_uops` operations (0: no limit), and whatever the compiler raises.
+    """
+    scheduler = root_scheduler(_on_device(ast, renderer), renderer)
+    for opt in schedule:
+        scheduler = apply_opt(scheduler, opt)
+    with Context(**SINGLE_THREADED):
+        prg = codegen.to_program(scheduler.get_optimized_ast(name_override="k"), renderer)
+        if max_uops and len(prg.src[1].src) > max_uops:
+            raise OverflowError(f"{len(prg.src[1].src)} operations after lowering, more than {max_uops}")
+        prg = _with_local_size(prg, renderer)
+    codegen.to_program_cache.clear()  # thousands of candidates pass through: keep none
+    return Program(prg, hashlib.sha256(prg.src[3].arg).hexdigest()[:16])
+
+
+def _with_local_size(prg: UOp, renderer: Renderer) -> UOp:
+    """Kernels without locals get their launch size from tinygrad's sampling, here with its random order pinned."""
+    if prg.arg.local_size is not None or not renderer.has_local:
+        return prg
+    device = renderer.target.device
+    params = sorted((u for u in prg.src[0].toposort() if u.op is Ops.PARAM and u.arg.slot >= 0), key=lambda u: u.arg.slot)
+    call = prg.call(*[UOp.new_buffer(device, p.max_numel(), p.dtype) for p in params])
+    state = random.getstate()
+    random.seed(0)
+    try:
+        sized = realize.optimize_local_size(call, prg)
+    finally:
+        random.setstate(state)
+    return prg if sized is None else sized.src[0]
+
+
+# **** programs of the user: seeing their kernels, and giving them schedules ****
+
+
+@contextlib.contextmanager
+def observe_kernels(on_launch: Callable[[UOp, str, dict[str, int]], None]) -> Iterator[None]:
+    """Call `on_launch(raw SINK, device, variable values)` for every kernel launch, replays of a TinyJit included.
+
+    Kernels of programs that were compiled before this context was entered are found through tinygrad's own cache.
+    """
+    raw_of: dict[bytes, UOp] = {}
+    compile_original, stats_original = realize.lower_and_compile, realize.track_stats
+
+    def lower_and_compile(linear: UOp) -> UOp:
+        raws = [c.src[0] for c in linear.toposort() if c.op is Ops.CALL and c.src[0].op is Ops.SINK]
+        renderers = {c.src[0]: realize._get_call_to_compile(c)[1] for c in linear.toposort()
+                     if c.op is Ops.CALL and c.src[0].op is Ops.SINK}  # fmt: skip
+        compiled = compile_original(linear)
+        for raw in raws:
+            program = codegen.to_program_cache.get(codegen.to_program_key(raw, renderers[raw]))
+            if program is not None:
+                raw_of[program.src[0].key] = raw
+        return compiled
+
+    def track_stats(ctx: Any, call: UOp, st: Any, ets: Any) -> None:
+        for device, kernel_call in realize.get_call_kernels(call):
+            for program in _programs_of(kernel_call.src[0]):
+                if (raw := raw_of.get(program.src[0].key)) is not None:
+                    on_launch(raw, device, ctx.var_vals)
+        stats_original(ctx, call, st, ets)
+
+    realize.lower_and_compile, realize.track_stats = lower_and_compile, track_stats
+    try:
+        yield
+    finally:
+        realize.lower_and_compile, realize.track_stats = compile_original, stats_original
+
+
+def _programs_of(ast: UOp) -> list[UOp]:
+    if ast.op is Ops.PROGRAM:
+        return [ast]
+    if ast.op is Ops.CUSTOM_FUNCTION and ast.arg == "graph":
+        return [c.src[0] for c in ast.src[0].src if c.src[0].op is Ops.PROGRAM]
+    return []
+
+
+@contextlib.contextmanager
+def substitute_schedules(schedule_of: Callable[[UOp, Renderer], Schedule | None]) -> Iterator[None]:
+    """While active, each kernel compiled in this process takes `schedule_of(raw SINK, renderer)`, None leaves it alone.
+
+    The schedule travels in `KernelInfo.opts_to_apply`, so tinygrad's parallel compilation goes on working.
+    """
+    original = realize.lower_and_compile
+
+    def lower_and_compile(linear: UOp) -> UOp:
+        changed: dict[UOp, UOp] = {}
+        for call in linear.toposort():
+            if call.op is not Ops.CALL or call.src[0].op is not Ops.SINK or not is_tunable(call.src[0]):
+                continue
+            found = realize._get_call_to_compile(call)
+            schedule = schedule_of(call.src[0], found[1]) if found is not None else None
+            if schedule is not None:
+                raw = call.src[0]
+                info = replace(raw.arg, opts_to_apply=schedule, beam=0)
+                changed[call] = call.replace(src=(raw.replace(arg=info), *call.src[1:]))
+        return original(linear.substitute(changed, name="tuned schedules") if changed else linear)
+
+    realize.lower_and_compile = lower_and_compile
+    try:
+        yield
+    finally:
+        realize.lower_and_compile = original
+
+
+def write_beam_cache(ast: UOp, schedule: Schedule, width: int, renderer: Renderer) -> None:
+    """Put a schedule where tinygrad's BEAM=`width` looks first, so that BEAM serves it and searches nothing."""
+    searched = _on_device(ast, renderer).replace(arg=KernelInfo(beam=width))
+    key = {"ast": root_scheduler(searched, renderer).ast.key, "amt": width, "device": renderer.target.device,
+           "suffix": renderer.suffix}  # fmt: skip
+    for allow_test_size in (True, False):
+        diskcache_put("beam_search", {**key, "allow_test_size": allow_test_size}, list(schedule))
+
+
+@functools.cache
+def default_device() -> str:
+    """The device that DEV or tinygrad's own choice names."""
+    try:
+        return Device.DEFAULT
+    except (Exception, ExceptionGroup) as error:
+        raise DeviceError(f"no device can be used ({error}); set DEV, for example DEV=CPU") from None

@@ -1,0 +1,194 @@
+"""The world in which an agent learns: choose one schedule action after another for a kernel, then STOP.
+
+One step's reward is Phi(s) - Phi(s'), where Phi is a simulator's log2 of the run time (no simulator: 0). At STOP the
+measured time, where there is a measurer, corrects the sum, so that an episode's return is log2(t_unoptimized / t_final)
+whoever supplied the time on the way: from hardware, from records (replay) or from the simulator alone. A failed trial
+makes the return `failure_return`. STOP terminates; the cap on actions truncates, and a cut episode costs no trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agents.protocol import Observation, Step
+from autotune.compiler import Renderer
+from autotune.errors import IllegalAction
+from autotune.features import ACTION_WIDTH, observe
+from autotune.kernel import Kernel, Schedule
+from autotune.space import ACTION_INDEX, MAX_STEPS, N_ACTIONS, STOP_INDEX, State, legal_mask, root_state, step
+
+LogTimes = Callable[[Sequence[State]], np.ndarray]  # log2 seconds of each state, NaN where the trial failed
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    failure_return: float = -3.0  # of an episode whose trial failed: as if eight times slower
+    max_steps: int = MAX_STEPS  # actions before an episode is cut
+
+
+@dataclass
+class Task:
+    """What an environment may play: kernels, and where its times come from."""
+
+    kernels: Sequence[Kernel]
+    renderer: Renderer
+    measured: LogTimes | None = None  # called at STOP, for all episodes that end in the same step at once
+    potential: LogTimes | None = None  # called at every state
+    allowed: Callable[[Kernel], Iterable[Schedule]] | None = None  # replay: the closed set of recorded schedules
+    config: EnvConfig = field(default_factory=EnvConfig)
+    _roots: dict[str, State] = field(default_factory=dict, repr=False)
+    _prefixes: dict[str, set[Schedule]] = field(default_factory=dict, repr=False)
+    _ends: dict[str, set[Schedule]] = field(default_factory=dict, repr=False)
+
+    def root(self, kernel: Kernel) -> State:
+        if kernel.key not in self._roots:
+            self._roots[kernel.key] = root_state(kernel, self.renderer)
+        return self._roots[kernel.key]
+
+    def mask(self, state: State) -> np.ndarray:
+        """Legal actions [A] bool; in replay only those that lead to something recorded."""
+        if self.allowed is None:
+            return legal_mask(state)
+        key = state.kernel.key
+        if key not in self._ends:
+            ends = set(self.allowed(state.kernel)) | {()}
+            self._ends[key] = ends
+            self._prefixes[key] = {s[:n] for s in ends for n in range(len(s) + 1)}
+        mask = np.zeros(N_ACTIONS, dtype=bool)
+        mask[STOP_INDEX] = state.schedule in self._ends[key]
+        depth = len(state.schedule)
+        for prefix in self._prefixes[key]:
+            if len(prefix) == depth + 1 and prefix[:depth] == state.schedule:
+                mask[ACTION_INDEX[prefix[-1]]] = True
+        return mask
+
+
+class Episode:
+    """One kernel being scheduled."""
+
+    def __init__(self, task: Task, kernel: Kernel):
+        self.task, self.state = task, task.root(kernel)
+        self.log_time = self.start = 0.0
+        self.mask = task.mask(self.state)
+
+    def take(self, action: int) -> bool:
+        """Apply an action; True for STOP. Raises IllegalAction for one outside the mask."""
+        if not self.mask[action]:
+            raise IllegalAction(f"action {action} is not legal after {len(self.state.schedule)} actions")
+        if action == STOP_INDEX:
+            return True
+        self.state = step(self.state, action)
+        self.mask = self.task.mask(self.state)
+        return False
+
+
+class KernelVectorEnv:
+    """B episodes in lockstep (agents.protocol.VectorEnv); a finished one gives way to the next kernel at once."""
+
+    action_dim, n_actions = ACTION_WIDTH, N_ACTIONS
+
+    def __init__(self, task: Task, n_envs: int):
+        if not task.kernels:
+            raise ValueError("an environment needs at least one kernel")
+        self.task, self.n_envs = task, n_envs
+        self.rng = np.random.default_rng(0)
+        self.episodes: list[Episode] = []
+        self.finished: list[tuple[Kernel, Schedule, float]] = []  # (kernel, schedule, return) of terminated episodes
+        self.state_dim = len(self._observe_one(self._next())[0])
+
+    def reset(self, seed: int) -> Observation:
+        self.rng = np.random.default_rng(seed)
+        self.episodes = [self._next() for _ in range(self.n_envs)]
+        self._enter(self.episodes)
+        return self._observation(self.episodes)
+
+    def step(self, actions: np.ndarray) -> Step:
+        stopped = np.array([e.take(int(a)) for e, a in zip(self.episodes, actions, strict=True)])
+        reward = self._progress()
+        if stopped.any():
+            reward[stopped] += self._settle([e for e, s in zip(self.episodes, stopped, strict=True) if s])
+        long = np.array([len(e.state.schedule) >= self.task.config.max_steps for e in self.episodes])
+        truncated = long & ~stopped
+        final = self._observation(self.episodes) if truncated.any() else None
+        ended = np.flatnonzero(stopped | truncated)
+        for i in ended:
+            self.episodes[i] = self._next()
+        self._enter([self.episodes[i] for i in ended])
+        return Step(self._observation(self.episodes), reward.astype(np.float32), stopped, truncated, final)
+
+    def _next(self) -> Episode:
+        kernels = self.task.kernels
+        return Episode(self.task, kernels[int(self.rng.integers(len(kernels)))])
+
+    def _enter(self, episodes: list[Episode]) -> None:
+        if self.task.potential is not None and episodes:
+            for episode, log_time in zip(episodes, self.task.potential([e.state for e in episodes]), strict=True):
+                episode.start = episode.log_time = float(log_time)
+
+    def _progress(self) -> np.ndarray:
+        """Phi(s) - Phi(s') of every episode [B]; zero without a simulator and for those that stopped."""
+        if self.task.potential is None:
+            return np.zeros(self.n_envs)
+        after = self.task.potential([e.state for e in self.episodes])
+        reward = np.array([e.log_time for e in self.episodes]) - after
+        for episode, log_time in zip(self.episodes, after, strict=True):
+            episode.log_time = float(log_time)
+        return reward
+
+    def _settle(self, episodes: list[Episode]) -> np.ndarray:
+        """What STOP adds, so that the return is the measured log-speedup; also notes the finished episodes."""
+        predicted = np.array([e.start - e.log_time for e in episodes])
+        total = predicted
+        if self.task.measured is not None:
+            before = self.task.measured([self.task.root(e.state.kernel) for e in episodes])
+            speedup = before - self.task.measured([e.state for e in episodes])
+            total = np.where(np.isnan(speedup), self.task.config.failure_return, speedup)
+        self.finished += [(e.state.kernel, e.state.schedule, float(t)) for e, t in zip(episodes, total, strict=True)]
+        return total - predicted
+
+    def _observe_one(self, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+        return observe(episode.state, episode.mask)
+
+    def _observation(self, episodes: list[Episode]) -> Observation:
+        rows = [self._observe_one(e) for e in episodes]
+        return Observation(np.stack([r[0] for r in rows]), np.stack([e.mask for e in episodes]), np.stack([r[1] for r in rows]))
+
+
+class KernelEnv:
+    """One episode at a time, on Gymnasium's contract: reset(seed=..., options=...) and step(action).
+
+    An observation is {"state": [D], "mask": [A], "actions": [A, F]}. `options={"kernel": i}` picks the kernel.
+    """
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.vector = KernelVectorEnv(task, 1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        if seed is not None:
+            self.vector.rng = np.random.default_rng(seed)
+        chosen = (options or {}).get("kernel")
+        self.episode = self.vector._next() if chosen is None else Episode(self.task, self.task.kernels[chosen])
+        self.vector.episodes = [self.episode]
+        self.vector._enter([self.episode])
+        return self._observation(), self._info()
+
+    def step(self, action: int) -> tuple[dict, float, bool, bool, dict]:
+        """(observation, reward, terminated, truncated, info). Raises IllegalAction for an action outside the mask."""
+        stopped = self.episode.take(int(action))
+        reward = self.vector._progress()
+        if stopped:
+            reward += self.vector._settle([self.episode])
+        truncated = not stopped and len(self.episode.state.schedule) >= self.task.config.max_steps
+        return self._observation(), float(reward[0]), stopped, truncated, self._info()
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        state, actions = observe(self.episode.state, self.episode.mask)
+        return {"state": state, "mask": self.episode.mask.astype(np.int8), "actions": actions}
+
+    def _info(self) -> dict[str, Any]:
+        return {"kernel": self.episode.state.kernel.key, "schedule": self.episode.state.schedule}

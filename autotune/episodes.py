@@ -1,0 +1,51 @@
+"""Episodes of a trained policy on the exact dynamics: no environment, no trial, only what it would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.ppo import PPO
+from agents.protocol import Observation
+from autotune.features import observe
+from autotune.kernel import Schedule
+from autotune.space import MAX_STEPS, STOP_INDEX, State, legal_mask, step
+
+Masks = dict[tuple[str, Schedule], np.ndarray]  # legal masks by kernel and schedule, worth remembering
+
+
+def sample_episodes(
+    agent: PPO, starts: Sequence[State], rng: np.random.Generator, temperature: float, masks: Masks
+) -> list[list[State]]:
+    """n_envs episodes, started from `starts` in turn: the states that each passed through, the start first.
+
+    Temperature 0 is greedy. An episode that does not start at a root begins with a fresh memory: the state alone tells
+    what was done.
+    """
+    n = agent.config.n_envs
+    paths = [[starts[i % len(starts)]] for i in range(n)]
+    done = np.zeros(n, dtype=bool)
+    hidden, reset = agent.initial_hidden(n), np.ones(n, np.float32)
+    for _ in range(MAX_STEPS + 1):
+        legal = [_mask_of(p[-1], masks) for p in paths]
+        rows = [observe(p[-1], m) for p, m in zip(paths, legal, strict=True)]
+        seen = Observation(np.stack([r[0] for r in rows]), np.stack(legal), np.stack([r[1] for r in rows]))
+        log_probs, _, hidden = agent.evaluate(seen, hidden, reset)
+        noise = rng.gumbel(size=log_probs.shape) * temperature
+        for i, action in enumerate((log_probs + noise).argmax(1)):
+            if action == STOP_INDEX:
+                done[i] = True
+            elif not done[i]:
+                paths[i].append(step(paths[i][-1], int(action)))
+        reset = np.zeros(n, np.float32)
+        if done.all():
+            break
+    return paths
+
+
+def _mask_of(state: State, masks: Masks) -> np.ndarray:
+    key = (state.kernel.key, state.schedule)
+    if key not in masks:
+        masks[key] = legal_mask(state)
+    return masks[key]

@@ -1,0 +1,37 @@
+"""Everything that can go wrong in a way a user can mend. Each message is one line: what happened, and what to do."""
+
+
+class AutotuneError(Exception):
+    """Base of every error that the command line prints as one line. `status` is the process's exit status."""
+
+    status = 1
+
+
+class UsageError(AutotuneError):
+    """The command, script, option or config key is wrong."""
+
+    status = 2
+
+
+class RecordsError(AutotuneError):
+    """The records file cannot be opened, read or written."""
+
+
+class CodecError(AutotuneError):
+    """A stored kernel or schedule is malformed, or of another version."""
+
+
+class IllegalAction(AutotuneError):
+    """This action cannot be applied to this schedule state."""
+
+
+class DeviceError(AutotuneError):
+    """The device cannot be opened, or keeps failing."""
+
+
+class ScriptError(AutotuneError):
+    """The script to tune raised, or ran no kernel."""
+
+
+class ReplayError(AutotuneError):
+    """A replay was asked for a measurement that its recording does not hold."""

@@ -1,0 +1,127 @@
+"""Holding strategies against each other on kernels that were never trained on: equal trials, one interleaved final timing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from autotune.compiler import Renderer
+from autotune.guide import Guide
+from autotune.kernel import Kernel, Schedule, schedule_to_json
+from autotune.records import History, Records
+from autotune.runner import Measurer, commit, judge
+from autotune.search import make_strategy
+from autotune.tuner import BATCH, CUTOFF
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One kernel under several strategies. `seconds[name]` is the final median, hand-coded where its winner was not accepted."""
+
+    kernel: Kernel
+    calls: int
+    hand_coded: float
+    seconds: dict[str, float]
+    schedules: dict[str, Schedule]
+    accepted: dict[str, bool]
+    trials: dict[str, int]
+
+
+class Evaluator:
+    """Each strategy searches from empty records (`records[name]`); the winners meet in one fresh process."""
+
+    def __init__(self, records: Callable[[str], Records], measurer: Measurer, renderer: Renderer, guide: Guide | None,
+                 strategies: Sequence[str], trials: int, seed: int):  # fmt: skip
+        self.files = {name: records(name) for name in (*strategies, "final")}
+        self.measurer, self.renderer, self.guide = measurer, renderer, guide
+        self.strategies, self.trials, self.seed = list(strategies), trials, seed
+
+    def compare(self, kernel: Kernel, calls: int = 1) -> Comparison:
+        """Search with every strategy, then one duel of all winners with hand-coded."""
+        final = self.files["final"]
+        if not final.history(kernel.key, self.measurer.fingerprint).baselines:
+            commit(final, self.measurer, kernel, self.measurer.baselines(kernel))
+        base = final.history(kernel.key, self.measurer.fingerprint)
+        histories = {name: self._search(name, kernel, base) for name in self.strategies}
+        hand = base.baselines["hand_coded"].schedule
+        best = {name: h.best.schedule if h.best else hand for name, h in histories.items()}
+        rivals = [hand, hand, *best.values()]
+        samples = final.duel(kernel.key, self.measurer.fingerprint, rivals)
+        if samples is None:
+            samples = self.measurer.duel(kernel, rivals)
+            final.add_duel(kernel.key, self.measurer.fingerprint, rivals, samples)
+        medians = [statistics.median(s) for s in samples]
+        finals = {n: judge(kernel, s, [samples[i + 2], samples[0], samples[1]]) for i, (n, s) in enumerate(best.items())}
+        hand_seconds = min(medians[:2])
+        seconds = {n: medians[i + 2] if finals[n].accepted else hand_seconds for i, n in enumerate(best)}
+        return Comparison(kernel, calls, hand_seconds, seconds, best, {n: f.accepted for n, f in finals.items()},
+                          {n: h.spent for n, h in histories.items()})  # fmt: skip
+
+    def _search(self, name: str, kernel: Kernel, base: History) -> History:
+        """This strategy's trials, resumed from its own file. All strategies share the baselines, which are no trials."""
+        file, fingerprint = self.files[name], self.measurer.fingerprint
+        history = History(list(base.baselines.values()) + file.history(kernel.key, fingerprint).trials)
+        strategy = make_strategy(name, kernel, self.renderer, self.seed, self.guide)
+        strategy.tell(history.trials)
+        while (count := min(BATCH, self.trials - history.spent)) > 0 and (asked := strategy.ask(count)):
+            best = history.best
+            cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
+            measured = [replace(t, strategy=name, seed=self.seed) for t in self.measurer.measure(kernel, asked, cutoff)]
+            commit(file, self.measurer, kernel, measured)
+            history.trials += measured
+            strategy.tell(measured)
+        return history
+
+    def compare_all(self, kernels: Sequence[Kernel], calls: dict[str, int] | None = None,
+                    over: Callable[[], bool] = lambda: False) -> list[Comparison]:  # fmt: skip
+        """Kernel after kernel, until `over()`."""
+        found: list[Comparison] = []
+        for kernel in tqdm(kernels, desc="comparing"):
+            if over():
+                break
+            found.append(self.compare(kernel, (calls or {}).get(kernel.key, 1)))
+        return found
+
+
+def summarise(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Per strategy: geometric mean of time over hand-coded, total time over hand-coded, worst kernel, kernels won."""
+    result: dict[str, Any] = {"kernels": len(comparisons)}
+    total = sum(c.hand_coded * c.calls for c in comparisons)
+    for name in comparisons[0].seconds if comparisons else ():
+        ratios = np.array([c.seconds[name] / c.hand_coded for c in comparisons])
+        result[name] = {
+            "geometric_mean": float(np.exp(np.log(ratios).mean())),
+            "total": float(sum(c.seconds[name] * c.calls for c in comparisons) / total),
+            "worst": float(ratios.max()), "won": int(sum(c.accepted[name] for c in comparisons)),
+            "trials": int(sum(c.trials[name] for c in comparisons)),
+        }  # fmt: skip
+    return result
+
+
+def to_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    return [{"key": c.kernel.key, "name": c.kernel.name, "family": c.kernel.family, "calls": c.calls,
+             "hand_coded_ms": c.hand_coded * 1e3, "ms": {n: s * 1e3 for n, s in c.seconds.items()}, "trials": c.trials,
+             "accepted": c.accepted, "schedules": {n: schedule_to_json(s) for n, s in c.schedules.items()}}
+            for c in comparisons]  # fmt: skip
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """For people: time over hand-coded per kernel and strategy, and the summary."""
+    if not comparisons:
+        return "no kernel was compared: too little time"
+    names = list(comparisons[0].seconds)
+    head = f"{'kernel':34} {'family':14} {'hand-coded':>11} " + " ".join(f"{n:>8}" for n in names)
+    lines = [head, "-" * len(head)]
+    for c in sorted(comparisons, key=lambda c: -c.hand_coded * c.calls):
+        cells = " ".join(f"{c.seconds[n] / c.hand_coded:8.3f}" for n in names)
+        lines.append(f"{c.kernel.name[:34]:34} {c.kernel.family[:14]:14} {c.hand_coded * 1e3:8.3f} ms {cells}")
+    summary = summarise(comparisons)
+    for label, key in (("geometric mean", "geometric_mean"), ("sum over calls", "total"), ("worst kernel", "worst")):
+        lines.append(f"{label:61} " + " ".join(f"{summary[n][key]:8.3f}" for n in names))
+    lines.append(f"{'trials':61} " + " ".join(f"{summary[n]['trials']:8d}" for n in names))
+    return "\n".join(lines)

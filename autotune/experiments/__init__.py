@@ -1,0 +1,83 @@
+"""Experiments under sacred: the only place that imports it. Each run leaves a directory that can be replayed.
+
+A run directory (`runs/N`) holds what sacred writes (config.json, run.json, metrics.json, cout.txt) and, as artifacts,
+`result.json` (figures, and the counts at which the clock said stop), `records*.db` (every trial) and checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sacred import SETTINGS, Experiment
+from sacred.observers import FileStorageObserver
+from sacred.run import Run
+
+from autotune.compiler import default_device, renderer_of
+from autotune.records import Records
+from autotune.runner import Measurer, Runner
+from autotune.training import Clock
+
+SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors stalls with tqdm and child processes
+SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False  # it costs seconds, and the fingerprint says what matters
+SETTINGS.HOST_INFO.INCLUDE_CPU_INFO = False
+SETTINGS.CONFIG.READ_ONLY_CONFIG = False
+RUNS = Path("runs")
+Log = Callable[[str, float, int], None]
+
+
+def make_experiment(name: str) -> Experiment:
+    """An experiment that stores its runs in `runs/`."""
+    experiment = Experiment(name, save_git_info=False, interactive=True)
+    experiment.observers.append(FileStorageObserver(str(RUNS)))
+    return experiment
+
+
+class Session:
+    """What an experiment works with: a place for files, a device to measure on (or its recording), a clock."""
+
+    def __init__(self, out: Path, measurer: Measurer | None = None, clock: Clock | None = None, log: Log | None = None):
+        self.out, self.device = out, default_device()
+        self.renderer = renderer_of(self.device)
+        self.measurer: Measurer = measurer or Runner(self.device)
+        self.clock = clock or Clock()
+        self.log: Log = log or (lambda name, value, step: None)
+        self.files: dict[str, Records] = {}
+
+    def records(self, name: str = "") -> Records:
+        """The records file of this run for one purpose; every trial of the run is in one of them."""
+        label = f"records-{name}.db" if name else "records.db"
+        if label not in self.files:
+            self.files[label] = Records(self.out / label)
+            if isinstance(self.measurer, Runner):
+                self.files[label].add_fingerprint(self.measurer.fields)
+        return self.files[label]
+
+    def finish(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Write result.json: the figures, which a replay must repeat, and what it needs to do so."""
+        result = {"figures": figures, "clock": self.clock.ended, "fingerprint": self.measurer.fingerprint, "device": self.device,
+                  "seconds": self.clock.elapsed()}  # fmt: skip
+        (self.out / "result.json").write_text(json.dumps(result, indent=1))
+        self.measurer.close()
+        for file in self.files.values():
+            file.close()
+        return result
+
+
+@contextmanager
+def session_of(run: Run) -> Iterator[Session]:
+    """A session whose files become artifacts of a sacred run, also when it is interrupted."""
+    with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-") as folder:
+        out = Path(folder)
+        session = Session(out, log=lambda name, value, step: run.log_scalar(name, value, step))
+        try:
+            yield session
+        finally:
+            session.measurer.close()
+            for path in sorted(out.iterdir()):
+                if path.suffix in (".db", ".json", ".safetensors", ".jsonl"):
+                    run.add_artifact(str(path))

@@ -1,0 +1,73 @@
+"""`python -m autotune.experiments.evaluate with checkpoint=runs/1/best`: strategies on held-out kernels, nothing trained."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from sacred.run import Run
+
+from autotune import corpus
+from autotune.errors import AutotuneError, UsageError
+from autotune.evaluation import Evaluator, summarise, table, to_json
+from autotune.experiments import Session, make_experiment, session_of
+from autotune.experiments.train import sample
+from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
+
+experiment = make_experiment("evaluate")
+experiment.add_config({
+    "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
+    "split": "held_out",  # or validation
+    "kernels": 24,  # drawn from the split
+    "trials": 16,  # for each kernel and strategy
+    "strategies": ["mixed", "policy", "random"],
+    "minutes": 30.0,  # stops after the kernel under way
+    "seed": 0,
+})  # fmt: skip
+experiment.add_named_config("fast", {"kernels": 2, "trials": 2, "strategies": ["mixed", "random"]})
+
+
+def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
+    """Compare strategies on a split. The checkpoint is copied into the run, so that a replay finds it."""
+    path = find_checkpoint(settings["checkpoint"], session.device)
+    for suffix in (".safetensors", ".json"):
+        target = session.out / f"guide{suffix}"
+        if not target.exists():
+            shutil.copy(path.with_suffix(suffix), target)
+    guide = Guide.load(session.out / "guide")
+    kernels = sample(corpus.load(settings["split"]), settings["kernels"], settings["seed"])
+    evaluator = Evaluator(session.records, session.measurer, session.renderer, guide, settings["strategies"],
+                          settings["trials"], settings["seed"])  # fmt: skip
+    compared = evaluator.compare_all(kernels, over=lambda: session.clock.over("evaluate", 60 * settings["minutes"]))
+    print(table(compared))
+    return {"summary": summarise(compared), "kernels": to_json(compared)}
+
+
+def find_checkpoint(named: str, device: str) -> Path:
+    """The named checkpoint, else the newest of `make train`, else the shipped one. Raises UsageError with none."""
+    path = Path(named).with_suffix("") if named else newest_checkpoint() or shipped_checkpoint(device)
+    if path is None:
+        raise UsageError(f"no checkpoint for {device}: run `make train`, or name one")
+    return path
+
+
+@experiment.main
+def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
+    with session_of(_run) as session:
+        return session.finish(evaluate(session, dict(_config)))["figures"]["summary"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the experiment from the command line; the exit status."""
+    try:
+        experiment.run_commandline(["evaluate", *arguments])
+    except AutotuneError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

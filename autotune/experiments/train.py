@@ -1,0 +1,109 @@
+"""`python -m autotune.experiments.train with minutes=20`, which is what `make train` runs.
+
+Ends with a table on held-out kernels: the trained strategies beside random schedules at equal trials, beside hand-coded.
+`with fast` is a configuration of seconds for tests; `with resume=runs/3/last` goes on from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sacred.run import Run
+
+from agents.ppo import PPOConfig
+from autotune import corpus
+from autotune.data import Dataset, add_shipped
+from autotune.errors import AutotuneError, UsageError
+from autotune.evaluation import Evaluator, summarise, table, to_json
+from autotune.experiments import Session, make_experiment, session_of
+from autotune.guide import Guide
+from autotune.kernel import Kernel
+from autotune.training import TrainConfig, Trainer
+from sims import EnsembleConfig
+
+experiment = make_experiment("train")
+DEFAULTS = TrainConfig()
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The config as sacred shows it: nested dictionaries of every field."""
+    flat = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("ppo", "simulator")}
+    return {**flat, "ppo": vars_of(config.ppo), "simulator": vars_of(config.simulator)}
+
+
+def vars_of(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+experiment.add_config({**plain(DEFAULTS), "resume": "", "strategies": ["mixed", "policy", "random"], "eval_trials": 16,
+                       "eval_kernels": 24})  # fmt: skip
+experiment.add_named_config("fast", {
+    "minutes": 1.0, "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False,
+    "eval_trials": 2, "eval_kernels": 2, "strategies": ["mixed", "random"],
+    "ppo": {"hidden": 16, "n_envs": 4, "steps": 4, "epochs": 1}, "simulator": {"hidden": 16, "members": 2, "batch": 32},
+})  # fmt: skip
+
+
+def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train, then compare on held-out kernels. Returns the figures that a replay must repeat."""
+    config = config_of(settings)
+    kernels = {split: corpus.load(split) for split in corpus.SPLITS}
+    data = Dataset(session.renderer)
+    shipped = add_shipped(data, session.device, kernels["train"]) if config.use_shipped else 0
+    guide = Guide.load(Path(settings["resume"])) if settings["resume"] else None
+    trainer = Trainer(config, kernels, data, session.records(), session.measurer, session.renderer, session.device,
+                      session.out, session.clock, session.log, guide)  # fmt: skip
+    trained = trainer.run()
+    best = Guide.load(session.out / "best")
+    held_out = sample(kernels["held_out"], settings["eval_kernels"], config.seed)
+    evaluator = Evaluator(session.records, session.measurer, session.renderer, best, settings["strategies"],
+                          settings["eval_trials"], config.seed)  # fmt: skip
+    compared = evaluator.compare_all(held_out, over=lambda: session.clock.over("evaluate", 0.98 * trainer.seconds))
+    print(f"\n{len(compared)} held-out kernels, {settings['eval_trials']} trials each, time over hand-coded:\n{table(compared)}")
+    return {"shipped_rows": shipped, **trained, "checkpoint": digest(session.out / "best.safetensors"),
+            "summary": summarise(compared), "kernels": to_json(compared)}  # fmt: skip
+
+
+def config_of(settings: dict[str, Any]) -> TrainConfig:
+    """Raises UsageError for a value that no part accepts."""
+    flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in ("ppo", "simulator")}
+    try:
+        return TrainConfig(**flat, ppo=replace(PPOConfig(), **settings["ppo"]),
+                           simulator=replace(EnsembleConfig(), **settings["simulator"]))  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"bad configuration: {error}") from None
+
+
+def sample(kernels: list[Kernel], count: int, seed: int) -> list[Kernel]:
+    """`count` kernels in a seeded order."""
+    order = np.random.default_rng([seed, 2]).permutation(len(kernels))
+    return [kernels[i] for i in order[:count]]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@experiment.main
+def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
+    with session_of(_run) as session:
+        return session.finish(train(session, dict(_config)))["figures"]["summary"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the experiment from the command line; the exit status."""
+    try:
+        experiment.run_commandline(["train", *arguments])
+    except AutotuneError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

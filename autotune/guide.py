@@ -1,0 +1,102 @@
+"""What has been learned, as one file: the PPO-LSTM agent and the simulator ensemble, with the vocabulary they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents import checkpoint
+from agents.ppo import PPO, PPOConfig
+from autotune.compiler import Renderer
+from autotune.errors import UsageError
+from autotune.features import ACTION_WIDTH, observe, summary
+from autotune.kernel import Kernel, Schedule
+from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, root_state
+from sims import Ensemble, EnsembleConfig
+
+FEATURES = 1  # version of autotune.features: another version's numbers mean other things
+
+
+class Guide:
+    """An agent and a simulator that were trained together."""
+
+    def __init__(self, state_dim: int, summary_dim: int, ppo: PPOConfig, sim: EnsembleConfig, seed: int):
+        self.agent = PPO(state_dim, N_ACTIONS, ACTION_WIDTH, ppo, seed)
+        self.simulator = Ensemble(summary_dim, sim)
+        self.state_dim, self.summary_dim, self.seed = state_dim, summary_dim, seed
+        self.fitted = False
+        self._predicted: dict[tuple[str, Schedule], np.ndarray] = {}  # [M]
+
+    @staticmethod
+    def new(kernel: Kernel, renderer: Renderer, ppo: PPOConfig, sim: EnsembleConfig, seed: int) -> Guide:
+        """An untrained guide; a kernel is needed only to count the features."""
+        state = root_state(kernel, renderer)
+        return Guide(len(observe(state, legal_mask(state))[0]), len(summary(state)), ppo, sim, seed)
+
+    def fit(self, states: Sequence[State], log_times: np.ndarray, groups: np.ndarray, **options: Any) -> dict[str, float]:
+        """Fit the simulator to measured states: log2 seconds [N] of kernels `groups` [N]."""
+        metrics = self.simulator.fit(np.stack([summary(s) for s in states]), log_times, groups, **options)
+        self.fitted = True
+        self._predicted.clear()
+        return metrics
+
+    def predict(self, states: Sequence[State]) -> tuple[np.ndarray, np.ndarray]:
+        """(mean [N], spread [N]) of log2 time relative to each kernel's un-optimized state; remembered."""
+        known = self._predicted
+        wanted = {(s.kernel.key, s.schedule): s for s in states}
+        for state in states:
+            wanted.setdefault((state.kernel.key, ()), root_of(state))
+        missing = [s for key, s in wanted.items() if key not in known]
+        if missing:
+            members = self.simulator.predict_members(np.stack([summary(s) for s in missing]))  # [M, N]
+            known.update(zip(((s.kernel.key, s.schedule) for s in missing), members.T, strict=True))
+        relative = np.stack([known[s.kernel.key, s.schedule] - known[s.kernel.key, ()] for s in states])  # [N, M]
+        return relative.mean(1), relative.std(1)
+
+    def save(self, path: Path, extra: dict[str, Any]) -> None:
+        """Write PATH.safetensors and PATH.json."""
+        tensors, meta = self.agent.state()
+        named = {f"agent.{k}": v for k, v in tensors.items()} | {f"simulator.{k}": v for k, v in self.simulator.state().items()}
+        description = {"vocabulary": VOCABULARY, "features": FEATURES, "state_dim": self.state_dim,
+                       "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
+                       "simulator": asdict(self.simulator.config), "agent": meta, **extra}  # fmt: skip
+        checkpoint.save(path, named, description)
+
+    @staticmethod
+    def load(path: Path) -> Guide:
+        """Raises UsageError for a checkpoint that is missing, damaged, or of another vocabulary or feature version."""
+        try:
+            tensors, meta = checkpoint.load(path)
+        except checkpoint.CheckpointError as error:
+            raise UsageError(str(error)) from None
+        if meta.get("vocabulary") != VOCABULARY or meta.get("features") != FEATURES:
+            raise UsageError(f"checkpoint {path} speaks another vocabulary ({meta.get('vocabulary')}, this program {VOCABULARY}): "
+                             "train a new one with `make train`")  # fmt: skip
+        try:
+            guide = Guide(meta["state_dim"], meta["summary_dim"], PPOConfig(**meta["ppo"]), EnsembleConfig(**meta["simulator"]),
+                          meta["seed"])  # fmt: skip
+            guide.agent.load_state(_part(tensors, "agent."), meta["agent"])
+            guide.simulator.load_state(_part(tensors, "simulator."))
+        except (KeyError, TypeError, ValueError, checkpoint.CheckpointError) as error:
+            raise UsageError(f"checkpoint {path} does not fit this program: {error}; train a new one with `make train`") from None
+        guide.fitted = True
+        return guide
+
+
+def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def newest_checkpoint(runs: Path = Path("runs")) -> Path | None:
+    """The best checkpoint of the newest finished `make train`, else the one that ships for the device, else None."""
+    found = sorted(runs.glob("*/best.json"), key=lambda p: p.stat().st_mtime)
+    return found[-1].with_suffix("") if found else None
+
+
+def shipped_checkpoint(backend: str) -> Path | None:
+    path = Path(__file__).parent / "data" / f"guide-{backend.lower()}"
+    return path if path.with_suffix(".json").exists() else None

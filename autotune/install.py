@@ -1,0 +1,63 @@
+"""Running programs with their tuned schedules: in this process, in a script, or through tinygrad's own BEAM cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from autotune.compiler import Renderer, UOp, canonical, default_device, fingerprint, renderer_of, substitute_schedules, write_beam_cache
+from autotune.kernel import Kernel, Schedule
+from autotune.records import Records, default_path, fingerprint_id
+
+
+class Applied:
+    """Counts what happened while schedules were applied."""
+
+    def __init__(self) -> None:
+        self.tuned = 0  # distinct kernels that took a tuned schedule
+        self.plain = 0  # distinct kernels that run as tinygrad would run them
+
+
+@contextlib.contextmanager
+def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[Applied]:
+    """While active, kernels with an accepted schedule for this very device and settings are compiled with it.
+
+    Everything else runs as tinygrad would run it. A TinyJit keeps the schedules that it was captured with.
+    """
+    opened = records if isinstance(records, Records) else Records(records or default_path(), read_only=True)
+    winners: dict[str, dict[str, Schedule]] = {}
+    chosen: dict[UOp, Schedule | None] = {}
+    applied = Applied()
+
+    def schedule_of(raw: UOp, renderer: Renderer) -> Schedule | None:
+        if raw not in chosen:
+            device = renderer.target.device
+            if device not in winners:
+                winners[device] = opened.winners(fingerprint_id(fingerprint(device)))
+            key = Kernel.from_ast(canonical(raw, renderer)).key if winners[device] else ""
+            chosen[raw] = winners[device].get(key)
+            applied.tuned += chosen[raw] is not None
+            applied.plain += chosen[raw] is None
+        return chosen[raw]
+
+    with substitute_schedules(schedule_of):
+        yield applied
+
+
+def export_beam(records: Records, width: int) -> int:
+    """Write all accepted schedules into tinygrad's BEAM cache under `width`; returns how many.
+
+    Kernels without an accepted schedule get their hand-coded one, so that BEAM=`width` searches nothing at all.
+    """
+    device = default_device()
+    renderer, own = renderer_of(device), fingerprint_id(fingerprint(device))
+    winners = records.winners(own)
+    exported = 0
+    for kernel in records.kernels():
+        history = records.history(kernel.key, own)
+        hand = history.baselines.get("hand_coded")
+        if hand is not None:
+            write_beam_cache(kernel.ast, winners.get(kernel.key, hand.schedule), width, renderer)
+            exported += 1
+    return exported

@@ -1,0 +1,256 @@
+"""A kernel: one tinygrad AST in the form in which schedules apply to it, its key, and a JSON codec for it.
+
+The codec is strict: a whitelist of ops, every string checked, sizes limited. A file from a stranger can be opened, and
+the kernels in it compiled, without running anything but what these ops mean. Never pickle, never eval.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotune.compiler import (
+    AddrSpace,
+    AxisType,
+    DType,
+    Invalid,
+    KernelInfo,
+    Opt,
+    OptOps,
+    Ops,
+    ParamArg,
+    UOp,
+    dtypes,
+    uop_identity,
+)
+from autotune.errors import CodecError
+
+Schedule = tuple[Opt, ...]
+VERSION = 1
+MAX_NODES, MAX_DEPTH, MAX_INT = 20_000, 2_000, 2**63
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
+DTYPES: dict[str, DType] = {
+    name: getattr(dtypes, name)
+    for name in ("void", "weakint", "weakfloat", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
+                 "uint64", "float16", "bfloat16", "float32", "float64")
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ARITHMETIC = ("EXP2 LOG2 SIN SQRT RECIPROCAL NEG TRUNC ADD MUL SHL SHR CDIV MAX CMOD CMPLT CMPNE CMPEQ XOR OR AND THREEFRY "
+              "SUB FDIV POW FLOORDIV FLOORMOD WHERE MULACC").split()  # fmt: skip
+STRUCTURE = "SINK PARAM RANGE CONST INDEX LOAD STORE END REDUCE CAST BITCAST STACK AFTER GROUP NOOP STAGE".split()
+ALLOWED = {name: getattr(Ops, name) for name in ARITHMETIC + STRUCTURE}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One distinct kernel. Equality and hashing go by `key`, which does not depend on process or machine."""
+
+    ast: UOp = field(compare=False, repr=False)
+    key: str
+    name: str = field(default="", compare=False)  # e.g. "conv 64x3x3"; only for people
+    family: str = field(default="", compare=False)  # the corpus's family: split unit
+
+    @staticmethod
+    def from_ast(ast: UOp, name: str = "", family: str = "") -> Kernel:
+        """Make a kernel of a canonical AST (see `compiler.canonical`)."""
+        ast = ast.replace(arg=KernelInfo(), tag=None)
+        return Kernel(ast, uop_identity(ast)[:32], name or describe(ast), family)
+
+    @functools.cached_property
+    def signature(self) -> str:
+        """Kinds and sizes of the loops with the arithmetic, strides left out: what two splits may not share."""
+        axes = sorted((u.arg[-1].name, int(u.vmax) + 1) for u in self.ast.toposort() if u.op is Ops.RANGE)
+        ops = sorted(u.op.name for u in self.ast.toposort() if u.op.name in ARITHMETIC or u.op is Ops.REDUCE)
+        types = sorted(DTYPE_NAMES[u.dtype] for u in self.ast.toposort() if u.op is Ops.PARAM)
+        return hashlib.sha256(json.dumps([axes, ops, types]).encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def variables(self) -> dict[str, tuple[int, int]]:
+        """Symbolic sizes by name, with their smallest and largest value."""
+        return {v.expr: (int(v.vmin), int(v.vmax)) for v in self.ast.variables()}
+
+    @functools.cached_property
+    def work(self) -> tuple[float, float]:
+        """(arithmetic operations, bytes of all its buffers), symbolic sizes at their largest."""
+        nodes = self.ast.toposort()
+        ranges = {u: math.prod(int(r.vmax) + 1 for r in u.ranges) for u in nodes}
+        flops = float(sum(n for u, n in ranges.items() if u.op.name in ARITHMETIC and u.dtype in FLOATS))
+        flops += sum(ranges[u.src[0]] for u in nodes if u.op is Ops.REDUCE)
+        size = float(sum(u.max_numel() * u.dtype.itemsize for u in nodes if u.op is Ops.PARAM and u.arg.slot >= 0))
+        return flops, size
+
+
+    @functools.cached_property
+    def weight(self) -> float:
+        """About how many operations one element becomes after lowering, found on this release: decides what can be unrolled."""
+        return sum(LOWERED.get(u.op.name, 0.6) for u in self.ast.toposort() if u.op.name in ARITHMETIC or u.op is Ops.REDUCE)
+
+
+# operations that become polynomials or rounds of bit mixing on backends without them
+LOWERED = {"EXP2": 36.0, "LOG2": 40.0, "SIN": 160.0, "POW": 80.0, "THREEFRY": 24.0}
+FLOATS = {DTYPES[n] for n in ("float16", "bfloat16", "float32", "float64", "weakfloat")}
+
+
+def describe(ast: UOp) -> str:
+    """A short name for people: reduce or element-wise, and the sizes of its loops."""
+    ranges = sorted((u for u in ast.toposort() if u.op is Ops.RANGE), key=lambda u: u.arg[:-1])
+    outer = [str(int(u.vmax) + 1) for u in ranges if u.arg[-1] is not AxisType.REDUCE]
+    inner = [str(int(u.vmax) + 1) for u in ranges if u.arg[-1] is AxisType.REDUCE]
+    return ("r " if inner else "e ") + "x".join(outer or ["1"]) + (" / " + "x".join(inner) if inner else "")
+
+
+# **** schedules ****
+
+
+def schedule_to_json(schedule: Schedule) -> list[list[Any]]:
+    return [[opt.op.name, opt.axis, list(opt.arg) if isinstance(opt.arg, tuple) else opt.arg] for opt in schedule]
+
+
+def schedule_from_json(data: Any) -> Schedule:
+    """Strictly parse [[op, axis, arg], ...]. Raises CodecError."""
+    if not isinstance(data, list) or len(data) > 64:
+        raise CodecError("a schedule is a list of at most 64 [op, axis, arg]")
+    return tuple(_opt_from_json(item) for item in data)
+
+
+def _opt_from_json(item: Any) -> Opt:
+    if not isinstance(item, list) or len(item) != 3 or item[0] not in OptOps.__members__:
+        raise CodecError(f"not an [op, axis, arg]: {str(item)[:80]}")
+    op, axis, arg = item
+    if axis is not None and not _is_int(axis):
+        raise CodecError(f"the axis of {op} is no integer")
+    if isinstance(arg, list) and len(arg) <= 4 and all(_is_int(a) for a in arg):
+        return Opt(OptOps[op], axis, tuple(arg))
+    if arg is None or _is_int(arg):
+        return Opt(OptOps[op], axis, arg)
+    raise CodecError(f"the argument of {op} is neither an integer nor a short list of integers")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INT
+
+
+# **** the AST ****
+
+
+def kernel_to_json(kernel: Kernel) -> dict[str, Any]:
+    """A JSON object that `kernel_from_json` restores exactly. Raises CodecError for an op outside the whitelist."""
+    nodes = list(kernel.ast.toposort())
+    number = {node: i for i, node in enumerate(nodes)}
+    rows = [[u.op.name, _dtype_name(u.dtype), [number[s] for s in u.src], _arg_to_json(u)] for u in nodes]
+    return {"version": VERSION, "key": kernel.key, "name": kernel.name, "family": kernel.family, "nodes": rows}
+
+
+def kernel_from_json(data: Any) -> Kernel:
+    """Restore a kernel. Raises CodecError for anything that is not exactly what `kernel_to_json` writes."""
+    if not isinstance(data, dict) or set(data) != {"version", "key", "name", "family", "nodes"}:
+        raise CodecError("not a stored kernel: its fields are version, key, name, family, nodes")
+    if data["version"] != VERSION:
+        raise CodecError(f"kernel codec version {data['version']!r}, this program reads {VERSION}")
+    rows = data["nodes"]
+    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_NODES:
+        raise CodecError(f"a kernel has 1 to {MAX_NODES} nodes")
+    if not all(isinstance(data[k], str) and len(data[k]) <= 200 and data[k].isprintable() for k in ("key", "name", "family")):
+        raise CodecError("key, name and family are short printable strings")
+    nodes: list[UOp] = []
+    try:
+        for row in rows:
+            nodes.append(_node_from_json(row, nodes))
+        kernel = Kernel.from_ast(nodes[-1], data["name"], data["family"])
+    except CodecError:
+        raise
+    except Exception as error:  # tinygrad's own checks of a node: any of its assertions means a malformed kernel
+        raise CodecError(f"malformed kernel: {type(error).__name__}: {str(error)[:100]}") from None
+    if kernel.key != data["key"] or nodes[-1].op is not Ops.SINK:
+        raise CodecError(f"the stored kernel {str(data['key'])[:32]} does not give its own key")
+    return kernel
+
+
+def _dtype_name(dtype: DType) -> str:
+    if dtype not in DTYPE_NAMES:
+        raise CodecError(f"kernels with {dtype} are not supported")
+    return DTYPE_NAMES[dtype]
+
+
+def _arg_to_json(u: UOp) -> Any:
+    if u.op.name not in ALLOWED:
+        raise CodecError(f"kernels with {u.op} are not supported")
+    if u.op is Ops.PARAM:
+        arg = u.arg
+        limits = None if arg.vmin_vmax is None else list(arg.vmin_vmax)
+        return [arg.slot, _dtype_name(arg.dtype), limits, arg.multiple_of, arg.name, arg.addrspace.name]
+    if u.op is Ops.RANGE:
+        return [*u.arg[:-1], u.arg[-1].name]
+    if u.op is Ops.REDUCE:
+        return [u.arg[0].name, u.arg[1]]
+    if u.op is Ops.CONST:
+        return _const_to_json(u.arg)
+    if u.op in (Ops.CAST, Ops.BITCAST):
+        return _dtype_name(u.arg)
+    if u.op is Ops.SINK or u.arg is None:
+        return None
+    raise CodecError(f"kernels with an argument on {u.op} are not supported")
+
+
+def _const_to_json(value: Any) -> list[Any]:
+    if value is Invalid:
+        return ["invalid", 0]
+    if isinstance(value, bool):
+        return ["bool", value]
+    return ["int", int(value)] if isinstance(value, int) else ["float", float(value).hex()]
+
+
+def _const_from_json(arg: Any) -> Any:
+    match arg:
+        case ["invalid", 0]:
+            return Invalid
+        case ["bool", bool(value)]:
+            return value
+        case ["int", value] if _is_int(value):
+            return value
+        case ["float", str(text)] if len(text) <= 40:
+            return dtypes.float64.const(float.fromhex(text))
+    raise CodecError(f"not a constant: {str(arg)[:80]}")
+
+
+def _node_from_json(row: Any, nodes: list[UOp]) -> UOp:
+    if not isinstance(row, list) or len(row) != 4 or row[0] not in ALLOWED or row[1] not in DTYPES:
+        raise CodecError(f"not a node: {str(row)[:80]}")
+    op, dtype, sources = ALLOWED[row[0]], DTYPES[row[1]], row[2]
+    if not isinstance(sources, list) or not all(_is_int(s) and 0 <= s < len(nodes) for s in sources):
+        raise CodecError(f"node {len(nodes)} refers to a node that does not stand before it")
+    return UOp(op, dtype, tuple(nodes[s] for s in sources), _arg_from_json(op, row[3]))
+
+
+def _arg_from_json(op: Ops, arg: Any) -> Any:
+    if op is Ops.SINK:
+        return KernelInfo()
+    if op is Ops.CONST:
+        return _const_from_json(arg)
+    if op in (Ops.CAST, Ops.BITCAST) and isinstance(arg, str) and arg in DTYPES:
+        return DTYPES[arg]
+    if op is Ops.PARAM and isinstance(arg, list) and len(arg) == 6:
+        return _param_from_json(*arg)
+    if op is Ops.RANGE and isinstance(arg, list) and len(arg) >= 2 and arg[-1] in AxisType.__members__:
+        if all(_is_int(a) for a in arg[:-1]):
+            return (*arg[:-1], AxisType[arg[-1]])
+    if op is Ops.REDUCE and isinstance(arg, list) and len(arg) == 2 and arg[0] in ("ADD", "MUL", "MAX") and _is_int(arg[1]):
+        return (Ops[arg[0]], arg[1])
+    if arg is None and op not in (Ops.CAST, Ops.BITCAST, Ops.PARAM, Ops.RANGE, Ops.REDUCE):
+        return None
+    raise CodecError(f"bad argument of {op.name}: {str(arg)[:80]}")
+
+
+def _param_from_json(slot: Any, dtype: Any, limits: Any, multiple: Any, name: Any, addrspace: Any) -> ParamArg:
+    good = _is_int(slot) and dtype in DTYPES and addrspace in AddrSpace.__members__
+    good = good and (limits is None or (isinstance(limits, list) and len(limits) == 2 and all(map(_is_int, limits))))
+    good = good and (multiple is None or _is_int(multiple))
+    if not good or not (name is None or (isinstance(name, str) and IDENTIFIER.match(name))):
+        raise CodecError(f"bad parameter: {[slot, dtype, limits, multiple, str(name)[:20], addrspace]}")
+    bounds = None if limits is None else (limits[0], limits[1])
+    return ParamArg(slot, DTYPES[dtype], bounds, multiple, name, AddrSpace[addrspace])

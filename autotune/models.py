@@ -1,0 +1,92 @@
+"""The networks of the examples, with random weights. Their kernels are held out: the corpus refuses to contain them."""
+
+from __future__ import annotations
+
+from tinygrad import Tensor, UOp, nn
+
+RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+class _Residual:
+    """Two 3x3 convolutions (depth 18, 34) or 1x1, 3x3, 1x1 (depth 50), and a shortcut (He et al. 2016, fig. 5)."""
+
+    def __init__(self, channels: int, width: int, stride: int, bottleneck: bool):
+        out = 4 * width if bottleneck else width
+        plan = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]
+        widths = [channels, *[width] * (len(plan) - 1), out]
+        self.convs = [nn.Conv2d(a, b, k, stride=s, padding=k // 2, bias=False)
+                      for (k, s), a, b in zip(plan, widths, widths[1:], strict=False)]  # fmt: skip
+        self.norms = [nn.BatchNorm(n) for n in widths[1:]]
+        self.shortcut: list | None = None
+        if stride != 1 or channels != out:
+            self.shortcut = [nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm(out)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            y = y.relu() if i < len(self.convs) - 1 else y
+        return (y + (x if self.shortcut is None else x.sequential(self.shortcut))).relu()
+
+
+class ResNet:
+    """ResNet-18, -34 or -50 for 224x224 images. Raises KeyError for another depth."""
+
+    def __init__(self, depth: int = 18, classes: int = 1000):
+        blocks, bottleneck = RESNET_BLOCKS[depth], depth >= 50
+        self.stem, self.norm = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm(64)
+        self.blocks, channels = [], 64
+        for stage, count in enumerate(blocks):
+            width = 64 << stage
+            for i in range(count):
+                self.blocks.append(_Residual(channels, width, 2 if stage and i == 0 else 1, bottleneck))
+                channels = 4 * width if bottleneck else width
+        self.head = nn.Linear(channels, classes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """images [N, 3, H, W] -> logits [N, classes]"""
+        x = self.norm(self.stem(x)).relu().pad((1, 1, 1, 1)).max_pool2d((3, 3), 2)
+        return self.head(x.sequential(self.blocks).mean((2, 3)))
+
+
+class _Block:
+    """Pre-norm attention and MLP (Radford et al. 2019) with a cache of keys and values."""
+
+    def __init__(self, width: int, heads: int, context: int):
+        self.heads, self.context = heads, context
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.cache = Tensor.zeros(2, 1, context, heads, width // heads).contiguous().realize()
+
+    def __call__(self, x: Tensor, start: int | UOp) -> Tensor:
+        tokens = x.shape[1]
+        q, k, v = (t.reshape(1, tokens, self.heads, -1) for t in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+        cached = self.cache[:, :, start : start + tokens]
+        cached.assign(Tensor.stack(k, v)).realize()
+        keys, values = self.cache[0, :, : start + tokens], self.cache[1, :, : start + tokens]
+        mask = None
+        if isinstance(start, int) and tokens > 1:
+            mask = Tensor.full((1, 1, tokens, start + tokens), float("-inf"), dtype=x.dtype).triu(start + 1)
+        mixed = q.transpose(1, 2).scaled_dot_product_attention(keys.transpose(1, 2), values.transpose(1, 2), mask)
+        x = x + self.out(mixed.transpose(1, 2).reshape(1, tokens, -1))
+        return x + self.down(self.up(self.norm2(x)).gelu())
+
+
+class GPT:
+    """A GPT-2-shaped stack of blocks with token embedding and output layer, batch 1."""
+
+    def __init__(self, layers: int = 2, width: int = 256, heads: int = 4, vocabulary: int = 1000, context: int = 128):
+        self.context = context
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        self.blocks = [_Block(width, heads, context) for _ in range(layers)]
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def __call__(self, tokens: Tensor, start: int | UOp = 0) -> Tensor:
+        """token numbers [1, T] at positions start.. -> logits of the last one [1, vocabulary]"""
+        count = tokens.shape[1]
+        positions = self.positions.weight[start : start + count].reshape(1, count, -1)
+        x = self.tokens(tokens) + positions
+        for block in self.blocks:
+            x = block(x, start)
+        return self.head(self.norm(x[:, -1]))

@@ -1,0 +1,109 @@
+"""Running a user's unmodified script inside this process, as `python SCRIPT ARGS...` would run it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from autotune.capture import Program, capture
+from autotune.errors import ScriptError, UsageError
+
+
+def check_script(script: Path) -> None:
+    if not script.is_file():
+        raise UsageError(f"no script {script}; name a Python file")
+
+
+def say(line: str) -> None:
+    """One line to the user about what is going on, apart from the results on stdout."""
+    print("autotune: " + " ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def capture_script(script: Path, arguments: list[str], seconds: float) -> Program:
+    """The kernels of a script, or of as much of it as ran until its time was over or the user pressed Ctrl-C."""
+    started = time.monotonic()
+    with capture() as program, _bounded(seconds) as stopped:
+        try:
+            run_script(script, arguments)
+        except (KeyboardInterrupt, ScriptError):
+            if not stopped:
+                raise
+        except SystemExit as end:
+            if not stopped and end.code not in (None, 0):
+                raise ScriptError(f"{script} ended with status {end.code}; see that it runs by itself") from None
+    if stopped:
+        seconds = time.monotonic() - started
+        say(f"{script} stopped by {stopped[0]} after {seconds:.0f} s, going on with what it ran so far")
+    return program
+
+
+@contextlib.contextmanager
+def _bounded(seconds: float) -> Iterator[list[str]]:
+    """Interrupt the block as Ctrl-C does when `seconds` are over; yields a list that will hold the reason."""
+    stopped: list[str] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        stopped.append("Ctrl-C" if number == signal.SIGINT else "--capture-seconds")
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second: a script may swallow the first
+        yield stopped
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run_script(script: Path, arguments: list[str]) -> None:
+    """Run a script as `python SCRIPT ARGS...` would. Raises ScriptError where it raises; SystemExit passes."""
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = [str(script), *arguments]
+    own = str(script.resolve().parent)
+    sys.path[:] = [own, *(path[1:] if path and path[0] in ("", os.getcwd()) else path)]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except Exception as error:
+        raise ScriptError(f"{_place(error, script)}: {_in_one_line(error)}; run it by itself to see more") from None
+    finally:
+        sys.argv, sys.path[:] = argv, path
+
+
+def _place(error: BaseException, script: Path) -> str:
+    """FILE:LINE of the last line of the script that was under way."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(script)]
+    return f"{script}:{lines[-1]}" if lines else str(script)
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def check_captured(program: Program, device: str, script: Path) -> None:
+    """Raises ScriptError where the script ran nothing that can be tuned on this device."""
+    if program.for_device(device):
+        return
+    if elsewhere := sorted(set(program.devices.values())):
+        places = ", ".join(elsewhere)
+        raise ScriptError(f"{script} ran its kernels on {places}, not on {device}; set DEV={elsewhere[0]}")
+    if program.skipped:
+        raise ScriptError(
+            f"none of the {program.skipped} kernels that {script} launched can be tuned: their schedule is fixed "
+            "by the program, or they use an operation that is not supported"
+        )
+    raise ScriptError(
+        f"{script} ran no tinygrad kernel, so there is nothing to tune; let it realize() a Tensor, or give it longer "
+        "with --capture-seconds"
+    )

@@ -1,0 +1,47 @@
+"""Strategies, one small file each: `ask(count)` gives new schedules to measure, `tell(trials)` hears what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from autotune.compiler import Renderer
+from autotune.errors import UsageError
+from autotune.guide import Guide
+from autotune.kernel import Kernel, Schedule
+from autotune.records import Trial
+from autotune.search.policy import MixedSearch, PolicySearch
+from autotune.search.random import RandomSearch
+
+
+class Strategy(Protocol):
+    def ask(self, count: int) -> list[Schedule]: ...
+    def tell(self, trials: Sequence[Trial]) -> None: ...
+
+
+Factory = Callable[[Kernel, Renderer, int, Guide | None], Strategy]
+
+
+def _guided(search: type[PolicySearch]) -> Factory:
+    def make(kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
+        if guide is None:
+            raise UsageError("this strategy needs a checkpoint: run `make train`, or name one with --checkpoint")
+        return search(kernel, renderer, seed, guide)
+
+    return make
+
+
+STRATEGIES: dict[str, Factory] = {
+    "mixed": _guided(MixedSearch),
+    "policy": _guided(PolicySearch),
+    "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
+}
+NEEDS_GUIDE = {"mixed", "policy"}
+DEFAULT = "mixed"
+
+
+def make_strategy(name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
+    """Raises UsageError for an unknown name, or where a checkpoint is needed and there is none."""
+    if name not in STRATEGIES:
+        raise UsageError(f"unknown strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name](kernel, renderer, seed, guide)

@@ -1,0 +1,142 @@
+"""Schedules that the trained PPO-LSTM chooses, alone (`policy`) or ranked by the simulator (`mixed`, the default).
+
+Both sample complete episodes from the policy on the exact dynamics, which costs no trial. `policy` measures its greedy
+episode and then its samples in the order drawn. `mixed` lets the simulator rank everything that the episodes passed
+through, corrects the simulator by the trials of this kernel so far, and continues episodes from the best schedules found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from autotune.compiler import Renderer
+from autotune.episodes import Masks, sample_episodes
+from autotune.features import summary
+from autotune.guide import Guide
+from autotune.kernel import Kernel, Schedule
+from autotune.records import Trial
+from autotune.space import State, root_state
+
+ROUNDS = 8  # batches of n_envs episodes that `mixed` draws for each ask
+DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` counts as exhausted
+TEMPERATURES = (1.0, 1.0, 1.5, 2.5)  # `mixed` spreads its episodes: a confident policy would repeat itself
+EXPLORE = 0.5  # weight of the simulator's spread in the choice of the next trials (optimism)
+NEAR = 1.0  # scale of the distance, in standardised features, over which a trial corrects its neighbours
+
+
+class PolicySearch:
+    """Best policy: its greedy schedule first, then samples."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
+        self.guide, self.root = guide, root_state(kernel, renderer)
+        self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
+        self.seen: set[Schedule] = {()}
+        self.waiting: list[Schedule] = []
+        self.greedy_done = False
+        self.masks: Masks = {}
+
+    def ask(self, count: int) -> list[Schedule]:
+        """Up to `count` new schedules; fewer, or none, where the policy has nothing new to say."""
+        dry = 0
+        while len(self.waiting) < count and dry < DRY_ROUNDS:
+            temperature = 1.0 + dry if self.greedy_done else 0.0
+            self.greedy_done = True
+            fresh = [p[-1].schedule for p in self.episodes([self.root], temperature)]
+            fresh = [s for s in dict.fromkeys(fresh) if s not in self.seen]
+            dry = 0 if fresh else dry + 1
+            self.seen.update(fresh)
+            self.waiting += fresh
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Remember what was measured, so that it is not asked for again."""
+        self.seen.update(t.schedule for t in trials)
+
+    def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
+        return sample_episodes(self.guide.agent, starts, self.rng, temperature, self.masks)
+
+
+class MixedSearch(PolicySearch):
+    """Policy and simulator together: the policy proposes, the simulator chooses, trials correct it."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
+        super().__init__(kernel, renderer, seed, guide)
+        self.pool: dict[Schedule, State] = {}
+        self.measured: list[tuple[State, float]] = []
+        self.failed: list[State] = []
+
+    def ask(self, count: int) -> list[Schedule]:
+        """The `count` most promising schedules of the pool that were not measured yet, no two alike to the simulator."""
+        self._grow()
+        candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
+        if not candidates:
+            return []
+        score = self._score(candidates)
+        chosen: list[State] = []
+        taken: set[int] = set()
+        for i in np.argsort(score, kind="stable"):
+            looks = round(float(score[i]) * 1e5)
+            if looks not in taken:  # schedules that differ only in order give the same code
+                taken.add(looks)
+                chosen.append(candidates[i])
+            if len(chosen) == count:
+                break
+        self.seen.update(s.schedule for s in chosen)
+        return [s.schedule for s in chosen]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take in measured times: they correct the simulator for this kernel."""
+        super().tell(trials)
+        for trial in trials:
+            state = self.pool.get(trial.schedule)
+            if state is None or trial.kind != "trial":
+                continue
+            if trial.seconds is None:
+                self.failed.append(state)
+            else:
+                self.measured.append((state, math.log2(trial.seconds)))
+
+    def _grow(self) -> None:
+        """Draw episodes from the root, and from the prefixes of the best schedules measured so far."""
+        for i in range(ROUNDS):
+            starts = [self.root]
+            if self.measured and i % 2:
+                best = sorted(self.measured, key=lambda pair: pair[1])[:3]
+                starts = [p for state, _ in best for p in self._prefixes(state)]
+            for path in self.episodes(starts, TEMPERATURES[i % len(TEMPERATURES)]):
+                for state in path[1:]:
+                    self.pool.setdefault(state.schedule, state)
+
+    def _prefixes(self, state: State) -> list[State]:
+        return [self.pool[state.schedule[:n]] for n in range(len(state.schedule) + 1) if state.schedule[:n] in self.pool]
+
+    def _score(self, candidates: list[State]) -> np.ndarray:
+        """Predicted log2 time, corrected by this kernel's trials, minus optimism; failures push their neighbours back."""
+        mean, spread = self.guide.predict(candidates)
+        if not self.measured and not self.failed:
+            return mean
+        known = [s for s, _ in self.measured]
+        near = self._similarity(candidates, known + self.failed)  # [C, M + F]
+        score = mean.copy()
+        if known:
+            predicted = self.guide.predict(known)[0]
+            residual = np.array([t for _, t in self.measured]) - predicted
+            level = float(np.mean(residual))
+            weight = near[:, : len(known)]
+            score += level + (weight @ (residual - level)) / (weight.sum(1) + 0.5)
+            spread = spread / np.sqrt(1.0 + weight.sum(1))
+        if self.failed:
+            score += 2.0 * near[:, len(known) :].max(1)
+        return score - EXPLORE * spread
+
+    def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
+        """exp(-squared distance) of standardised features [L, R]."""
+        a, b = np.stack([summary(s) for s in left]), np.stack([summary(s) for s in right])
+        scale = np.concatenate([a, b]).std(0) + 1e-3
+        a, b = a / scale, b / scale
+        distance = ((a[:, None] - b[None]) ** 2).mean(-1)
+        return np.exp(-distance / NEAR**2)

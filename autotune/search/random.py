@@ -1,0 +1,50 @@
+"""Random schedules: the control that every learned strategy must beat at equal trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autotune.compiler import Renderer
+from autotune.kernel import Kernel, Schedule
+from autotune.records import Trial
+from autotune.space import legal_mask, root_state, step
+
+MAX_ACTIONS = 6
+ATTEMPTS = 50  # draws without anything new before the space counts as exhausted
+
+
+class RandomSearch:
+    """1 to 6 legal actions drawn evenly, no schedule twice."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int):
+        self.root = root_state(kernel, renderer)
+        self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
+        self.seen: set[Schedule] = set()
+
+    def ask(self, count: int) -> list[Schedule]:
+        """Up to `count` new schedules; fewer, or none, where the space is exhausted."""
+        found: list[Schedule] = []
+        failures = 0
+        while len(found) < count and failures < ATTEMPTS:
+            schedule = self._draw()
+            if schedule in self.seen:
+                failures += 1
+                continue
+            self.seen.add(schedule)
+            found.append(schedule)
+        return found
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Remember what was measured, so that it is not asked for again."""
+        self.seen.update(t.schedule for t in trials)
+
+    def _draw(self) -> Schedule:
+        state = self.root
+        for _ in range(int(self.rng.integers(1, MAX_ACTIONS + 1))):
+            legal = np.flatnonzero(legal_mask(state)[:-1])
+            if not len(legal):
+                break
+            state = step(state, int(self.rng.choice(legal)))
+        return state.schedule

@@ -1,0 +1,200 @@
+"""Training, without any logging framework: measure, fit the simulator, let PPO practise in it, check on hardware, repeat.
+
+PPO's episodes are scored by the simulator (imagination), on the exact dynamics and the full action space. From time to
+time the policy's own schedules of training kernels are measured, committed, and the simulator is fitted again to all
+trials, so that what it believes wrongly of the schedules that the policy likes does not last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.ppo import PPOConfig
+from agents.rollout import Runner as Rollouts
+from autotune.collect import collect_kernel
+from autotune.compiler import Renderer
+from autotune.data import Dataset
+from autotune.env import KernelVectorEnv, Task
+from autotune.episodes import Masks, sample_episodes
+from autotune.guide import Guide
+from autotune.kernel import Kernel, Schedule
+from autotune.records import Records
+from autotune.runner import Measurer, commit
+from autotune.space import State, root_state
+from sims import EnsembleConfig
+
+Log = Callable[[str, float, int], None]  # (metric, value, step)
+
+
+class Clock:
+    """Decides when phases end, and notes after how many questions; a replay is given those counts in place of time."""
+
+    def __init__(self, recorded: dict[str, int] | None = None):
+        self.recorded = recorded
+        self.asked: dict[str, int] = {}
+        self.ended: dict[str, int] = {}
+        self.started = time.monotonic()
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def over(self, phase: str, deadline: float) -> bool:
+        """Whether `phase` must end now: `deadline` seconds after the start, or at the recorded count."""
+        self.asked[phase] = self.asked.get(phase, 0) + 1
+        if self.recorded is not None:
+            over = self.asked[phase] == self.recorded.get(phase)
+        else:
+            over = self.elapsed() >= deadline
+        if over:
+            self.ended[phase] = self.asked[phase]
+        return over
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a training run, with its reason."""
+
+    minutes: float = 20.0  # whole run, the final table included
+    seed: int = 0  # of everything random
+    measure_share: float = 0.15  # of the time goes to random schedules of training kernels on this device
+    train_share: float = 0.72  # of the time is over when PPO ends; the rest is the final table
+    per_kernel: int = 8  # random trials of each kernel measured here: many kernels with few trials each teach most
+    max_kernels: int = 0  # training kernels used at most; 0: all
+    use_shipped: bool = True  # start from the trials that ship with the package
+    pessimism: float = 0.5  # simulator's spread added to its log-time: PPO must not live off its errors
+    validate_every: int = 20  # updates between two validations and checkpoints
+    checks: int = 2  # times that the policy's schedules are measured and the simulator is fitted again
+    check_kernels: int = 12  # training kernels in each check
+    check_trials: int = 4  # schedules of each of them
+    max_updates: int = 4000  # PPO updates at most, and the length of its annealing
+    sim_steps: int = 1500  # of fitting the simulator
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(entropy=0.02, entropy_end=0.005, lr=5e-4, anneal_updates=600))
+    simulator: EnsembleConfig = field(default_factory=EnsembleConfig)
+
+
+class Trainer:
+    """One training run over the training and validation splits."""
+
+    def __init__(self, config: TrainConfig, kernels: dict[str, list[Kernel]], data: Dataset, records: Records,
+                 measurer: Measurer, renderer: Renderer, device: str, out: Path, clock: Clock, log: Log,
+                 guide: Guide | None = None):  # fmt: skip
+        self.config, self.data, self.records, self.measurer = config, data, records, measurer
+        self.renderer, self.device, self.out, self.clock, self.log = renderer, device, out, clock, log
+        order = np.random.default_rng(config.seed).permutation(len(kernels["train"]))
+        self.train_kernels = [kernels["train"][i] for i in order][: config.max_kernels or None]
+        self.validation = [root_state(k, renderer) for k in kernels["validation"]]
+        self.guide = guide or Guide.new(self.train_kernels[0], renderer, config.ppo, config.simulator, config.seed)
+        self.rng = np.random.default_rng([config.seed, 1])
+        self.masks: Masks = {}
+        self.best = float("-inf")
+        self.trials = 0
+
+    @property
+    def seconds(self) -> float:
+        return 60.0 * self.config.minutes
+
+    def run(self) -> dict[str, Any]:
+        """All phases; returns figures that depend on nothing but the measurements and the seed."""
+        self.measure()
+        simulator = self.fit()
+        updates = self.practise()
+        self.save("last")
+        return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best,
+                "oob_pairwise": simulator["oob_pairwise"]}  # fmt: skip
+
+    def measure(self) -> None:
+        """Random schedules of training kernels on this device."""
+        for kernel in self.train_kernels:
+            if self.clock.over("measure", self.config.measure_share * self.seconds):
+                break
+            self.trials += collect_kernel(kernel, self.records, self.measurer, self.device, self.config.per_kernel, self.config.seed)
+            self._learn_of(kernel)
+
+    def _learn_of(self, kernel: Kernel) -> None:
+        self.data.add(kernel, self.records.history(kernel.key, self.measurer.fingerprint).trials, self.measurer.fingerprint)
+
+    def fit(self) -> dict[str, float]:
+        log_times, groups = self.data.arrays()
+        metrics = self.guide.fit(self.data.states, log_times, groups, steps=self.config.sim_steps)
+        for name in ("oob_pairwise", "value_loss", "rank_loss"):
+            self.log(f"simulator.{name}", metrics[name], self.guide.agent.updates)
+        return metrics
+
+    def potential(self, states: Sequence[State]) -> np.ndarray:
+        """Pessimistic log2 time [N], relative to the un-optimized kernel."""
+        mean, spread = self.guide.predict(states)
+        return mean + self.config.pessimism * spread
+
+    def practise(self) -> int:
+        """PPO in the simulator, with hardware checks at even distances; returns the number of updates."""
+        config, agent = self.config, self.guide.agent
+        task = Task(self.train_kernels, self.renderer, potential=self.potential)
+        env = KernelVectorEnv(task, agent.config.n_envs)
+        rollouts = Rollouts(env, agent, config.seed)
+        begin, end = self.clock.elapsed(), config.train_share * self.seconds
+        checks = 0
+        while agent.updates < config.max_updates and not self.clock.over("train", end):
+            rollout, episodes = rollouts.collect(agent.config.steps)
+            metrics = agent.update(rollout)
+            if episodes:
+                self.log("return", float(np.mean([e.total for e in episodes])), agent.updates)
+                self.log("length", float(np.mean([e.length for e in episodes])), agent.updates)
+            for name, value in metrics.items():
+                self.log(f"ppo.{name}", value, agent.updates)
+            if agent.updates % config.validate_every == 0:
+                self.validate()
+            due = begin + (end - begin) * (checks + 1) / (config.checks + 1)
+            if checks < config.checks and self.clock.over(f"check{checks}", due):
+                checks += 1
+                self.check()
+                rollouts = Rollouts(env, agent, config.seed + checks)
+        self.validate()
+        return agent.updates
+
+    def validate(self) -> None:
+        """Greedy imagined return on validation kernels decides which checkpoint is the best one."""
+        n = self.guide.agent.config.n_envs
+        rng = np.random.default_rng(self.config.seed)
+        ends = [p[-1] for i in range(0, len(self.validation), n)
+                for p in sample_episodes(self.guide.agent, self.validation[i : i + n], rng, 0.0, self.masks)]  # fmt: skip
+        score = float(-self.potential(ends).mean())
+        self.log("validation", score, self.guide.agent.updates)
+        self.save("last")
+        if score > self.best:
+            self.best = score
+            self.save("best")
+
+    def check(self) -> None:
+        """Measure what the policy would do with some training kernels, and fit the simulator to all trials again."""
+        picked = self.rng.choice(len(self.train_kernels), min(self.config.check_kernels, len(self.train_kernels)), replace=False)
+        errors = []
+        for kernel in (self.train_kernels[i] for i in picked):
+            history = self.records.history(kernel.key, self.measurer.fingerprint)
+            if not history.baselines:
+                commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
+            root = root_state(kernel, self.renderer)
+            known = {t.schedule for t in history.trials} | {()}
+            ends: dict[Schedule, State] = {}
+            for temperature in (0.0, 1.0):
+                for path in sample_episodes(self.guide.agent, [root], self.rng, temperature, self.masks):
+                    if path[-1].schedule not in known:
+                        ends.setdefault(path[-1].schedule, path[-1])
+            chosen = list(ends)[: self.config.check_trials]
+            if chosen:
+                trials = self.measurer.measure(kernel, chosen, cutoff=None)
+                commit(self.records, self.measurer, kernel, trials)
+                self.trials += len(trials)
+                errors += [t.verdict != "ok" for t in trials]
+            self._learn_of(kernel)
+        self.log("check.failed", float(np.mean(errors)) if errors else 0.0, self.guide.agent.updates)
+        self.fit()
+        self.best = float("-inf")  # scores of another simulator cannot be compared
+
+    def save(self, name: str) -> None:
+        self.guide.save(self.out / name, {"backend": self.device, "updates": self.guide.agent.updates, "validation": self.best})

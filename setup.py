@@ -1,0 +1,34 @@
+"""The distribution. `make setup` installs it with the `dev` extra; `pip install .` is enough to tune."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="tinygrad-autotune",
+    version="0.1.0",
+    description="Faster tinygrad kernels: schedules chosen by reinforcement learning, each one verified, never slower",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.14",
+    packages=["autotune", "autotune.search", "autotune.experiments", "agents", "sims"],
+    package_data={"autotune": ["data/*"]},
+    install_requires=[
+        "tinygrad==0.14.0",  # its compiler has no stable interface: autotune/compiler.py is written for this release
+        "numpy>=1.26",
+        "sacred==0.8.7",
+        "tqdm>=4.66",
+        "setuptools<81",  # sacred imports pkg_resources
+    ],
+    extras_require={
+        "dev": [
+            "gymnasium==1.4.0",
+            "hypothesis==6.170.15",
+            "import-linter==2.16",
+            "mypy==2.4.1",
+            "pytest==9.2.0",
+            "ruff==0.17.5",
+        ],
+        "plots": ["matplotlib>=3.8"],
+    },
+)

@@ -1,0 +1,279 @@
+"""A bootstrapped ensemble of MLPs: mean and spread of a schedule's log2 time, relative to its kernel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from statistics import NormalDist
+
+import numpy as np
+from tinygrad import Context, Tensor
+
+from agents.jitcache import CachedJit, cached_jit
+from sims import mlp
+from sims.base import Scaling, SimulatorError, Spread, TrainingRows, centre, check_features
+from sims.metrics import pairwise_accuracy
+from sims.sampling import BatchSampler, bootstrap
+
+CHUNK = 256  # rows of one prediction: any N is served by one captured JIT
+PAD = 16  # input widths are padded to a multiple of this: tinygrad's hand-coded schedules need divisible axes
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    members: int = 5  # enough for a spread (Lakshminarayanan et al. 2017); time grows in proportion
+    hidden: int = 128  # wider gained nothing on a few thousand rows
+    layers: int = 2  # hidden layers: features are hand-made already
+    lr: float = 1e-3  # Adam's usual rate; anneals by a cosine
+    final_lr: float = 0.02  # fraction of lr left at the last step: the end of training averages noise away
+    weight_decay: float = 4.0  # decoupled, so times lr; kernels are few, and less overfits them
+    steps: int = 1500  # a few dozen passes over some thousand rows
+    batch: int = 512  # rows of one step, for each member
+    rows_per_kernel: int = 16  # R: 120 pairs per kernel, and batch / R kernels against each other's noise
+    fast_bias: float = (
+        1.0  # the fastest row is drawn e times as often as the slowest: the fast end is what is chosen
+    )
+    rank_coef: float = 0.5  # weight of the pairwise rank loss within a kernel beside the value loss
+    gap: float = 0.1375  # log2(1.1): pairs closer than 10 % are timer noise
+    anchor: float = 0.1  # how much a kernel's level counts: little, for it is never compared
+    huber: float = 1.0  # log2 units: a schedule 2x off is an outlier, not a lesson
+    clip: float = 5.0  # standard deviations: unseen extremes must not explode
+    level: float = 0.8  # the spread is scaled so that this fraction of out-of-bag rows lies inside
+    seed: int = 0  # of everything random: initial weights, bootstrap, batches
+
+    def __post_init__(self) -> None:
+        positive = ("members", "hidden", "layers", "lr", "steps", "batch", "rows_per_kernel", "huber", "clip")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise SimulatorError(f"EnsembleConfig.{name} must be above 0, got {getattr(self, name)}")
+        if self.batch % self.rows_per_kernel or self.rows_per_kernel < 2:
+            raise SimulatorError(
+                f"batch ({self.batch}) must be a multiple of rows_per_kernel "
+                f"({self.rows_per_kernel}), which must be at least 2"
+            )
+
+    @property
+    def loss_shape(self) -> mlp.LossShape:
+        return mlp.LossShape(
+            self.batch // self.rows_per_kernel,
+            self.rows_per_kernel,
+            self.anchor,
+            self.huber,
+            self.rank_coef,
+            self.gap,
+        )
+
+
+@cache
+def _train_jit(sizes: tuple[int, ...], shape: mlp.LossShape) -> CachedJit:
+    """train_step on flat arguments (params, m, v, x, y, hyper), captured once per shape and shared by all
+    ensembles: everything that changes is an argument. `sizes` is the number of members, then the widths.
+    """
+    count = 2 * (len(sizes) - 2)
+
+    def train(*tensors: Tensor) -> Tensor:
+        params, first, second = (list(tensors[i * count : (i + 1) * count]) for i in range(3))
+        x, y, hyper = tensors[3 * count :]
+        return mlp.train_step(params, first, second, x, y, hyper, shape)
+
+    return cached_jit(train, "ensemble-train", (sizes, shape), sources=(mlp,))
+
+
+@cache
+def _predict_jit(sizes: tuple[int, ...]) -> CachedJit:
+    """(params, x [1, CHUNK, D]) -> [M, CHUNK], captured once per shape."""
+
+    def predict(*tensors: Tensor) -> Tensor:
+        return mlp.forward(list(tensors[:-1]), tensors[-1])
+
+    return cached_jit(predict, "ensemble-predict", (sizes, CHUNK), sources=(mlp,))
+
+
+class Ensemble:
+    """M networks, each trained on its own bootstrap of kernels, all in one jitted step."""
+
+    def __init__(self, input_dim: int, config: EnsembleConfig = EnsembleConfig()):
+        if input_dim < 1:
+            raise SimulatorError(f"input_dim must be at least 1, got {input_dim}")
+        self.input_dim, self.config = input_dim, config
+        self._width = -(-input_dim // PAD) * PAD
+        self._widths = [self._width] + [config.hidden] * config.layers + [1]
+        self._sizes = (config.members, *self._widths)
+        self._params: list[np.ndarray] | None = None
+        self._tensors: list[Tensor] = []
+        self._scaling = Scaling(np.zeros(input_dim, np.float32), np.zeros(input_dim, np.float32), config.clip)
+        self._spread = Spread()
+
+    def fit(
+        self,
+        features: np.ndarray,
+        log_time: np.ndarray,
+        group: np.ndarray,
+        *,
+        steps: int | None = None,
+        deadline: Callable[[], bool] | None = None,
+    ) -> dict[str, float]:
+        """Train from scratch on features [N, D], log_time [N] (log2 seconds; not finite: a failed trial, left
+        out) and group [N] (kernel index). Stops after `steps`, or after the step at which `deadline()`
+        turns true.
+
+        Returns steps, seconds, rows, kernels, dropped, the mean losses of the last tenth (value_loss,
+        rank_loss), and what members say of kernels they never saw: oob_pairwise (NaN when every kernel was
+        seen by all).
+        """
+        began = time.perf_counter()
+        total = self.config.steps if steps is None else steps
+        if total < 1:
+            raise SimulatorError(f"fit needs at least one step, got {total}")
+        rows = TrainingRows.build(features, log_time, group, self.input_dim)
+        rng = np.random.default_rng(self.config.seed)
+        self._scaling = Scaling.measure(rows.features, self.config.clip)
+        counts = bootstrap(rows, self.config.members, rng)
+        params = mlp.initial(self.config.members, self._widths, rng)
+        sampler = BatchSampler(
+            rows, counts, self.config.loss_shape.kernels, self.config.rows_per_kernel, self.config.fast_bias
+        )
+        batches = sampler.batches(rng, self._prepared(rows.features))
+        losses = self._descend(params, islice(batches, total), total, deadline)
+        out_of_bag = self._calibrate(rows, counts)
+        last = losses[-max(1, len(losses) // 10) :].mean(axis=0)
+        return {
+            "steps": float(len(losses)),
+            "seconds": time.perf_counter() - began,
+            "rows": float(len(rows.target)),
+            "kernels": float(rows.kernels),
+            "dropped": float(rows.dropped),
+            "value_loss": float(last[0]),
+            "rank_loss": float(last[1]),
+            "oob_pairwise": out_of_bag,
+            "spread_scale": self._spread.scale,
+        }
+
+    def predict(self, features: np.ndarray, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """features [N, D] -> mean [N], std [N], float32: log2 time relative to the kernel, comparable within
+        it only.
+
+        std is the members' standard deviation times the scale found on out-of-bag kernels. With `group` [N]
+        each member is centred per kernel first: disagreement about a kernel's level is then no uncertainty.
+        """
+        members = self.predict_members(features)
+        if group is not None:
+            members = centre(members, group).astype(np.float32)
+        variance = members.var(axis=0, ddof=1) if len(members) > 1 else np.zeros(members.shape[1])
+        return members.mean(axis=0), self._spread(variance, len(members)).astype(np.float32)
+
+    def predict_members(self, features: np.ndarray) -> np.ndarray:
+        """features [N, D] -> each member's prediction [M, N] float32."""
+        if self._params is None:
+            raise SimulatorError("predict before fit: the simulator has learned nothing yet")
+        x = self._prepared(check_features(features, self.input_dim))
+        out = np.zeros((self.config.members, len(x)), np.float32)
+        jit = _predict_jit(self._sizes)
+        with Context(BEAM=0):
+            for at in range(0, len(x), CHUNK):
+                part = np.zeros((1, CHUNK, self._width), np.float32)
+                count = min(CHUNK, len(x) - at)
+                part[0, :count] = x[at : at + count]
+                out[:, at : at + count] = jit(*self._tensors, Tensor(part)).numpy()[:, :count]
+        return out
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was learned, as arrays: parameters p0.., feature scaling, spread scale."""
+        if self._params is None:
+            raise SimulatorError("state before fit: the simulator has learned nothing yet")
+        named = {f"p{i}": p.copy() for i, p in enumerate(self._params)}
+        return named | {
+            "mean": self._scaling.mean.copy(),
+            "inverse": self._scaling.inverse.copy(),
+            "spread": np.array([self._spread.scale, self._spread.typical]),
+        }
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `state()` gave; another shape or a missing name is a SimulatorError, and changes
+        nothing.
+        """
+        shapes = {f"p{i}": p.shape for i, p in enumerate(self._initial_shapes())}
+        shapes |= {"mean": (self.input_dim,), "inverse": (self.input_dim,), "spread": (2,)}
+        if set(state) != set(shapes):
+            raise SimulatorError(
+                f"state has the wrong names: {sorted(set(state) ^ set(shapes))} missing or too many"
+            )
+        arrays = {name: np.array(state[name]) for name in shapes}
+        for name, array in arrays.items():
+            if array.shape != shapes[name]:
+                raise SimulatorError(
+                    f"state '{name}' has shape {list(array.shape)}, need {list(shapes[name])}"
+                )
+            if not np.isfinite(array).all():
+                raise SimulatorError(f"state '{name}' holds NaN or infinity")
+        self._scaling = Scaling(
+            arrays["mean"].astype(np.float32), arrays["inverse"].astype(np.float32), self.config.clip
+        )
+        self._spread = Spread(*map(float, arrays["spread"]))
+        self._keep([arrays[f"p{i}"].astype(np.float32) for i in range(2 * (self.config.layers + 1))])
+
+    def _initial_shapes(self) -> list[np.ndarray]:
+        return mlp.initial(self.config.members, self._widths, np.random.default_rng(0))
+
+    def _keep(self, params: list[np.ndarray]) -> None:
+        self._params = params
+        self._tensors = [Tensor(p).realize() for p in params]
+
+    def _prepared(self, features: np.ndarray) -> np.ndarray:
+        """Standardise and clip [N, D], then zero-pad the width: [N, width] float32."""
+        return np.pad(self._scaling(features), ((0, 0), (0, self._width - self.input_dim)))
+
+    def _descend(
+        self,
+        params: list[np.ndarray],
+        batches: Iterator[tuple[np.ndarray, np.ndarray]],
+        total: int,
+        deadline: Callable[[], bool] | None,
+    ) -> np.ndarray:
+        """Run the optimizer over the batches, keep the result; the losses (value, rank) of each step, [steps,
+        2].
+        """
+        c, losses = self.config, []
+        jit = _train_jit(self._sizes, c.loss_shape)
+        with Context(BEAM=0, TRAINING=1):
+            w, m, v = (
+                [Tensor(a).realize() for a in arrays]
+                for arrays in (params, [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params])
+            )
+            for t, (x, y) in enumerate(batches, 1):
+                rate = c.lr * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + np.cos(np.pi * (t - 1) / total)))
+                hyper = np.array(
+                    [rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)], np.float32
+                )
+                losses.append(jit(*w, *m, *v, Tensor(x), Tensor(y), Tensor(hyper)).numpy())
+                if deadline is not None and deadline():
+                    break
+            self._keep([p.numpy().copy() for p in w])
+        if not np.isfinite(losses[-1]).all():
+            raise SimulatorError(f"training diverged: losses {losses[-1].tolist()} at step {len(losses)}")
+        return np.array(losses)
+
+    def _calibrate(self, rows: TrainingRows, counts: np.ndarray) -> float:
+        """Set the spread's scale on kernels that at least two members never saw; returns their pairwise
+        accuracy.
+
+        scale = quantile_level(|error| / std) / z: then `level` of these rows lie within mean +- z * std.
+        """
+        members = centre(self.predict_members(rows.features), rows.kernel)
+        unseen = (counts == 0)[:, rows.kernel]  # [M, N]
+        usable = unseen.sum(axis=0) >= 2
+        self._spread = Spread()
+        if not usable.any():
+            return float("nan")
+        masked = np.ma.masked_array(members, ~unseen)[:, usable]
+        mean, variance = masked.mean(axis=0).filled(0.0), masked.var(axis=0, ddof=1).filled(0.0)
+        truth, kernel = centre(rows.target, rows.kernel)[usable], rows.kernel[usable]
+        typical = Spread(typical=float(variance.mean()))
+        std = typical(variance, unseen.sum(axis=0)[usable])
+        ratio = np.quantile(np.abs(truth - mean) / np.maximum(std, 1e-6), self.config.level)
+        scale = float(ratio / NormalDist().inv_cdf(0.5 + self.config.level / 2))
+        self._spread = Spread(scale, typical.typical)
+        return pairwise_accuracy(mean, truth, kernel)
