@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from autotune.compiler import UOp, canonical, is_tunable, observe_kernels, renderer_of
-from autotune.errors import CodecError
+from autotune.errors import CodecError, IllegalAction
 from autotune.kernel import Kernel, kernel_to_json
 
 
@@ -51,9 +51,9 @@ def capture() -> Iterator[Program]:
 def _kernel_of(raw: UOp, device: str) -> Kernel | None:
     if not is_tunable(raw):
         return None
-    kernel = Kernel.from_ast(canonical(raw, renderer_of(device)))
     try:
+        kernel = Kernel.from_ast(canonical(raw, renderer_of(device)))
         kernel_to_json(kernel)  # what cannot be stored cannot be measured in a child either
-    except CodecError:
+    except (CodecError, IllegalAction):
         return None
     return kernel

@@ -21,15 +21,15 @@ from typing import Any, NoReturn
 from tinygrad import Context
 
 from autotune.compiler import default_device, fingerprint, renderer_of
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import AutotuneError, DeviceError, UsageError
 from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
 from autotune.install import apply, export_beam
 from autotune.kernel import schedule_to_json
+from autotune.recording import Recording
 from autotune.records import Records, default_path, fingerprint_id
-from autotune.runner import Recording
 from autotune.script import capture_script, check_captured, check_script, run_script, say
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
-from autotune.tuner import KernelResult, Report, Tuner, tune
+from autotune.tuner import KernelResult, Tuner, tune
 
 CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then is tuned
 DEVICES = ("CPU", "CL", "CUDA", "NV", "AMD", "METAL", "QCOM", "WEBGPU")  # what `devices` tries to open
@@ -136,7 +136,7 @@ def tune_command(args: argparse.Namespace) -> int:
     check_script(args.script)
     _check_output(args.json)
     device = default_device()
-    description = fingerprint(device)
+    description = _describe(device)
     records = Records(args.records)
     with contextlib.closing(records), Context(BEAM=0):  # neither the script nor our own nets shall be searched by BEAM
         records.add_fingerprint(description)  # a read-only file or a full disk is noticed now
@@ -180,12 +180,12 @@ def report_command(args: argparse.Namespace) -> int:
     device = default_device()
     own = fingerprint_id(fingerprint(device))
     with contextlib.closing(Records(args.records, read_only=True)) as records:
-        recorded = Recording(records, own)
+        recorded = Recording([records], own)
         viewer = Tuner(records, recorded, renderer_of(device), trials=0, strategy="random", progress=False)
         kernels = [k for k in records.kernels() if records.history(k.key, own).trials]
         results = [viewer.result(k, calls=1) for k in kernels]
     if results:
-        print(Report(device, 0.0, 0, results).table(), flush=True)
+        print(_table(results), flush=True)
     else:
         print(f"{args.records} holds nothing for {device} (fingerprint {own}); tune a script first")
     _write_json(args.json, {"device": device, "fingerprint": own, "kernels": [_row(r) for r in results]})
@@ -197,6 +197,19 @@ def _row(result: KernelResult) -> dict[str, Any]:
     return {"key": result.kernel.key, "name": result.kernel.name, "hand_coded_ms": result.hand_coded_seconds * 1e3,
             "tuned_ms": result.tuned_seconds * 1e3, "ratio": result.ratio, "trials": result.trials,
             "schedule": schedule, "verdicts": result.verdicts}  # fmt: skip
+
+
+def _table(results: list[KernelResult]) -> str:
+    """One line a kernel, the slowest first. Calls are not on record: they belong to a program."""
+    lines = [f"{'kernel':34} {'hand-coded':>11} {'tuned':>9} {'ratio':>6} {'trials':>6}  schedule"]
+    lines.append("-" * len(lines[0]))
+    for r in sorted(results, key=lambda r: -r.hand_coded_seconds):
+        opts = [] if r.schedule is None else schedule_to_json(r.schedule)
+        words = " ".join(":".join("" if part is None else str(part) for part in opt) for opt in opts)
+        schedule = "as tinygrad" if r.schedule is None else words or "plain"
+        lines.append(f"{r.kernel.name[:34]:34} {r.hand_coded_seconds * 1e3:8.3f} ms {r.tuned_seconds * 1e3:6.3f} ms "
+                     f"{r.ratio:6.2f} {r.trials:6d}  {schedule}")  # fmt: skip
+    return "\n".join(lines)
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -256,6 +269,15 @@ def _probe(device: str) -> tuple[dict[str, str] | None, str]:
 def _check_output(path: Path | None) -> None:
     if path is not None and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
         raise UsageError(f"--json {path} cannot be written; name a file in a directory that exists")
+
+
+def _describe(device: str) -> dict[str, str]:
+    """The fingerprint. Raises DeviceError without a compiler, which tinygrad's disk cache can hide for a while."""
+    fields = fingerprint(device)
+    if fields["backend"] == "CPU" and fields["compiler"] == "unknown":
+        name = os.environ.get("CC", "clang")
+        raise DeviceError(f"no {name} on PATH, and DEV=CPU compiles with it; apt-get install clang, or set CC")
+    return fields
 
 
 def _load_guide(checkpoint: Path | None, device: str) -> Guide:

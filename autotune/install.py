@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from autotune.compiler import Renderer, UOp, canonical, default_device, fingerprint, renderer_of, substitute_schedules, write_beam_cache
+from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, default_path, fingerprint_id
 
@@ -35,14 +36,21 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
             device = renderer.target.device
             if device not in winners:
                 winners[device] = opened.winners(fingerprint_id(fingerprint(device)))
-            key = Kernel.from_ast(canonical(raw, renderer)).key if winners[device] else ""
-            chosen[raw] = winners[device].get(key)
+            chosen[raw] = winners[device].get(_key_of(raw, renderer)) if winners[device] else None
             applied.tuned += chosen[raw] is not None
             applied.plain += chosen[raw] is None
         return chosen[raw]
 
     with substitute_schedules(schedule_of):
         yield applied
+
+
+def _key_of(raw: UOp, renderer: Renderer) -> str:
+    """The key under which a kernel is on record; "" for one that no schedule applies to."""
+    try:
+        return Kernel.from_ast(canonical(raw, renderer)).key
+    except IllegalAction:
+        return ""
 
 
 def export_beam(records: Records, width: int) -> int:

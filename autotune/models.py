@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
 from tinygrad import Tensor, UOp, nn
+from tinygrad.nn.state import get_state_dict
 
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -90,3 +94,17 @@ class GPT:
         for block in self.blocks:
             x = block(x, start)
         return self.head(self.norm(x[:, -1]))
+
+
+Net = TypeVar("Net")
+
+
+def seeded(net: Net, seed: int = 0) -> Net:
+    """Give a network random weights (He et al. 2015) that are the same in every process, whatever schedules it runs."""
+    rng = np.random.default_rng(seed)
+    for _, weight in sorted(get_state_dict(net).items()):
+        if weight.ndim >= 2:
+            scale = np.sqrt(2.0 / np.prod(weight.shape[1:]))
+            weight.assign(Tensor((scale * rng.standard_normal(weight.shape)).astype(np.float32), device=weight.device))
+        weight.realize()
+    return net

@@ -208,6 +208,22 @@ class Records:
                 " WHERE kernel = ? AND fingerprint = ? ORDER BY id", (kernel, fingerprint)).fetchall()  # fmt: skip
         return History([_trial_of(row) for row in rows])
 
+    def all_trials(self, fingerprint: str) -> list[tuple[float, Trial]]:
+        """(time of the commit, trial) of every trial on a device, in order."""
+        with self._typed_errors():
+            rows = self.db.execute(
+                "SELECT created, kernel, schedule, verdict, samples, compile_seconds, code_hash, detail, kind, strategy, seed"
+                " FROM trials WHERE fingerprint = ? ORDER BY id", (fingerprint,)).fetchall()  # fmt: skip
+        return [(row[0], _trial_of(row[1:])) for row in rows]
+
+    def all_duels(self, fingerprint: str) -> list[tuple[float, str, tuple[Schedule, ...], list[tuple[float, ...]]]]:
+        """(time of the commit, kernel, schedules, samples) of every comparison on a device, in order."""
+        with self._typed_errors():
+            rows = self.db.execute("SELECT created, kernel, schedules, samples FROM duels WHERE fingerprint = ? ORDER BY id",
+                                   (fingerprint,)).fetchall()  # fmt: skip
+        return [(created, key, tuple(schedule_from_json(s) for s in json.loads(schedules)), [tuple(x) for x in json.loads(samples)])
+                for created, key, schedules, samples in rows]  # fmt: skip
+
     def final(self, kernel: str, fingerprint: str) -> Final | None:
         """The latest verdict on a kernel's winner."""
         with self._typed_errors():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autotune.compiler import fingerprint
-from autotune.errors import DeviceError, ReplayError
+from autotune.errors import DeviceError
 from autotune.kernel import Kernel, Schedule, kernel_to_json, schedule_from_json, schedule_to_json
 from autotune.measure import PROTOCOL
 from autotune.records import Final, Records, Trial, fingerprint_id
@@ -31,7 +31,7 @@ NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A 
 
 
 class Measurer(Protocol):
-    """Where timings come from: hardware (`Runner`) or a recording (`Recording`)."""
+    """Where timings come from: hardware (`Runner`) or a recording (`recording.Recording`)."""
 
     fingerprint: str
 
@@ -219,47 +219,6 @@ class Runner:
             raise DeviceError(f"the final timing of {kernel.name} failed: {failed.detail}; run again") from None
         finally:
             child.kill()
-
-
-class Recording:
-    """Stands in for the device: answers from a records file, and refuses what was never measured."""
-
-    def __init__(self, records: Records, fingerprint: str):
-        self.records, self.fingerprint = records, fingerprint
-        self.compiled = 0
-        self.known: dict[str, dict[Schedule, Trial]] = {}
-
-    def _trials(self, kernel: Kernel) -> dict[Schedule, Trial]:
-        if kernel.key not in self.known:
-            history = self.records.history(kernel.key, self.fingerprint)
-            self.known[kernel.key] = {t.schedule: t for t in history.trials if t.kind == "trial"}
-        return self.known[kernel.key]
-
-    def schedules(self, kernel: Kernel) -> list[Schedule]:
-        """The closed set that may be asked for."""
-        return list(self._trials(kernel))
-
-    def baselines(self, kernel: Kernel) -> list[Trial]:
-        found = self.records.history(kernel.key, self.fingerprint).baselines
-        if not found:
-            raise ReplayError(f"{kernel.name} ({kernel.key}) has no recorded baselines in {self.records.path}")
-        return list(found.values())
-
-    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None) -> list[Trial]:
-        known = self._trials(kernel)
-        if missing := [s for s in schedules if s not in known]:
-            raise ReplayError(f"{kernel.name}: schedule {schedule_to_json(missing[0])} was never measured; use --live")
-        self.compiled += len(schedules)
-        return [known[s] for s in schedules]
-
-    def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]:
-        found = self.records.duel(kernel.key, self.fingerprint, schedules)
-        if found is None:
-            raise ReplayError(f"{kernel.name}: no recorded comparison with {schedule_to_json(schedules[0])}; use --live")
-        return found
-
-    def close(self) -> None:
-        return None
 
 
 def commit(records: Records, measurer: Measurer, kernel: Kernel, trials: Sequence[Trial]) -> None:

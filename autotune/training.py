@@ -20,6 +20,7 @@ from agents.rollout import Runner as Rollouts
 from autotune.collect import collect_kernel
 from autotune.compiler import Renderer
 from autotune.data import Dataset
+from autotune.errors import UsageError
 from autotune.env import KernelVectorEnv, Task
 from autotune.episodes import Masks, sample_episodes
 from autotune.guide import Guide
@@ -27,7 +28,7 @@ from autotune.kernel import Kernel, Schedule
 from autotune.records import Records
 from autotune.runner import Measurer, commit
 from autotune.space import State, root_state
-from sims import EnsembleConfig
+from sims import EnsembleConfig, SimulatorError
 
 Log = Callable[[str, float, int], None]  # (metric, value, step)
 
@@ -121,7 +122,10 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         log_times, groups = self.data.arrays()
-        metrics = self.guide.fit(self.data.states, log_times, groups, steps=self.config.sim_steps)
+        try:
+            metrics = self.guide.fit(self.data.states, log_times, groups, steps=self.config.sim_steps)
+        except SimulatorError as error:
+            raise UsageError(f"too few trials to learn from ({error}): give it more minutes") from None
         for name in ("oob_pairwise", "value_loss", "rank_loss"):
             self.log(f"simulator.{name}", metrics[name], self.guide.agent.updates)
         return metrics

@@ -66,7 +66,7 @@ class KernelResult:
 
     @property
     def ratio(self) -> float:
-        return self.tuned_seconds / self.hand_coded_seconds
+        return self.tuned_seconds / self.hand_coded_seconds if self.hand_coded_seconds else 1.0
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Report:
             schedule = "as tinygrad" if k.schedule is None else " ".join(_short(o) for o in schedule_to_json(k.schedule)) or "plain"
             lines.append(f"{k.kernel.name[:34]:34} {k.calls:5d} {k.hand_coded_seconds * 1e3:8.3f} ms {k.tuned_seconds * 1e3:6.3f} ms "
                          f"{k.ratio:6.2f} {k.trials:6d}  {schedule}")  # fmt: skip
-        total = self.tuned_seconds / self.hand_coded_seconds if self.kernels else 1.0
+        total = self.tuned_seconds / self.hand_coded_seconds if self.hand_coded_seconds else 1.0
         lines.append(f"{'sum over calls':34} {sum(k.calls for k in self.kernels):5d} {self.hand_coded_seconds * 1e3:8.3f} ms "
                      f"{self.tuned_seconds * 1e3:6.3f} ms {total:6.2f} {sum(k.trials for k in self.kernels):6d}")  # fmt: skip
         return "\n".join(lines)

@@ -7,6 +7,7 @@ A run directory (`runs/N`) holds what sacred writes (config.json, run.json, metr
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from typing import Any
 from sacred import SETTINGS, Experiment
 from sacred.observers import FileStorageObserver
 from sacred.run import Run
+from sacred.utils import SacredError
 
 from autotune.compiler import default_device, renderer_of
+from autotune.errors import AutotuneError
 from autotune.records import Records
 from autotune.runner import Measurer, Runner
 from autotune.training import Clock
@@ -35,6 +38,22 @@ def make_experiment(name: str) -> Experiment:
     experiment = Experiment(name, save_git_info=False, interactive=True)
     experiment.observers.append(FileStorageObserver(str(RUNS)))
     return experiment
+
+
+def command_line(experiment: Experiment, arguments: list[str]) -> int:
+    """Run an experiment as `python -m` does: exit status 0, or one line on stderr and 1 (failure) or 2 (usage)."""
+    try:
+        experiment.run_commandline([experiment.path, "--debug", *arguments])  # debug: hand errors on, print no trace
+    except AutotuneError as error:
+        print(f"{experiment.path}: {error}", file=sys.stderr)
+        return error.status
+    except SacredError as error:
+        print(f"{experiment.path}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{experiment.path}: interrupted; finished trials and checkpoints are in `{RUNS}`", file=sys.stderr)
+        return 1
+    return 0
 
 
 class Session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from sacred.run import Run
 
 from autotune import corpus
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
-from autotune.experiments import Session, make_experiment, session_of
-from autotune.experiments.train import sample
+from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments.train import keep, sample
 from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
 
 experiment = make_experiment("evaluate")
@@ -31,18 +30,19 @@ experiment.add_named_config("fast", {"kernels": 2, "trials": 2, "strategies": ["
 
 def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Compare strategies on a split. The checkpoint is copied into the run, so that a replay finds it."""
-    path = find_checkpoint(settings["checkpoint"], session.device)
-    for suffix in (".safetensors", ".json"):
-        target = session.out / f"guide{suffix}"
-        if not target.exists():
-            shutil.copy(path.with_suffix(suffix), target)
-    guide = Guide.load(session.out / "guide")
+    guide = Guide.load(keep_guide(session, settings["checkpoint"]))
     kernels = sample(corpus.load(settings["split"]), settings["kernels"], settings["seed"])
     evaluator = Evaluator(session.records, session.measurer, session.renderer, guide, settings["strategies"],
                           settings["trials"], settings["seed"])  # fmt: skip
     compared = evaluator.compare_all(kernels, over=lambda: session.clock.over("evaluate", 60 * settings["minutes"]))
     print(table(compared))
     return {"summary": summarise(compared), "kernels": to_json(compared)}
+
+
+def keep_guide(session: Session, named: str) -> Path:
+    """The checkpoint in the run's own directory; a replay finds it there already."""
+    target = session.out / "guide"
+    return target if target.with_suffix(".json").exists() else keep(find_checkpoint(named, session.device), target)
 
 
 def find_checkpoint(named: str, device: str) -> Path:
@@ -59,15 +59,5 @@ def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
         return session.finish(evaluate(session, dict(_config)))["figures"]["summary"]
 
 
-def main(arguments: list[str]) -> int:
-    """Run the experiment from the command line; the exit status."""
-    try:
-        experiment.run_commandline(["evaluate", *arguments])
-    except AutotuneError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return error.status
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(experiment, sys.argv[1:]))

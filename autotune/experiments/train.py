@@ -7,6 +7,7 @@ Ends with a table on held-out kernels: the trained strategies beside random sche
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from sacred.run import Run
 from agents.ppo import PPOConfig
 from autotune import corpus
 from autotune.data import Dataset, add_shipped
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
-from autotune.experiments import Session, make_experiment, session_of
+from autotune.experiments import Session, command_line, make_experiment, session_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.training import TrainConfig, Trainer
@@ -43,7 +44,7 @@ def vars_of(config: Any) -> dict[str, Any]:
 experiment.add_config({**plain(DEFAULTS), "resume": "", "strategies": ["mixed", "policy", "random"], "eval_trials": 16,
                        "eval_kernels": 24})  # fmt: skip
 experiment.add_named_config("fast", {
-    "minutes": 1.0, "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False,
+    "minutes": 10.0, "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False,
     "eval_trials": 2, "eval_kernels": 2, "strategies": ["mixed", "random"],
     "ppo": {"hidden": 16, "n_envs": 4, "steps": 4, "epochs": 1}, "simulator": {"hidden": 16, "members": 2, "batch": 32},
 })  # fmt: skip
@@ -55,7 +56,7 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     kernels = {split: corpus.load(split) for split in corpus.SPLITS}
     data = Dataset(session.renderer)
     shipped = add_shipped(data, session.device, kernels["train"]) if config.use_shipped else 0
-    guide = Guide.load(Path(settings["resume"])) if settings["resume"] else None
+    guide = Guide.load(keep(Path(settings["resume"]), session.out / "start")) if settings["resume"] else None
     trainer = Trainer(config, kernels, data, session.records(), session.measurer, session.renderer, session.device,
                       session.out, session.clock, session.log, guide)  # fmt: skip
     trained = trainer.run()
@@ -67,6 +68,17 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     print(f"\n{len(compared)} held-out kernels, {settings['eval_trials']} trials each, time over hand-coded:\n{table(compared)}")
     return {"shipped_rows": shipped, **trained, "checkpoint": digest(session.out / "best.safetensors"),
             "summary": summarise(compared), "kernels": to_json(compared)}  # fmt: skip
+
+
+def keep(checkpoint: Path, target: Path) -> Path:
+    """Copy a checkpoint into the run, so that a replay finds it; the copy, unless it stands there already."""
+    for suffix in (".safetensors", ".json"):
+        if not target.with_suffix(suffix).exists():
+            source = checkpoint.with_suffix("").with_suffix(suffix)
+            if not source.exists():
+                raise UsageError(f"no checkpoint {source}; name one that `make train` wrote, like runs/1/best")
+            shutil.copy(source, target.with_suffix(suffix))
+    return target
 
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
@@ -95,15 +107,5 @@ def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
         return session.finish(train(session, dict(_config)))["figures"]["summary"]
 
 
-def main(arguments: list[str]) -> int:
-    """Run the experiment from the command line; the exit status."""
-    try:
-        experiment.run_commandline(["train", *arguments])
-    except AutotuneError as error:
-        print(f"train: {error}", file=sys.stderr)
-        return error.status
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line(experiment, sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Running a recorded experiment again: from its own measurements (the same result, bit for bit), or live."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import ReplayError, UsageError
+from autotune.experiments import Session
+from autotune.experiments.evaluate import evaluate
+from autotune.experiments.train import train
+from autotune.experiments.tuning import tune_program
+from autotune.recording import Recording
+from autotune.records import Records
+from autotune.training import Clock
+
+EXPERIMENTS: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
+    "train": train, "evaluate": evaluate, "tuning": tune_program,
+}  # fmt: skip
+KEPT = ("guide.json", "guide.safetensors", "start.json", "start.safetensors", "program.json")  # what a run started from
+
+
+def main(run: Path, live: bool) -> int:
+    """Replay the run directory; 0 when every figure is the same, 1 when one differs (or, live, always 0)."""
+    name, settings, recorded = read_run(run)
+    with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-replay-") as folder:
+        out = Path(folder)
+        for file in KEPT:
+            if (run / file).exists():
+                shutil.copy(run / file, out / file)
+        session = _live(out) if live else _recorded(run, out, recorded)
+        figures = json.loads(json.dumps(session.finish(EXPERIMENTS[name](session, settings))["figures"]))
+    differences = list(compare(recorded["figures"], figures))
+    for line in differences:
+        print(line)
+    if not differences:
+        print(f"{run}: the same result, bit for bit")
+    return 1 if differences and not live else 0
+
+
+def read_run(run: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(experiment, settings, result) of a run directory. Raises UsageError where it is none, or was not finished."""
+    try:
+        name = json.loads((run / "run.json").read_text())["experiment"]["name"]
+        settings = json.loads((run / "config.json").read_text())
+        result = json.loads((run / "result.json").read_text())
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise UsageError(f"{run} is no finished run: it has no {missing}; runs are in `runs/`") from None
+    except (json.JSONDecodeError, KeyError, NotADirectoryError) as error:
+        raise UsageError(f"{run} is damaged: {error}") from None
+    if name not in EXPERIMENTS:
+        raise UsageError(f"{run} is a run of {name!r}; replay knows {', '.join(EXPERIMENTS)}")
+    return name, settings, result
+
+
+def _live(out: Path) -> Session:
+    return Session(out)
+
+
+def _recorded(run: Path, out: Path, result: dict[str, Any]) -> Session:
+    """A session whose measurements come from the run's records. They are copied first: a replay changes nothing."""
+    files = []
+    (out / "recorded").mkdir()
+    for path in sorted(run.glob("records*.db")):
+        files.append(Records(shutil.copy(path, out / "recorded" / path.name)))
+    if not files:
+        raise ReplayError(f"{run} holds no records; use --live")
+    session = Session(out, Recording(files, result["fingerprint"]), Clock(result["clock"]))
+    if session.device != result["device"]:
+        raise ReplayError(f"{run} was recorded with DEV={result['device']}, this is {session.device}: set DEV")
+    return session
+
+
+def compare(recorded: Any, again: Any, where: str = "") -> list[str]:
+    """One line for each figure that differs, with its place."""
+    if isinstance(recorded, dict) and isinstance(again, dict):
+        keys = sorted(set(recorded) | set(again))
+        return [line for k in keys for line in compare(recorded.get(k), again.get(k), f"{where}.{k}" if where else k)]
+    if isinstance(recorded, list) and isinstance(again, list) and len(recorded) == len(again):
+        pairs = enumerate(zip(recorded, again, strict=True))
+        return [line for i, (a, b) in pairs for line in compare(a, b, f"{where}[{i}]")]
+    same = recorded == again or (recorded != recorded and again != again)  # NaN is itself here
+    return [] if same else [f"{where}: recorded {recorded}, now {again}"]

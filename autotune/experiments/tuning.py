@@ -1,0 +1,96 @@
+"""`python -m autotune.experiments.tuning with program=resnet trials=16`: tune an example network, as a run to be replayed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sacred.run import Run
+from tinygrad import Tensor
+from tinygrad.nn.state import get_parameters
+
+from autotune.capture import Program, capture
+from autotune.errors import UsageError
+from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments.evaluate import keep_guide
+from autotune.guide import Guide
+from autotune.kernel import kernel_from_json, kernel_to_json
+from autotune.models import GPT, ResNet
+from autotune.search import NEEDS_GUIDE
+from autotune.tuner import Budget, Report, Tuner
+
+experiment = make_experiment("tuning")
+experiment.add_config({
+    "program": "resnet",  # one of PROGRAMS
+    "trials": 16,  # times the number of distinct kernels
+    "seconds": None,  # of wall time; None: no limit
+    "strategy": "mixed",
+    "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
+    "seed": 0,
+})  # fmt: skip
+experiment.add_named_config("fast", {"program": "mlp", "trials": 2, "strategy": "random"})
+
+
+def _mlp() -> Tensor:
+    return (Tensor.ones(32, 64).contiguous().realize() @ Tensor.ones(64, 48).contiguous().realize()).relu()
+
+
+def _resnet() -> Tensor:
+    return ResNet(18)(Tensor.zeros(1, 3, 224, 224).contiguous().realize())
+
+
+def _gpt() -> Tensor:
+    net = GPT()
+    Tensor.realize(*get_parameters(net))
+    return net(Tensor.zeros(1, 64, dtype="int32").contiguous().realize(), 0)
+
+
+PROGRAMS: dict[str, Callable[[], Tensor]] = {"mlp": _mlp, "resnet": _resnet, "gpt": _gpt}
+
+
+def captured(session: Session, name: str) -> Program:
+    """The program's kernels: from the run's directory where they stand already (a replay), else captured now."""
+    path = session.out / "program.json"
+    if not path.exists():
+        if name not in PROGRAMS:
+            raise UsageError(f"unknown program {name!r}; choose one of {', '.join(PROGRAMS)}")
+        with capture() as seen:
+            PROGRAMS[name]().realize()
+        rows = [[seen.calls[k.key], kernel_to_json(k)] for k in seen.for_device(session.device)]
+        path.write_text(json.dumps(rows))
+    program = Program()
+    for calls, data in json.loads(path.read_text()):
+        kernel = kernel_from_json(data)
+        program.kernels[kernel.key], program.calls[kernel.key], program.devices[kernel.key] = kernel, calls, session.device
+    return program
+
+
+def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
+    """Tune one program from empty records; the figures that a replay must repeat."""
+    program = captured(session, settings["program"])
+    guide = Guide.load(keep_guide(session, settings["checkpoint"])) if settings["strategy"] in NEEDS_GUIDE else None
+    tuner = Tuner(session.records(), session.measurer, session.renderer, trials=settings["trials"],
+                  strategy=settings["strategy"], guide=guide, seed=settings["seed"])  # fmt: skip
+    kernels = list(program.kernels.values())
+    recorded = session.clock.recorded
+    budget = Budget(settings["trials"] * len(kernels), settings["seconds"], stop_after=recorded["trials"] if recorded else None)
+    results, _ = tuner.run(kernels, program.calls, budget)
+    session.clock.ended["trials"] = budget.spent
+    report = Report(session.device, budget.elapsed(), budget.spent, results)
+    print(report.table())
+    figures = report.to_json()
+    del figures["seconds"]
+    return figures
+
+
+@experiment.main
+def run(_run: Run, _config: dict[str, Any]) -> float:
+    with session_of(_run) as session:
+        figures = session.finish(tune_program(session, dict(_config)))["figures"]
+        return figures["tuned_ms"] / figures["hand_coded_ms"]
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(experiment, sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""Whole-program latency: the same program in several fresh processes, timed in turn, so that a drifting machine is fair."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from autotune.compiler import default_device
+from autotune.errors import ScriptError
+from autotune.runner import device_lock
+
+WARM_UP = 3  # calls before timing: a TinyJit runs plainly, then captures, then replays
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the program: a command, and what to add to its environment."""
+
+    command: Sequence[str]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Latency:
+    samples: list[float]  # seconds
+    output: np.ndarray  # of the last call, flattened
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.samples)
+
+
+def serve(call: Callable[[], np.ndarray]) -> None:
+    """In the child: answer each line on standard input with the seconds of one call and its output."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for _ in range(WARM_UP):
+        call()
+    answers.write("ready\n")
+    answers.flush()
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        output = call()
+        seconds = time.perf_counter() - started
+        answers.write(json.dumps([seconds, output.astype(np.float64).ravel().tolist()]) + "\n")
+        answers.flush()
+
+
+def compare(variants: Mapping[str, Variant], rounds: int = 15) -> dict[str, Latency]:
+    """Start every variant, let each warm up alone, then time them in turn. Raises ScriptError when one of them ends."""
+    children: dict[str, subprocess.Popen[str]] = {}
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    outputs: dict[str, list[float]] = {}
+    try:
+        for name, variant in tqdm(variants.items(), desc="starting"):
+            children[name] = subprocess.Popen(variant.command, env={**os.environ, **variant.env}, stdin=subprocess.PIPE,
+                                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+            _line(children[name], name)
+        with device_lock(default_device(), exclusive=True):
+            for _ in tqdm(range(rounds), desc="whole program"):
+                for name, child in children.items():
+                    assert child.stdin is not None
+                    child.stdin.write("\n")
+                    child.stdin.flush()
+                    seconds, outputs[name] = json.loads(_line(child, name))
+                    samples[name].append(seconds)
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+    return {name: Latency(samples[name], np.array(outputs[name])) for name in variants}
+
+
+def _line(child: subprocess.Popen[str], name: str) -> str:
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if not line:
+        raise ScriptError(f"the process that runs {name} ended with status {child.wait()}; its error stands above")
+    return line

@@ -1,0 +1,59 @@
+"""Records in place of a device: measurements are answered from what was measured before, and nothing else may be asked."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import Any
+
+from autotune.errors import ReplayError
+from autotune.kernel import Kernel, Schedule, schedule_to_json
+from autotune.records import Records, Trial
+
+
+class Recording:
+    """A Measurer over records files. A schedule that was measured more than once gives its trials in their order."""
+
+    def __init__(self, files: Sequence[Records], fingerprint: str):
+        self.fingerprint, self.compiled = fingerprint, 0
+        self.trials: dict[tuple[str, Schedule], deque[Trial]] = defaultdict(deque)
+        self.base: dict[str, deque[Trial]] = defaultdict(deque)
+        self.duels: dict[tuple[str, tuple[Schedule, ...]], deque[list[tuple[float, ...]]]] = defaultdict(deque)
+        for _, trial in sorted((row for f in files for row in f.all_trials(fingerprint)), key=lambda row: row[0]):
+            if trial.kind == "trial":
+                self.trials[trial.kernel, trial.schedule].append(trial)
+            else:
+                self.base[trial.kernel].append(trial)
+        for _, key, schedules, samples in sorted((row for f in files for row in f.all_duels(fingerprint)), key=lambda r: r[0]):
+            self.duels[key, schedules].append(samples)
+
+    def schedules(self, kernel: Kernel) -> list[Schedule]:
+        """The closed set of recorded schedules of a kernel: what replay may ask for."""
+        return [schedule for key, schedule in self.trials if key == kernel.key]
+
+    def baselines(self, kernel: Kernel) -> list[Trial]:
+        found = self.base[kernel.key]
+        if not found:
+            raise ReplayError(f"{kernel.name} ({kernel.key}) has no recorded baselines; use --live")
+        pair = [_next(found), _next(found)]
+        return pair
+
+    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None) -> list[Trial]:
+        for schedule in schedules:
+            if (kernel.key, schedule) not in self.trials:
+                raise ReplayError(f"{kernel.name}: schedule {schedule_to_json(schedule)} was never measured; use --live")
+        self.compiled += len(schedules)
+        return [_next(self.trials[kernel.key, s]) for s in schedules]
+
+    def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]:
+        if (kernel.key, tuple(schedules)) not in self.duels:
+            raise ReplayError(f"{kernel.name}: no recorded comparison with {schedule_to_json(schedules[0])}; use --live")
+        return _next(self.duels[kernel.key, tuple(schedules)])
+
+    def close(self) -> None:
+        return None
+
+
+def _next(queue: deque[Any]) -> Any:
+    """The next of a queue; its last one stays for good, so that an environment may ask again and again."""
+    return queue.popleft() if len(queue) > 1 else queue[0]

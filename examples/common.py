@@ -1,0 +1,152 @@
+"""What the examples share: their options, tuning with a control, and whole-program latency."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import autotune
+from autotune import corpus, latency
+from autotune.capture import Program
+from autotune.compiler import default_device, renderer_of
+from autotune.data import Dataset, add_shipped
+from autotune.errors import AutotuneError, UsageError
+from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
+from autotune.kernel import Kernel
+from autotune.records import Records, default_path
+from autotune.runner import Runner, judge
+from autotune.search import DEFAULT, STRATEGIES
+from autotune.training import Clock, TrainConfig, Trainer
+from autotune.tuner import Budget, Report, Tuner
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--infer", action="store_true", help="tune this network's kernels and time the whole network")
+    mode.add_argument("--train", action="store_true", help="fine-tune the policy to this network's kernels")
+    parser.add_argument("--trials", type=int, default=16, help="trials per kernel (default 16)")
+    parser.add_argument("--seconds", type=float, help="stop tuning after this time")
+    parser.add_argument("--records", type=Path, default=default_path(), help="records file")
+    parser.add_argument("--checkpoint", type=Path, help="default: the newest of `make train`, else the shipped one")
+    parser.add_argument("--strategy", default=DEFAULT, choices=list(STRATEGIES))
+    parser.add_argument("--control", action="store_true", help="also let random schedules search, with as many trials")
+    parser.add_argument("--beam", type=int, default=0, help="also time tinygrad's BEAM=N (takes minutes)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of --train")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--serve", choices=("default", "tuned", "beam"), help=argparse.SUPPRESS)
+    return parser
+
+
+def find_guide(args: argparse.Namespace) -> Guide | None:
+    """The checkpoint to use; None for a strategy that needs none."""
+    if args.strategy == "random":
+        return None
+    path = args.checkpoint or newest_checkpoint() or shipped_checkpoint(default_device())
+    if path is None:
+        raise UsageError("no checkpoint: run `make train`, or name one with --checkpoint")
+    print(f"checkpoint {path}")
+    return Guide.load(path)
+
+
+def infer(args: argparse.Namespace, program: Program) -> Report:
+    """Tune, print the table, and with --control hold the result against random schedules at equal trials."""
+    report = autotune.tune(program, records=args.records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
+                           checkpoint=find_guide(args), seed=args.seed)  # fmt: skip
+    print(report.table())
+    if args.control:
+        control(args, program)
+    return report
+
+
+def control(args: argparse.Namespace, program: Program) -> None:
+    """Random schedules from empty records, then winner, control and hand-coded in one interleaved timing per kernel."""
+    device = default_device()
+    kernels, runner = program.for_device(device), Runner(device)
+    file = args.records.with_suffix(".control.db")
+    for old in file.parent.glob(file.name + "*"):
+        old.unlink()
+    tuned, random = Records(args.records), Records(file)
+    tuner = Tuner(random, runner, renderer_of(device), trials=args.trials, strategy="random", seed=args.seed)
+    tuner.run(kernels, program.calls, Budget(args.trials * len(kernels)))
+    sums = np.zeros(3)
+    for kernel in tqdm(kernels, desc="tuned, random, hand-coded"):
+        sums += program.calls[kernel.key] * np.array(three_way(kernel, tuned, random, runner))
+    runner.close()
+    print(f"sum over kernels, one interleaved run: hand-coded {sums[2] * 1e3:.2f} ms, random {sums[1] * 1e3:.2f} ms "
+          f"({sums[1] / sums[2]:.3f} of hand-coded), {args.strategy} {sums[0] * 1e3:.2f} ms ({sums[0] / sums[2]:.3f} of hand-coded, "
+          f"{sums[0] / sums[1]:.3f} of random)")  # fmt: skip
+
+
+def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -> list[float]:
+    """Seconds of (tuned, random, hand-coded); a winner that does not beat hand-coded falls back to it."""
+    histories = [records.history(kernel.key, runner.fingerprint) for records in (tuned, random)]
+    hand = histories[0].baselines["hand_coded"].schedule
+    best = [h.best.schedule if h.best is not None else hand for h in histories]
+    samples = runner.duel(kernel, [*best, hand, hand])
+    medians = [statistics.median(s) for s in samples]
+    floor = min(medians[2:])
+    accepted = [judge(kernel, b, [s, samples[2], samples[3]]).accepted for b, s in zip(best, samples, strict=False)]
+    return [m if a else floor for m, a in zip(medians, accepted, strict=False)] + [floor]
+
+
+def fine_tune(args: argparse.Namespace, program: Program, name: str) -> None:
+    """Train the checkpoint further on this network's kernels, measured here; later --infer finds the result."""
+    device = default_device()
+    kernels, renderer, out = program.for_device(device), renderer_of(device), Path("runs") / f"finetuned-{name}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    records, runner, data = Records(args.records), Runner(device), Dataset(renderer)
+    records.add_fingerprint(runner.fields)
+    add_shipped(data, device, corpus.load("train"))
+    config = TrainConfig(minutes=args.minutes, seed=args.seed, measure_share=0.3, train_share=1.0, check_kernels=8)
+    trainer = Trainer(config, {"train": kernels, "validation": kernels}, data, records, runner, renderer, device, out,
+                      Clock(), lambda *_: None, find_guide(args))  # fmt: skip
+    try:
+        print(trainer.run(), f"\nfine-tuned checkpoint: {out / 'best'}")
+    finally:
+        runner.close()
+
+
+def whole_program(args: argparse.Namespace, label: str = "whole network") -> None:
+    """Latency under TinyJit by default, tuned, and under BEAM if asked, in fresh processes, interleaved."""
+    command = [sys.executable, *sys.argv]
+    variants = {"default": latency.Variant([*command, "--serve", "default"], {"BEAM": "0"}),
+                "tuned": latency.Variant([*command, "--serve", "tuned"], {"BEAM": "0"})}  # fmt: skip
+    if args.beam:
+        beam = {"BEAM": str(args.beam), "IGNORE_BEAM_CACHE": "1"}
+        variants["beam"] = latency.Variant([*command, "--serve", "beam"], beam)
+    found = latency.compare(variants)
+    base = found["default"]
+    for name, result in found.items():
+        difference = float(np.abs(result.output - base.output).max())
+        print(f"{label}, {name:8} {result.seconds * 1e3:9.2f} ms  {result.seconds / base.seconds:6.3f} of default, "
+              f"largest difference of outputs {difference:.2e} (outputs up to {np.abs(base.output).max():.2e})")  # fmt: skip
+
+
+@contextlib.contextmanager
+def serving(args: argparse.Namespace) -> Iterator[None]:
+    """The schedules of the variant that this child serves."""
+    with autotune.apply(args.records) if args.serve == "tuned" else contextlib.nullcontext():
+        yield
+
+
+def main(body: Callable[[], None]) -> int:
+    """Run an example; errors that a user can mend are one line."""
+    try:
+        body()
+    except AutotuneError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print("interrupted; every finished trial is in the records, run the same command to go on", file=sys.stderr)
+        return 1
+    return 0

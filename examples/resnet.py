@@ -1,0 +1,40 @@
+"""ResNet-18, -34 or -50 from capture to a faster network: `python examples/resnet.py --infer`."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from common import fine_tune, infer, main, options, serving, whole_program
+from tinygrad import Context, Tensor, TinyJit
+
+import autotune
+from autotune import latency
+from autotune.models import ResNet, seeded
+
+
+def run() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--depth", type=int, default=18, choices=(18, 34, 50))
+    parser.add_argument("--batch", type=int, default=1)
+    args = parser.parse_args()
+    with Context(BEAM=0):
+        net = seeded(ResNet(args.depth))
+        image = Tensor(np.random.default_rng(0).standard_normal((args.batch, 3, 224, 224)).astype(np.float32)).realize()
+    if args.serve:
+        with serving(args):
+            step = TinyJit(lambda x: net(x).realize())
+            latency.serve(lambda: step(image).numpy())
+        return
+    with autotune.capture() as program:
+        net(image).realize()
+    print(f"ResNet-{args.depth}, batch {args.batch}: {len(program.kernels)} kernels in {sum(program.calls.values())} calls")
+    if args.train:
+        fine_tune(args, program, f"resnet{args.depth}")
+    else:
+        infer(args, program)
+        whole_program(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))
