@@ -69,9 +69,7 @@ def load(
         meta = json.loads(header["meta"])
         tensors = {name: tensor.numpy().copy() for name, tensor in safe_load(binary).items()}
     except Exception as error:  # any damage to the file ends here, whatever the parser made of it
-        raise CheckpointError(
-            f"{binary} is damaged or no checkpoint of ours ({type(error).__name__})"
-        ) from error
+        raise CheckpointError(f"{binary} is damaged or no checkpoint of ours ({type(error).__name__})") from error
     if digest(tensors, header["meta"]) != header.get("sha256"):
         raise CheckpointError(f"{binary} is damaged: its checksum differs")
     if accept is not None and (complaint := accept(meta)):
@@ -81,9 +79,7 @@ def load(
     return tensors, meta
 
 
-def check_shapes(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def check_shapes(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     for name, shape in shapes.items():
         if name not in tensors:
             raise CheckpointError(f"{where}: {name} is missing")

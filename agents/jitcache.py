@@ -44,9 +44,7 @@ INERT = {
     "ALLOW_DEVICE_USAGE",
     "DEBUG_RANGEIFY",
 }
-_loaded: dict[
-    str, Any
-] = {}  # key -> captured JIT. Agents of one shape share it, since it holds nothing of theirs
+_loaded: dict[str, Any] = {}  # key -> captured JIT. Agents of one shape share it, since it holds nothing of theirs
 
 
 def default_dir() -> Path:

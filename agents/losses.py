@@ -25,8 +25,9 @@ class Batch(NamedTuple):
     actions: Tensor | None = None  # [T, B, A, F]
 
 
-def ppo_loss(log_probs: Tensor, value: Tensor, batch: Batch, entropy_coef: Tensor, clip: float,
-             value_coef: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+def ppo_loss(
+    log_probs: Tensor, value: Tensor, batch: Batch, entropy_coef: Tensor, clip: float, value_coef: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The scalar to minimise, and METRICS but for the gradient's norm (Schulman et al. 2017, eqs. 7 and 9).
 
         r = exp(log pi(a) - log pi_old(a))

@@ -46,8 +46,9 @@ class LSTMPolicy:
     memory=False leaves the LSTM out and passes the hidden state through: the control of every claim about
     memory."""
 
-    def __init__(self, state_dim: int, n_actions: int, action_dim: int = 0, hidden: int = 128, seed: int = 0,
-                 memory: bool = True):
+    def __init__(
+        self, state_dim: int, n_actions: int, action_dim: int = 0, hidden: int = 128, seed: int = 0, memory: bool = True
+    ):
         self.state_dim, self.n_actions, self.action_dim = state_dim, n_actions, action_dim
         self.hidden, self.memory = hidden, memory
         arrays = self._initial(np.random.default_rng(seed))
@@ -100,23 +101,17 @@ class LSTMPolicy:
         """Named arrays -> [P] float32. Also serves for anything with a parameter's shape, such as Adam's
         moments."""
         parts = [
-            np.pad(arrays[name].reshape(-1), (0, (start - end) % ALIGN))
-            for name, (start, end) in self.slots.items()
+            np.pad(arrays[name].reshape(-1), (0, (start - end) % ALIGN)) for name, (start, end) in self.slots.items()
         ]
         return np.concatenate(parts).astype(np.float32)
 
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            name: vector[start:end].reshape(self.shapes[name]) for name, (start, end) in self.slots.items()
-        }
+        return {name: vector[start:end].reshape(self.shapes[name]) for name, (start, end) in self.slots.items()}
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """Name -> a view of theta."""
-        return {
-            name: self.theta[start:end].reshape(self.shapes[name])
-            for name, (start, end) in self.slots.items()
-        }
+        return {name: self.theta[start:end].reshape(self.shapes[name]) for name, (start, end) in self.slots.items()}
 
     def gradient(self, loss: Tensor) -> Tensor:
         """d loss / d theta [P]. Each part is realized by itself: fused into one kernel they would be 100
@@ -133,9 +128,7 @@ class LSTMPolicy:
 
     # *** the function ***
 
-    def step(
-        self, state: Tensor, mask: Tensor, actions: Tensor | None, hidden: Tensor, reset: Tensor
-    ) -> Output:
+    def step(self, state: Tensor, mask: Tensor, actions: Tensor | None, hidden: Tensor, reset: Tensor) -> Output:
         """One step: state [B, D], mask [B, A], actions [B, A, F], hidden [B, 2H], reset [B] (1 where an
         episode begins)."""
         out = self.unroll(
@@ -147,9 +140,7 @@ class LSTMPolicy:
         )
         return Output(out.logits.squeeze(0), out.value.squeeze(0), out.hidden)
 
-    def unroll(
-        self, state: Tensor, mask: Tensor, actions: Tensor | None, hidden: Tensor, reset: Tensor
-    ) -> Output:
+    def unroll(self, state: Tensor, mask: Tensor, actions: Tensor | None, hidden: Tensor, reset: Tensor) -> Output:
         """T steps from one hidden state: state [T, B, D], mask [T, B, A], actions [T, B, A, F], hidden [B,
         2H], reset [T, B]."""
         p, (T, B) = self.parameters, state.shape[:2]

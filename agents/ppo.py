@@ -52,8 +52,15 @@ class Diverged(ArithmeticError):
 class PPO:
     """An agent: parameters, Adam's state, a random generator. One seed gives one run."""
 
-    def __init__(self, state_dim: int, n_actions: int, action_dim: int = 0, config: PPOConfig | None = None,
-                 seed: int = 0, cache_dir: str | os.PathLike[str] | None = None):
+    def __init__(
+        self,
+        state_dim: int,
+        n_actions: int,
+        action_dim: int = 0,
+        config: PPOConfig | None = None,
+        seed: int = 0,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ):
         self.config = c = config or PPOConfig()
         if c.n_envs % c.minibatches:
             raise ValueError("n_envs must be a multiple of minibatches")
@@ -72,17 +79,19 @@ class PPO:
     def initial_hidden(self, n: int) -> np.ndarray:
         return np.zeros((n, 2 * self.config.hidden), np.float32)
 
-    def evaluate(self, observation: Observation, hidden: np.ndarray,
-                 reset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def evaluate(
+        self, observation: Observation, hidden: np.ndarray, reset: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log-probabilities [B, A] (illegal: about -1e9), values [B] and the next hidden state [B, 2H]."""
         state, mask, actions = observation
         inputs = [Tensor(x) for x in (state, mask, hidden, reset, actions) if x is not None]
         out = self._forward(self.policy.theta, *inputs).numpy().copy()  # the next call writes to the same buffer
         A = mask.shape[1]
-        return out[:, :A], out[:, A], out[:, A + 1:]
+        return out[:, :A], out[:, A], out[:, A + 1 :]
 
-    def _forward_fn(self, theta: Tensor, state: Tensor, mask: Tensor, hidden: Tensor, reset: Tensor,
-                    actions: Tensor | None = None) -> Tensor:
+    def _forward_fn(
+        self, theta: Tensor, state: Tensor, mask: Tensor, hidden: Tensor, reset: Tensor, actions: Tensor | None = None
+    ) -> Tensor:
         """[B, A + 1 + 2H]: what `evaluate` returns, side by side, since copying out one array beats three."""
         out = self.policy.bind(theta).step(state, mask, actions, hidden, reset)
         return networks.log_softmax(out.logits).cat(out.value.unsqueeze(1), out.hidden, dim=1).contiguous()
@@ -90,8 +99,7 @@ class PPO:
     def value(self, observation: Observation, hidden: np.ndarray, reset: np.ndarray) -> np.ndarray:
         return self.evaluate(observation, hidden, reset)[1]
 
-    def act(self, observation: Observation, hidden: np.ndarray, reset: np.ndarray,
-            temperature: float = 1.0) -> Action:
+    def act(self, observation: Observation, hidden: np.ndarray, reset: np.ndarray, temperature: float = 1.0) -> Action:
         """Samples pi^(1/temperature) by the Gumbel-max trick (Gumbel 1954); 0 is greedy, training needs 1.
 
         The log-probability is that of the distribution sampled from, whatever the temperature.
@@ -122,8 +130,11 @@ class PPO:
         metrics = dict(zip(METRICS, table.mean(0).tolist(), strict=True))
         if not np.isfinite(table).all():
             raise Diverged(f"update {self.updates}: {metrics}")
-        return metrics | {"first_ratio_error": float(table[0, METRICS.index("ratio_error")]), "lr": lr,
-                          "explained_variance": explained_variance(r.value, target)}
+        return metrics | {
+            "first_ratio_error": float(table[0, METRICS.index("ratio_error")]),
+            "lr": lr,
+            "explained_variance": explained_variance(r.value, target),
+        }
 
     def _epochs(self, rollout: Rollout, advantage: np.ndarray, target: np.ndarray) -> np.ndarray:
         """All gradient steps of one update; METRICS of each, [epochs * minibatches, len(METRICS)]."""
@@ -146,8 +157,12 @@ class PPO:
         """[4] float32: learning rate, entropy weight, and Adam's bias corrections 1 / (1 - b^t). Inputs of the
         JIT, which would freeze Python numbers."""
         c, t = self.config, self.adam_steps
-        numbers = (self.annealed(c.lr, c.lr_end), self.annealed(c.entropy, c.entropy_end),
-                   1 / (1 - c.adam_b1**t), 1 / (1 - c.adam_b2**t))
+        numbers = (
+            self.annealed(c.lr, c.lr_end),
+            self.annealed(c.entropy, c.entropy_end),
+            1 / (1 - c.adam_b1**t),
+            1 / (1 - c.adam_b2**t),
+        )
         return Tensor(np.array(numbers, np.float32)).realize()
 
     @staticmethod
@@ -160,11 +175,11 @@ class PPO:
     def _train_fn(self, theta: Tensor, m: Tensor, v: Tensor, row: Tensor, schedule: Tensor, *batch: Tensor) -> Tensor:
         """Loss, gradient, clipping and Adam (Kingma and Ba 2015). Assigns theta, m, v [P] and row in place.
 
-            g <- g min(1, max_norm / |g|);   m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2
-            theta <- theta - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
+        g <- g min(1, max_norm / |g|);   m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2
+        theta <- theta - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
         """
         c, b, policy = self.config, Batch(*batch), self.policy.bind(theta)
-        lr, entropy_coef, correct1, correct2 = (schedule[i:i + 1] for i in range(4))
+        lr, entropy_coef, correct1, correct2 = (schedule[i : i + 1] for i in range(4))
         out = policy.unroll(b.state, b.mask, b.actions, b.hidden, b.reset)
         loss, metrics = ppo_loss(networks.log_softmax(out.logits), out.value, b, entropy_coef, c.clip, c.value_coef)
         gradient = policy.gradient(loss).contiguous()
@@ -182,10 +197,17 @@ class PPO:
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that the next update depends on: named arrays, and meta data that is JSON."""
         groups = {"parameter": self.policy.theta, "adam_m": self.m, "adam_v": self.v}
-        tensors = {f"{group}/{name}": array.copy() for group, vector in groups.items()
-                   for name, array in self.policy.unflatten(vector.numpy()).items()}
-        return tensors, {"updates": self.updates, "adam_steps": self.adam_steps, "config": asdict(self.config),
-                         "rng": self.rng.bit_generator.state}
+        tensors = {
+            f"{group}/{name}": array.copy()
+            for group, vector in groups.items()
+            for name, array in self.policy.unflatten(vector.numpy()).items()
+        }
+        return tensors, {
+            "updates": self.updates,
+            "adam_steps": self.adam_steps,
+            "config": asdict(self.config),
+            "rng": self.rng.bit_generator.state,
+        }
 
     def load_state(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """The opposite of `state`. Raises CheckpointError where a shape differs; nothing is changed then."""

@@ -26,9 +26,7 @@ class Step(NamedTuple):
     reward: np.ndarray  # [B] float32
     terminated: np.ndarray  # [B] bool: the task is over, do not bootstrap
     truncated: np.ndarray  # [B] bool: cut by a limit, bootstrap from `final`
-    final: Observation | None = (
-        None  # rows of truncated environments: where the episode was cut. None: no row was
-    )
+    final: Observation | None = None  # rows of truncated environments: where the episode was cut. None: no row was
 
 
 class VectorEnv(Protocol):
@@ -60,11 +58,5 @@ def check(observation: Observation) -> Observation:
 
 def merge(where: np.ndarray, a: Observation, b: Observation) -> Observation:
     """Rows of `a` where `where` [B] is True, of `b` elsewhere."""
-    actions = (
-        None
-        if a.actions is None or b.actions is None
-        else np.where(where[:, None, None], a.actions, b.actions)
-    )
-    return Observation(
-        np.where(where[:, None], a.state, b.state), np.where(where[:, None], a.mask, b.mask), actions
-    )
+    actions = None if a.actions is None or b.actions is None else np.where(where[:, None, None], a.actions, b.actions)
+    return Observation(np.where(where[:, None], a.state, b.state), np.where(where[:, None], a.mask, b.mask), actions)

@@ -40,9 +40,7 @@ def gae(
     return advantages.astype(np.float32)
 
 
-def lambda_returns(
-    rewards: np.ndarray, discounts: np.ndarray, next_values: np.ndarray, lam: float
-) -> np.ndarray:
+def lambda_returns(rewards: np.ndarray, discounts: np.ndarray, next_values: np.ndarray, lam: float) -> np.ndarray:
     """G_t = r_t + d_t ((1 - lam) v_{t+1} + lam G_{t+1}), with G_T = v_T (Sutton and Barto 2018, eq. 12.18
     made recursive).
 

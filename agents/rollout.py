@@ -67,8 +67,7 @@ class Runner:
         for _ in range(steps):
             rows.append(self._step(temperature, episodes))
         columns = {
-            name: None if first is None else np.stack([row[name] for row in rows])
-            for name, first in rows[0].items()
+            name: None if first is None else np.stack([row[name] for row in rows]) for name, first in rows[0].items()
         }
         last_value = self.agent.value(self.observation, self.hidden, self.reset)
         return Rollout(**columns, hidden=hidden, last_value=last_value), episodes  # type: ignore[arg-type]
@@ -109,15 +108,11 @@ class Runner:
     def _count(self, reward: np.ndarray, ended: np.ndarray, episodes: list[Episode]) -> None:
         self.total += reward
         self.length += 1
-        episodes += [
-            Episode(int(i), float(self.total[i]), int(self.length[i])) for i in np.flatnonzero(ended)
-        ]
+        episodes += [Episode(int(i), float(self.total[i]), int(self.length[i])) for i in np.flatnonzero(ended)]
         self.total[ended], self.length[ended] = 0, 0
 
 
-def evaluate(
-    env: VectorEnv, agent: Agent, episodes: int, seed: int = 0, temperature: float = 0.0
-) -> list[Episode]:
+def evaluate(env: VectorEnv, agent: Agent, episodes: int, seed: int = 0, temperature: float = 0.0) -> list[Episode]:
     """The first `episodes` episodes to end, greedy by default. Every environment gives as many as any other
     (give or take one), so that short episodes are not over-represented."""
     runner, quota = Runner(env, agent, seed), -(-episodes // env.n_envs)

@@ -83,9 +83,7 @@ class CartPole(Toy):
         push = (np.where(actions == 1, 10.0, -10.0) + pole * half_length * spin**2 * sine) / total
         turn = (gravity * sine - cosine * push) / (half_length * (4 / 3 - pole * cosine**2 / total))
         slide = push - pole * half_length * turn * cosine / total
-        self.physics = np.stack(
-            [x + tau * speed, speed + tau * slide, angle + tau * spin, spin + tau * turn], axis=1
-        )
+        self.physics = np.stack([x + tau * speed, speed + tau * slide, angle + tau * spin, spin + tau * turn], axis=1)
         fallen = (np.abs(self.physics[:, 0]) > 2.4) | (np.abs(self.physics[:, 2]) > 12 * math.pi / 180)
         return np.ones(self.n_envs), fallen
 

@@ -1,11 +1,11 @@
 """Faster tinygrad programs: kernel schedules chosen by reinforcement learning, each one verified, never slower.
 
-    import autotune
-    with autotune.capture() as program:      # which kernels does it run, and how often?
-        model(x).realize()
-    report = autotune.tune(program)          # search, verify, time
-    with autotune.apply():                   # run it again, faster
-        model(x).realize()
+import autotune
+with autotune.capture() as program:      # which kernels does it run, and how often?
+    model(x).realize()
+report = autotune.tune(program)          # search, verify, time
+with autotune.apply():                   # run it again, faster
+    model(x).realize()
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -32,7 +32,7 @@ def _access(index: UOp, is_store: bool) -> Access:
     buffer, address = index.src[0], index.src[1]
     strides: dict[UOp, int] = {}
     is_linear = _add_strides(address.get_idx(), 1, strides)
-    gated = not (address.get_valid().op is Ops.CONST)
+    gated = address.get_valid().op is not Ops.CONST
     return Access(buffer.arg.slot, buffer.dtype.itemsize, buffer.max_numel(), is_store, gated, is_linear, strides)
 
 

@@ -162,16 +162,15 @@ def run_command(args: argparse.Namespace) -> int:
     device = default_device()
     renderer_of(device)
     with contextlib.closing(Records(args.records, read_only=True)) as records, apply(records) as applied:
+        end: SystemExit | None = None
         try:
             run_script(args.script, args.arguments)
-        except SystemExit as end:
-            status = end
-        else:
-            status = None
+        except SystemExit as raised:
+            end = raised
     nothing = f"; {args.records} holds nothing for them on {device}" if applied.plain and not applied.tuned else ""
     say(f"{applied.tuned} kernels ran tuned, {applied.plain} as tinygrad would run them{nothing}")
-    if status is not None:
-        raise status
+    if end is not None:
+        raise end
     return 0
 
 

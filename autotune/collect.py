@@ -6,6 +6,7 @@ Resumes where it stopped. Kernels are visited in a seeded order, so that a run c
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from pathlib import Path
 
@@ -14,24 +15,29 @@ from tqdm import tqdm
 
 from autotune import corpus
 from autotune.compiler import default_device, renderer_of
+from autotune.guide import Guide
 from autotune.kernel import Kernel
-from autotune.records import Records
+from autotune.records import Records, Trial
 from autotune.runner import Measurer, Runner, commit
-from autotune.search.random import RandomSearch
+from autotune.search import STRATEGIES, make_strategy
 
 
-def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device: str, count: int, seed: int) -> int:
-    """Measure baselines and random schedules until `count` trials of this kernel are committed; returns how many were new."""
+def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device: str, count: int, seed: int,
+                   strategy: str = "random", guide: Guide | None = None) -> int:  # fmt: skip
+    """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new."""
     history = records.history(kernel.key, measurer.fingerprint)
     if not history.baselines:
         commit(records, measurer, kernel, measurer.baselines(kernel))
     if (missing := count - history.spent) <= 0:
         return 0
-    search = RandomSearch(kernel, renderer_of(device), seed)
+    search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)
     search.tell(history.trials)
-    trials = measurer.measure(kernel, search.ask(missing), cutoff=None)
-    commit(records, measurer, kernel, trials)
-    return len(trials)
+    done = functools.partial(_commit_one, records, measurer, kernel)
+    return len(measurer.measure(kernel, search.ask(missing), None, done))
+
+
+def _commit_one(records: Records, measurer: Measurer, kernel: Kernel, trial: Trial) -> None:
+    commit(records, measurer, kernel, [trial])
 
 
 def main() -> None:
@@ -41,17 +47,23 @@ def main() -> None:
     parser.add_argument("--per-kernel", type=int, default=12)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategy", default="random", choices=list(STRATEGIES), help="what proposes the schedules")
+    parser.add_argument("--checkpoint", type=Path, help="for a strategy that was trained")
+    parser.add_argument("--newest-first", action="store_true", help="begin with the last kernels of the corpus")
     args = parser.parse_args()
     device, deadline = default_device(), time.monotonic() + 60 * args.minutes
     records, runner = Records(args.records), Runner(device)
     records.add_fingerprint(runner.fields)
     kernels = corpus.load(args.split)
+    guide = Guide.load(args.checkpoint) if args.checkpoint else None
     order = np.random.default_rng(args.seed).permutation(len(kernels))
+    order = np.arange(len(kernels))[::-1] if args.newest_first else order
     new = 0
     for i in tqdm(order, desc=f"{device} {args.split}", smoothing=0.05):
         if time.monotonic() > deadline:
             break
-        new += collect_kernel(kernels[i], records, runner, device, args.per_kernel, args.seed)
+        new += collect_kernel(kernels[i], records, runner, device, args.per_kernel, args.seed,
+                              args.strategy, guide)  # fmt: skip
     runner.close()
     print(f"{new} new trials in {args.records}")
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import random
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from tinygrad.device import Buffer
 from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
 from tinygrad.helpers import Context, diskcache_put
 from tinygrad.renderer import Renderer
+from tinygrad.renderer.cstyle import ClangRenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_pos
 
 from autotune.errors import DeviceError, IllegalAction
@@ -61,6 +63,8 @@ def renderer_of(device: str) -> Renderer:
 def fingerprint(device: str) -> dict[str, str]:
     """What a timing depends on: backend, renderer, arch, device model, compiler, tinygrad, code-changing settings."""
     renderer, opened = renderer_of(device), Device[device]
+    if isinstance(renderer, ClangRenderer) and shutil.which(os.environ.get("CC", "clang")) is None:
+        raise DeviceError(f"{device} compiles with clang, and there is none on PATH: apt-get install clang, or set CC")
     settings = {v.key: str(v.value) for v in codegen.to_program_config}
     return {
         "backend": device.split(":")[0],
@@ -194,9 +198,11 @@ class Program:
         def run(buffers: dict[int, Buffer], var_vals: dict[str, int]) -> float:
             global_size, local_size = info.launch_dims(var_vals)
             args = [buffers[i].get_buf(device) for i in info.globals]
-            return runtime(
+            seconds = runtime(
                 *args, global_size=global_size, local_size=local_size, vals=info.vals(var_vals), wait=True
             )
+            assert seconds is not None  # it was asked to wait
+            return seconds
 
         return run
 
@@ -235,7 +241,9 @@ def _with_local_size(prg: UOp, renderer: Renderer) -> UOp:
     if prg.arg.local_size is not None or not renderer.has_local:
         return prg
     device = renderer.target.device
-    params = sorted((u for u in prg.src[0].toposort() if u.op is Ops.PARAM and u.arg.slot >= 0), key=lambda u: u.arg.slot)
+    params = sorted(
+        (u for u in prg.src[0].toposort() if u.op is Ops.PARAM and u.arg.slot >= 0), key=lambda u: u.arg.slot
+    )
     call = prg.call(*[UOp.new_buffer(device, p.max_numel(), p.dtype) for p in params])
     state = random.getstate()
     random.seed(0)
@@ -259,14 +267,10 @@ def observe_kernels(on_launch: Callable[[UOp, str, dict[str, int]], None]) -> It
     compile_original, stats_original = realize.lower_and_compile, realize.track_stats
 
     def lower_and_compile(linear: UOp) -> UOp:
-        raws = [c.src[0] for c in linear.toposort() if c.op is Ops.CALL and c.src[0].op is Ops.SINK]
-        renderers = {c.src[0]: realize._get_call_to_compile(c)[1] for c in linear.toposort()
-                     if c.op is Ops.CALL and c.src[0].op is Ops.SINK}  # fmt: skip
         compiled = compile_original(linear)
-        for raw in raws:
-            program = codegen.to_program_cache.get(codegen.to_program_key(raw, renderers[raw]))
-            if program is not None:
-                raw_of[program.src[0].key] = raw
+        for before, after in zip(linear.src, compiled.src, strict=True):  # its calls, one by one
+            if before.op is Ops.CALL and before.src[0].op is Ops.SINK and after.src[0].op is Ops.PROGRAM:
+                raw_of[after.src[0].src[0].key] = before.src[0]
         return compiled
 
     def track_stats(ctx: Any, call: UOp, st: Any, ets: Any) -> None:

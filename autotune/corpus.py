@@ -1,6 +1,6 @@
 """Kernels to learn from: generated tinygrad programs of many families, shapes and types, split so that nothing leaks.
 
-`python -m autotune.corpus --count 700 --seed 0` writes `autotune/data/corpus.jsonl.gz`. The kernels of the example
+`python -m autotune.corpus` writes `autotune/data/corpus.jsonl.gz`. The kernels of the example
 networks are refused by key and by loop-shape signature, and every signature belongs to exactly one split.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,32 @@ SPLITS = ("train", "validation", "held_out")
 MIN_WORK, MAX_WORK, MAX_BYTES = 2e4, 3e8, 6.4e7  # operations and bytes: long enough to time, short enough to time often
 CHANNELS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512)
 SIDES = (5, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 18, 20, 24, 26, 28, 30, 32, 36, 40, 48, 52, 56, 60, 64, 72, 80, 96, 112)
-WIDTHS = (10, 16, 24, 32, 48, 50, 64, 80, 96, 100, 128, 160, 192, 200, 256, 300, 320, 384, 400, 512, 640, 768, 1000, 1024)
+WIDTHS = (
+    10,
+    16,
+    24,
+    32,
+    48,
+    50,
+    64,
+    80,
+    96,
+    100,
+    128,
+    160,
+    192,
+    200,
+    256,
+    300,
+    320,
+    384,
+    400,
+    512,
+    640,
+    768,
+    1000,
+    1024,
+)
 
 Rng = np.random.Generator
 Family = Callable[[Rng], list[Tensor]]
@@ -75,18 +100,26 @@ def convolution(rng: Rng) -> list[Tensor]:
     return [y.relu() if rng.random() < 0.6 else y]
 
 
+def _max_pool(x: Tensor, k: int) -> Tensor:
+    pooled = x.max_pool2d((k, k), 2)
+    assert isinstance(pooled, Tensor)  # with indices it would be a pair
+    return pooled
+
+
 def stem(rng: Rng) -> list[Tensor]:
     side, out, k = _pick(rng, (64, 80, 96, 112, 128, 160, 192)), _pick(rng, CHANNELS, 97), _pick(rng, (3, 5, 7))
     x = Tensor.empty(1, 3, side, side).conv2d(Tensor.empty(out, 3, k, k), stride=2, padding=k // 2).relu()
-    return [x.pad((1, 1, 1, 1)).max_pool2d((3, 3), 2) if rng.random() < 0.4 else x]
+    return [_max_pool(x.pad((1, 1, 1, 1)), 3) if rng.random() < 0.4 else x]
 
 
 def residual(rng: Rng) -> list[Tensor]:
     """A convolution with scale, shortcut and relu fused, as residual networks run it, some with a projected shortcut."""
     x, channels, side = _image(rng)
-    y = x.conv2d(Tensor.empty(channels, channels, 3, 3), padding=1) * Tensor.empty(channels, 1, 1) + Tensor.empty(channels, 1, 1)
+    y = x.conv2d(Tensor.empty(channels, channels, 3, 3), padding=1) * Tensor.empty(channels, 1, 1) + Tensor.empty(
+        channels, 1, 1
+    )
     if rng.random() < 0.4:
-        wide = _empty(rng, x.shape[0], channels // 2, 2 * side, 2 * side).cast("float32")
+        wide = _empty(rng, int(x.shape[0]), channels // 2, 2 * side, 2 * side).cast("float32")
         short = wide.conv2d(Tensor.empty(channels, channels // 2, 1, 1), stride=2)
         return [(y + short * Tensor.empty(channels, 1, 1)).relu()]
     return [(y + x).relu()]
@@ -95,13 +128,15 @@ def residual(rng: Rng) -> list[Tensor]:
 def depthwise(rng: Rng) -> list[Tensor]:
     x, channels, side = _image(rng)
     k = _pick(rng, (3, 5), side)
-    return [x.conv2d(Tensor.empty(channels, 1, k, k), groups=channels, padding=k // 2, stride=_pick(rng, (1, 2))).relu()]
+    return [
+        x.conv2d(Tensor.empty(channels, 1, k, k), groups=channels, padding=k // 2, stride=_pick(rng, (1, 2))).relu()
+    ]
 
 
 def pooling(rng: Rng) -> list[Tensor]:
     x, _, side = _image(rng)
     k = _pick(rng, (2, 3), side)
-    return [x.max_pool2d((k, k), 2), x.avg_pool2d((k, k)), x.mean((2, 3))]
+    return [_max_pool(x, k), x.avg_pool2d((k, k)), x.mean((2, 3))]
 
 
 def reduction(rng: Rng) -> list[Tensor]:
@@ -125,7 +160,11 @@ def attention(rng: Rng) -> list[Tensor]:
     heads, size = _pick(rng, (1, 2, 3, 4, 6, 8, 12)), _pick(rng, (16, 24, 32, 48, 64, 80))
     keys = _pick(rng, (16, 24, 32, 40, 48, 72, 96, 128, 160, 196, 200, 256))
     queries = 1 if rng.random() < 0.3 else keys
-    q, k, v = Tensor.empty(1, heads, queries, size), Tensor.empty(1, heads, keys, size), Tensor.empty(1, heads, keys, size)
+    q, k, v = (
+        Tensor.empty(1, heads, queries, size),
+        Tensor.empty(1, heads, keys, size),
+        Tensor.empty(1, heads, keys, size),
+    )
     return [q.scaled_dot_product_attention(k, v, is_causal=bool(queries > 1 and rng.random() < 0.5))]
 
 
@@ -164,6 +203,12 @@ FAMILIES: dict[str, tuple[Family, float]] = {  # generator, weight in the draw
 }  # fmt: skip
 
 
+DRAWS: list[tuple[int, dict[str, float]]] = [  # (kernels, weight of each family): a broad draw, then what takes most time
+    (700, {name: weight for name, (_, weight) in FAMILIES.items()}),
+    (350, {"convolution": 4, "residual": 5, "stem": 0.7, "matmul": 2, "attention": 0.7}),
+]  # fmt: skip
+
+
 def split_of(kernel: Kernel) -> str:
     """train 80 %, validation 10 %, held_out 10 %, decided by the loop-shape signature: equal shapes never part."""
     bucket = int(hashlib.sha256(kernel.signature.encode()).hexdigest(), 16) % 10
@@ -190,16 +235,18 @@ def _suitable(kernel: Kernel) -> bool:
     return bool(legal_mask(root_state(kernel, renderer_of(default_device()))).sum() > 2)
 
 
-def generate(count: int, seed: int, refused: Iterable[Kernel] = ()) -> list[Kernel]:
+def generate(
+    count: int, seed: int, refused: Iterable[Kernel] = (), weights: Mapping[str, float] | None = None
+) -> list[Kernel]:
     """`count` distinct kernels with distinct signatures; none shares a key or signature with `refused`."""
     rng = np.random.default_rng(seed)
-    names = list(FAMILIES)
-    weights = np.array([FAMILIES[n][1] for n in names])
+    drawn = weights or DRAWS[0][1]
+    names, share = list(drawn), np.array(list(drawn.values()))
     seen = {k.key for k in refused} | {k.signature for k in refused}
     found: list[Kernel] = []
     with tqdm(total=count, desc="kernels", leave=False) as bar:
         while len(found) < count:
-            name = names[rng.choice(len(names), p=weights / weights.sum())]
+            name = names[rng.choice(len(names), p=share / share.sum())]
             for kernel in kernels_of(FAMILIES[name][0](rng), name):
                 if len(found) < count and not {kernel.key, kernel.signature} & seen and _suitable(kernel):
                     seen |= {kernel.key, kernel.signature}
@@ -237,12 +284,15 @@ def load(split: str | None = None, path: Path = DATA / "corpus.jsonl.gz") -> lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m autotune.corpus", description="write the corpus of training kernels")
-    parser.add_argument("--count", type=int, default=700)
+    parser = argparse.ArgumentParser(
+        prog="python -m autotune.corpus", description="write the corpus of training kernels"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     refused = example_kernels()
-    kernels = generate(args.count, args.seed, refused)
+    kernels: list[Kernel] = []
+    for i, (count, weights) in enumerate(DRAWS):
+        kernels += generate(count, args.seed + i, [*refused, *kernels], weights)
     DATA.mkdir(exist_ok=True)
     write(kernels, DATA / "corpus.jsonl.gz")
     counts = {split: sum(split_of(k) == split for k in kernels) for split in SPLITS}

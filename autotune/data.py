@@ -75,7 +75,9 @@ def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel]) -> in
         for line in file:
             row = json.loads(line)
             if row["kernel"] in by_key:
-                dataset.add(by_key[row["kernel"]], [_trial_from_row(row["kernel"], t) for t in row["trials"]], "shipped")
+                dataset.add(
+                    by_key[row["kernel"]], [_trial_from_row(row["kernel"], t) for t in row["trials"]], "shipped"
+                )
     return len(dataset) - before
 
 
@@ -92,10 +94,15 @@ def export_trials(records: Records, path: Path) -> int:
     with gzip.GzipFile(path, "wb", mtime=0) as file:
         for kernel in records.kernels():
             if kernel.key not in training:
-                raise UsageError(f"{records.path} holds {kernel.name}, which is no training kernel: nothing held out may ship")
+                raise UsageError(
+                    f"{records.path} holds {kernel.name}, which is no training kernel: nothing held out may ship"
+                )
             for fingerprint in fingerprints:
                 trials = [t for t in records.history(kernel.key, fingerprint).trials if t.seconds is not None]
-                rows = [[schedule_to_json(t.schedule), float(f"{(t.seconds or 0) * 1e6:.4g}"), t.code_hash, t.kind] for t in trials]
+                rows = [
+                    [schedule_to_json(t.schedule), float(f"{(t.seconds or 0) * 1e6:.4g}"), t.code_hash, t.kind]
+                    for t in trials
+                ]
                 if rows:
                     line = {"kernel": kernel.key, "fingerprint": fingerprint, "trials": rows}
                     file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
@@ -104,7 +111,9 @@ def export_trials(records: Records, path: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m autotune.data", description="write the trials that ship with the package")
+    parser = argparse.ArgumentParser(
+        prog="python -m autotune.data", description="write the trials that ship with the package"
+    )
     parser.add_argument("records", type=Path)
     args = parser.parse_args()
     path = shipped_path(default_device())

@@ -55,7 +55,7 @@ class Task:
             return legal_mask(state)
         key = state.kernel.key
         if key not in self._ends:
-            ends = set(self.allowed(state.kernel)) | {()}
+            ends = {s for s in self.allowed(state.kernel) if all(opt in ACTION_INDEX for opt in s)} | {()}
             self._ends[key] = ends
             self._prefixes[key] = {s[:n] for s in ends for n in range(len(s) + 1)}
         mask = np.zeros(N_ACTIONS, dtype=bool)
@@ -155,7 +155,9 @@ class KernelVectorEnv:
 
     def _observation(self, episodes: list[Episode]) -> Observation:
         rows = [self._observe_one(e) for e in episodes]
-        return Observation(np.stack([r[0] for r in rows]), np.stack([e.mask for e in episodes]), np.stack([r[1] for r in rows]))
+        return Observation(
+            np.stack([r[0] for r in rows]), np.stack([e.mask for e in episodes]), np.stack([r[1] for r in rows])
+        )
 
 
 class KernelEnv:

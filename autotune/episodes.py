@@ -12,11 +12,13 @@ from autotune.features import observe
 from autotune.kernel import Schedule
 from autotune.space import MAX_STEPS, STOP_INDEX, State, legal_mask, step
 
-Masks = dict[tuple[str, Schedule], np.ndarray]  # legal masks by kernel and schedule, worth remembering
+Seen = dict[
+    tuple[str, Schedule], tuple[np.ndarray, np.ndarray, np.ndarray]
+]  # (state, mask, actions) of a state, worth keeping
 
 
 def sample_episodes(
-    agent: PPO, starts: Sequence[State], rng: np.random.Generator, temperature: float, masks: Masks
+    agent: PPO, starts: Sequence[State], rng: np.random.Generator, temperature: float, seen: Seen
 ) -> list[list[State]]:
     """n_envs episodes, started from `starts` in turn: the states that each passed through, the start first.
 
@@ -28,10 +30,9 @@ def sample_episodes(
     done = np.zeros(n, dtype=bool)
     hidden, reset = agent.initial_hidden(n), np.ones(n, np.float32)
     for _ in range(MAX_STEPS + 1):
-        legal = [_mask_of(p[-1], masks) for p in paths]
-        rows = [observe(p[-1], m) for p, m in zip(paths, legal, strict=True)]
-        seen = Observation(np.stack([r[0] for r in rows]), np.stack(legal), np.stack([r[1] for r in rows]))
-        log_probs, _, hidden = agent.evaluate(seen, hidden, reset)
+        rows = [_look(p[-1], seen) for p in paths]
+        observation = Observation(*(np.stack([r[i] for r in rows]) for i in range(3)))
+        log_probs, _, hidden = agent.evaluate(observation, hidden, reset)
         noise = rng.gumbel(size=log_probs.shape) * temperature
         for i, action in enumerate((log_probs + noise).argmax(1)):
             if action == STOP_INDEX:
@@ -44,8 +45,10 @@ def sample_episodes(
     return paths
 
 
-def _mask_of(state: State, masks: Masks) -> np.ndarray:
+def _look(state: State, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     key = (state.kernel.key, state.schedule)
-    if key not in masks:
-        masks[key] = legal_mask(state)
-    return masks[key]
+    if key not in seen:
+        mask = legal_mask(state)
+        vector, actions = observe(state, mask)
+        seen[key] = (vector, mask, actions)
+    return seen[key]

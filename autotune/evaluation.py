@@ -56,7 +56,9 @@ class Evaluator:
             samples = self.measurer.duel(kernel, rivals)
             final.add_duel(kernel.key, self.measurer.fingerprint, rivals, samples)
         medians = [statistics.median(s) for s in samples]
-        finals = {n: judge(kernel, s, [samples[i + 2], samples[0], samples[1]]) for i, (n, s) in enumerate(best.items())}
+        finals = {
+            n: judge(kernel, s, [samples[i + 2], samples[0], samples[1]]) for i, (n, s) in enumerate(best.items())
+        }
         hand_seconds = min(medians[:2])
         seconds = {n: medians[i + 2] if finals[n].accepted else hand_seconds for i, n in enumerate(best)}
         return Comparison(kernel, calls, hand_seconds, seconds, best, {n: f.accepted for n, f in finals.items()},

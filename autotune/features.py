@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from autotune.compiler import AxisType, OptOps, Ops
+from autotune.compiler import AxisType, Ops, OptOps
 from autotune.kernel import ARITHMETIC, FLOATS, Kernel
 from autotune.space import ACTIONS, MAX_STEPS, N_ACTIONS, SPLIT_TO, Axis, State, resolve_axis
 
@@ -21,7 +21,21 @@ KINDS = (AxisType.GLOBAL, AxisType.THREAD, AxisType.LOCAL, AxisType.WARP, AxisTy
 IN_REGISTERS = (AxisType.UPCAST, AxisType.UNROLL)
 REDUCES = (AxisType.GROUP_REDUCE, AxisType.REDUCE, AxisType.UNROLL)
 OPS = tuple(OptOps)
-COUNTED = ("ADD", "MUL", "MAX", "CMPLT", "WHERE", "EXP2", "LOG2", "SIN", "SQRT", "RECIPROCAL", "FLOORDIV", "FLOORMOD", "CAST")
+COUNTED = (
+    "ADD",
+    "MUL",
+    "MAX",
+    "CMPLT",
+    "WHERE",
+    "EXP2",
+    "LOG2",
+    "SIN",
+    "SQRT",
+    "RECIPROCAL",
+    "FLOORDIV",
+    "FLOORMOD",
+    "CAST",
+)
 MAX_AXES, MAX_ACCESSES = 10, 4
 VECTOR = 16  # float32 lanes of the widest vectors that a CPU of today has; only a scale for features
 
@@ -52,7 +66,10 @@ def _kernel_part(kernel: Kernel) -> list[float]:
         found = [log2(flops), log2(size), math.log2((flops + 1) / (size + 1)) / 8, len(reduces) / 2.0]
         found += [float(any(u.arg[0] is op for u in reduces)) for op in (Ops.ADD, Ops.MAX)]
         found += [log2(counts[name]) for name in COUNTED]
-        found += [sum(t in FLOATS for t in types) / max(1, len(types)), max((t.itemsize for t in types), default=0) / 8.0]
+        found += [
+            sum(t in FLOATS for t in types) / max(1, len(types)),
+            max((t.itemsize for t in types), default=0) / 8.0,
+        ]
         found += [float(bool(kernel.variables))]
         _KERNEL_PARTS[kernel.key] = found
     return found
@@ -70,11 +87,20 @@ def _tile_part(state: State) -> list[float]:
     upcast, unroll = state.sizes(AxisType.UPCAST), state.sizes(AxisType.UNROLL)
     reduce_left = state.sizes(AxisType.REDUCE)
     padded = math.prod(a.size for a in state.axes) / max(1.0, _root_size(state))
-    values += [log2(serial), log2(upcast * unroll), math.log2(padded + 1), float(state.no_locals), len(state.schedule) / MAX_STEPS]
+    values += [
+        log2(serial),
+        log2(upcast * unroll),
+        math.log2(padded + 1),
+        float(state.no_locals),
+        len(state.schedule) / MAX_STEPS,
+    ]
     values += [float(target.has_local), float(reduce_left == 1), min(upcast, 64) / 64.0, min(unroll, 32) / 32.0]
     inner = [a for a in state.axes if a.kind is AxisType.REDUCE]
     values += [log2(inner[-1].size) if inner else 0.0, log2(inner[0].size) if inner else 0.0]
-    values += [sum(a.masked and a.kind in IN_REGISTERS for a in state.axes) / 2.0, sum(a.masked for a in state.axes) / 4.0]
+    values += [
+        sum(a.masked and a.kind in IN_REGISTERS for a in state.axes) / 2.0,
+        sum(a.masked for a in state.axes) / 4.0,
+    ]
     return values
 
 
@@ -140,7 +166,13 @@ def _traffic_part(state: State) -> list[float]:
 def _axis_slot(axis: Axis, position: int, accesses: int) -> list[float]:
     """A loop as the policy sees it."""
     values = [float(axis.kind is kind) for kind in KINDS]
-    values += [log2(axis.size), min(axis.size, 16) / 16.0, float(bool(axis.factor)), float(axis.masked), position / MAX_AXES]
+    values += [
+        log2(axis.size),
+        min(axis.size, 16) / 16.0,
+        float(bool(axis.factor)),
+        float(axis.masked),
+        position / MAX_AXES,
+    ]
     values += [float(axis.size % n == 0) for n in (2, 3, 4, 5, 7, 8, 16)]
     for i in range(MAX_ACCESSES):
         stride = abs(axis.strides[i]) if i < accesses else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,9 @@ class Guide:
         state = root_state(kernel, renderer)
         return Guide(len(observe(state, legal_mask(state))[0]), len(summary(state)), ppo, sim, seed)
 
-    def fit(self, states: Sequence[State], log_times: np.ndarray, groups: np.ndarray, **options: Any) -> dict[str, float]:
+    def fit(
+        self, states: Sequence[State], log_times: np.ndarray, groups: np.ndarray, **options: Any
+    ) -> dict[str, float]:
         """Fit the simulator to measured states: log2 seconds [N] of kernels `groups` [N]."""
         metrics = self.simulator.fit(np.stack([summary(s) for s in states]), log_times, groups, **options)
         self.fitted = True
@@ -45,7 +48,12 @@ class Guide:
         return metrics
 
     def predict(self, states: Sequence[State]) -> tuple[np.ndarray, np.ndarray]:
-        """(mean [N], spread [N]) of log2 time relative to each kernel's un-optimized state; remembered."""
+        """(mean [N], spread [N]) of log2 time relative to each kernel's un-optimized state."""
+        members = self.members(states)
+        return members.mean(0), members.std(0)
+
+    def members(self, states: Sequence[State]) -> np.ndarray:
+        """Each ensemble member's log2 time relative to the kernel's un-optimized state [M, N]; remembered."""
         known = self._predicted
         wanted = {(s.kernel.key, s.schedule): s for s in states}
         for state in states:
@@ -54,13 +62,14 @@ class Guide:
         if missing:
             members = self.simulator.predict_members(np.stack([summary(s) for s in missing]))  # [M, N]
             known.update(zip(((s.kernel.key, s.schedule) for s in missing), members.T, strict=True))
-        relative = np.stack([known[s.kernel.key, s.schedule] - known[s.kernel.key, ()] for s in states])  # [N, M]
-        return relative.mean(1), relative.std(1)
+        return np.stack([known[s.kernel.key, s.schedule] - known[s.kernel.key, ()] for s in states], axis=1)
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
         """Write PATH.safetensors and PATH.json."""
         tensors, meta = self.agent.state()
-        named = {f"agent.{k}": v for k, v in tensors.items()} | {f"simulator.{k}": v for k, v in self.simulator.state().items()}
+        named = {f"agent.{k}": v for k, v in tensors.items()} | {
+            f"simulator.{k}": v for k, v in self.simulator.state().items()
+        }
         description = {"vocabulary": VOCABULARY, "features": FEATURES, "state_dim": self.state_dim,
                        "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
                        "simulator": asdict(self.simulator.config), "agent": meta, **extra}  # fmt: skip
@@ -82,7 +91,9 @@ class Guide:
             guide.agent.load_state(_part(tensors, "agent."), meta["agent"])
             guide.simulator.load_state(_part(tensors, "simulator."))
         except (KeyError, TypeError, ValueError, checkpoint.CheckpointError) as error:
-            raise UsageError(f"checkpoint {path} does not fit this program: {error}; train a new one with `make train`") from None
+            raise UsageError(
+                f"checkpoint {path} does not fit this program: {error}; train a new one with `make train`"
+            ) from None
         guide.fitted = True
         return guide
 
@@ -93,8 +104,16 @@ def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 def newest_checkpoint(runs: Path = Path("runs")) -> Path | None:
     """The best checkpoint of the newest finished `make train`, else the one that ships for the device, else None."""
-    found = sorted(runs.glob("*/best.json"), key=lambda p: p.stat().st_mtime)
+    found = sorted((p for p in runs.glob("*/best.json") if not _is_draft(p)), key=lambda p: p.stat().st_mtime)
     return found[-1].with_suffix("") if found else None
+
+
+def _is_draft(description: Path) -> bool:
+    """Whether a checkpoint comes of a test run, in seconds: nothing to use unless it is named."""
+    try:
+        return bool(json.loads(description.read_text()).get("draft", True))
+    except (OSError, ValueError):
+        return True
 
 
 def shipped_checkpoint(backend: str) -> Path | None:

@@ -6,7 +6,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from autotune.compiler import Renderer, UOp, canonical, default_device, fingerprint, renderer_of, substitute_schedules, write_beam_cache
+from autotune.compiler import (
+    Renderer,
+    UOp,
+    canonical,
+    default_device,
+    fingerprint,
+    renderer_of,
+    substitute_schedules,
+    write_beam_cache,
+)
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, default_path, fingerprint_id

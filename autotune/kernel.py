@@ -20,9 +20,9 @@ from autotune.compiler import (
     DType,
     Invalid,
     KernelInfo,
+    Ops,
     Opt,
     OptOps,
-    Ops,
     ParamArg,
     UOp,
     dtypes,
@@ -32,7 +32,8 @@ from autotune.errors import CodecError
 
 Schedule = tuple[Opt, ...]
 VERSION = 1
-MAX_NODES, MAX_DEPTH, MAX_INT = 20_000, 2_000, 2**63
+MAX_NODES, MAX_INT = 20_000, 2**63
+MAX_BOUND = 2**4096  # of an integer expression: a chain of products would double its digits with each node
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 DTYPES: dict[str, DType] = {
     name: getattr(dtypes, name)
@@ -84,11 +85,12 @@ class Kernel:
         size = float(sum(u.max_numel() * u.dtype.itemsize for u in nodes if u.op is Ops.PARAM and u.arg.slot >= 0))
         return flops, size
 
-
     @functools.cached_property
     def weight(self) -> float:
         """About how many operations one element becomes after lowering, found on this release: decides what can be unrolled."""
-        return sum(LOWERED.get(u.op.name, 0.6) for u in self.ast.toposort() if u.op.name in ARITHMETIC or u.op is Ops.REDUCE)
+        return sum(
+            LOWERED.get(u.op.name, 0.6) for u in self.ast.toposort() if u.op.name in ARITHMETIC or u.op is Ops.REDUCE
+        )
 
 
 # operations that become polynomials or rounds of bit mixing on backends without them
@@ -119,16 +121,23 @@ def schedule_from_json(data: Any) -> Schedule:
 
 
 def _opt_from_json(item: Any) -> Opt:
-    if not isinstance(item, list) or len(item) != 3 or item[0] not in OptOps.__members__:
+    if (
+        not isinstance(item, list)
+        or len(item) != 3
+        or not isinstance(item[0], str)
+        or item[0] not in OptOps.__members__
+    ):
         raise CodecError(f"not an [op, axis, arg]: {str(item)[:80]}")
     op, axis, arg = item
-    if axis is not None and not _is_int(axis):
-        raise CodecError(f"the axis of {op} is no integer")
-    if isinstance(arg, list) and len(arg) <= 4 and all(_is_int(a) for a in arg):
-        return Opt(OptOps[op], axis, tuple(arg))
-    if arg is None or _is_int(arg):
+    if op == "NOLOCALS" and axis is None and arg is None:
+        return Opt(OptOps.NOLOCALS)
+    if op == "NOLOCALS" or not _is_int(axis) or axis < 0:
+        raise CodecError(f"the axis of {op} is not what it must be: {str(axis)[:80]}")
+    if op == "TC" and isinstance(arg, list) and len(arg) == 3 and all(_is_int(a) for a in arg):
+        return Opt(OptOps.TC, axis, tuple(arg))
+    if op != "TC" and _is_int(arg) and arg >= 0:
         return Opt(OptOps[op], axis, arg)
-    raise CodecError(f"the argument of {op} is neither an integer nor a short list of integers")
+    raise CodecError(f"the argument of {op} is not what it must be: {str(arg)[:80]}")
 
 
 def _is_int(value: Any) -> bool:
@@ -150,12 +159,14 @@ def kernel_from_json(data: Any) -> Kernel:
     """Restore a kernel. Raises CodecError for anything that is not exactly what `kernel_to_json` writes."""
     if not isinstance(data, dict) or set(data) != {"version", "key", "name", "family", "nodes"}:
         raise CodecError("not a stored kernel: its fields are version, key, name, family, nodes")
-    if data["version"] != VERSION:
+    if type(data["version"]) is not int or data["version"] != VERSION:
         raise CodecError(f"kernel codec version {data['version']!r}, this program reads {VERSION}")
     rows = data["nodes"]
     if not isinstance(rows, list) or not 0 < len(rows) <= MAX_NODES:
         raise CodecError(f"a kernel has 1 to {MAX_NODES} nodes")
-    if not all(isinstance(data[k], str) and len(data[k]) <= 200 and data[k].isprintable() for k in ("key", "name", "family")):
+    if not all(
+        isinstance(data[k], str) and len(data[k]) <= 200 and data[k].isprintable() for k in ("key", "name", "family")
+    ):
         raise CodecError("key, name and family are short printable strings")
     nodes: list[UOp] = []
     try:
@@ -224,7 +235,12 @@ def _node_from_json(row: Any, nodes: list[UOp]) -> UOp:
     op, dtype, sources = ALLOWED[row[0]], DTYPES[row[1]], row[2]
     if not isinstance(sources, list) or not all(_is_int(s) and 0 <= s < len(nodes) for s in sources):
         raise CodecError(f"node {len(nodes)} refers to a node that does not stand before it")
-    return UOp(op, dtype, tuple(nodes[s] for s in sources), _arg_from_json(op, row[3]))
+    if op is Ops.SHL and len(sources) == 2 and nodes[sources[1]].vmax > 64:
+        raise CodecError(f"node {len(nodes)} shifts too far")
+    node = UOp(op, dtype, tuple(nodes[s] for s in sources), _arg_from_json(op, row[3]))
+    if dtypes.is_int(dtype) and max(abs(node.vmin), abs(node.vmax)) >= MAX_BOUND:
+        raise CodecError(f"node {len(nodes)} may grow too large")
+    return node
 
 
 def _arg_from_json(op: Ops, arg: Any) -> Any:
@@ -239,7 +255,13 @@ def _arg_from_json(op: Ops, arg: Any) -> Any:
     if op is Ops.RANGE and isinstance(arg, list) and len(arg) >= 2 and arg[-1] in AxisType.__members__:
         if all(_is_int(a) for a in arg[:-1]):
             return (*arg[:-1], AxisType[arg[-1]])
-    if op is Ops.REDUCE and isinstance(arg, list) and len(arg) == 2 and arg[0] in ("ADD", "MUL", "MAX") and _is_int(arg[1]):
+    if (
+        op is Ops.REDUCE
+        and isinstance(arg, list)
+        and len(arg) == 2
+        and arg[0] in ("ADD", "MUL", "MAX")
+        and _is_int(arg[1])
+    ):
         return (Ops[arg[0]], arg[1])
     if arg is None and op not in (Ops.CAST, Ops.BITCAST, Ops.PARAM, Ops.RANGE, Ops.REDUCE):
         return None

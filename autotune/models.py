@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -39,7 +41,8 @@ class ResNet:
     def __init__(self, depth: int = 18, classes: int = 1000):
         blocks, bottleneck = RESNET_BLOCKS[depth], depth >= 50
         self.stem, self.norm = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm(64)
-        self.blocks, channels = [], 64
+        self.blocks: list[Callable[[Tensor], Tensor]] = []
+        channels = 64
         for stage, count in enumerate(blocks):
             width = 64 << stage
             for i in range(count):
@@ -49,8 +52,9 @@ class ResNet:
 
     def __call__(self, x: Tensor) -> Tensor:
         """images [N, 3, H, W] -> logits [N, classes]"""
-        x = self.norm(self.stem(x)).relu().pad((1, 1, 1, 1)).max_pool2d((3, 3), 2)
-        return self.head(x.sequential(self.blocks).mean((2, 3)))
+        pooled = self.norm(self.stem(x)).relu().pad((1, 1, 1, 1)).max_pool2d((3, 3), 2)
+        assert isinstance(pooled, Tensor)  # with indices it would be a pair
+        return self.head(pooled.sequential(list(self.blocks)).mean((2, 3)))
 
 
 class _Block:
@@ -104,7 +108,7 @@ def seeded(net: Net, seed: int = 0) -> Net:
     rng = np.random.default_rng(seed)
     for _, weight in sorted(get_state_dict(net).items()):
         if weight.ndim >= 2:
-            scale = np.sqrt(2.0 / np.prod(weight.shape[1:]))
+            scale = math.sqrt(2.0 / math.prod(int(n) for n in weight.shape[1:]))
             weight.assign(Tensor((scale * rng.standard_normal(weight.shape)).astype(np.float32), device=weight.device))
         weight.realize()
     return net

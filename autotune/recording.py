@@ -9,6 +9,7 @@ from typing import Any
 from autotune.errors import ReplayError
 from autotune.kernel import Kernel, Schedule, schedule_to_json
 from autotune.records import Records, Trial
+from autotune.runner import Done
 
 
 class Recording:
@@ -20,11 +21,13 @@ class Recording:
         self.base: dict[str, deque[Trial]] = defaultdict(deque)
         self.duels: dict[tuple[str, tuple[Schedule, ...]], deque[list[tuple[float, ...]]]] = defaultdict(deque)
         for _, trial in sorted((row for f in files for row in f.all_trials(fingerprint)), key=lambda row: row[0]):
-            if trial.kind == "trial":
+            if trial.kind not in ("unoptimized", "hand_coded"):
                 self.trials[trial.kernel, trial.schedule].append(trial)
             else:
                 self.base[trial.kernel].append(trial)
-        for _, key, schedules, samples in sorted((row for f in files for row in f.all_duels(fingerprint)), key=lambda r: r[0]):
+        for _, key, schedules, samples in sorted(
+            (row for f in files for row in f.all_duels(fingerprint)), key=lambda r: r[0]
+        ):
             self.duels[key, schedules].append(samples)
 
     def schedules(self, kernel: Kernel) -> list[Schedule]:
@@ -33,21 +36,34 @@ class Recording:
 
     def baselines(self, kernel: Kernel) -> list[Trial]:
         found = self.base[kernel.key]
-        if not found:
+        if len(found) < 2:
             raise ReplayError(f"{kernel.name} ({kernel.key}) has no recorded baselines; use --live")
-        pair = [_next(found), _next(found)]
+        pair = [found[0], found[1]]
+        if len(found) >= 4:  # the last pair stays for good
+            found.popleft()
+            found.popleft()
         return pair
 
-    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None) -> list[Trial]:
+    def measure(
+        self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None, done: Done | None = None
+    ) -> list[Trial]:
         for schedule in schedules:
             if (kernel.key, schedule) not in self.trials:
-                raise ReplayError(f"{kernel.name}: schedule {schedule_to_json(schedule)} was never measured; use --live")
+                raise ReplayError(
+                    f"{kernel.name}: schedule {schedule_to_json(schedule)} was never measured; use --live"
+                )
         self.compiled += len(schedules)
-        return [_next(self.trials[kernel.key, s]) for s in schedules]
+        trials = [_next(self.trials[kernel.key, s]) for s in schedules]
+        if done is not None:
+            for trial in trials:
+                done(trial)
+        return trials
 
     def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]:
         if (kernel.key, tuple(schedules)) not in self.duels:
-            raise ReplayError(f"{kernel.name}: no recorded comparison with {schedule_to_json(schedules[0])}; use --live")
+            raise ReplayError(
+                f"{kernel.name}: no recorded comparison with {schedule_to_json(schedules[0])}; use --live"
+            )
         return _next(self.duels[kernel.key, tuple(schedules)])
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from autotune.errors import CodecError, RecordsError
 from autotune.kernel import Kernel, Schedule, kernel_from_json, kernel_to_json, schedule_from_json, schedule_to_json
@@ -45,7 +46,7 @@ class Trial:
     compile_seconds: float = 0.0
     code_hash: str = ""
     detail: str = ""
-    kind: str = "trial"  # or "unoptimized", "hand_coded": baselines, which are not counted
+    kind: str = "trial"  # or "unoptimized", "hand_coded", "answer" (the policy's, at zero trials): not counted
     strategy: str = ""
     seed: int = 0
 
@@ -106,13 +107,13 @@ def default_path() -> Path:
 class Records:
     """An open records file. Each commit is one transaction: a process killed at any moment loses at most that one."""
 
-    def __init__(self, path: str | Path, read_only: bool = False):
+    def __init__(self, path: str | os.PathLike[str], read_only: bool = False):
         self.path = Path(path)
         if read_only and not self.path.exists():
             raise RecordsError(f"no records file {self.path}; run `python -m autotune tune SCRIPT` first")
         with self._typed_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            where = f"file:{self.path}?mode=ro" if read_only else str(self.path)
+            where = f"file:{quote(str(self.path))}?mode=ro" if read_only else str(self.path)
             self.db = sqlite3.connect(where, uri=read_only, timeout=60.0, isolation_level=None)
             self._open(read_only)
 
@@ -125,7 +126,9 @@ class Records:
             raise RecordsError(f"{self.path} is no records file of tinygrad-autotune; name another with --records")
         schema = self.db.execute("SELECT schema FROM meta").fetchone()[0]
         if schema != SCHEMA:
-            raise RecordsError(f"{self.path} has schema {schema}, this program knows {SCHEMA}; upgrade tinygrad-autotune")
+            raise RecordsError(
+                f"{self.path} has schema {schema}, this program knows {SCHEMA}; upgrade tinygrad-autotune"
+            )
 
     def _create(self) -> None:
         self.db.execute("BEGIN IMMEDIATE")  # another process may be creating the same file
@@ -145,6 +148,10 @@ class Records:
                 raise RecordsError(f"{self.path} is read-only; name another file with --records") from None
             if "full" in text:
                 raise RecordsError(f"the disk of {self.path} is full; what was committed is kept") from None
+            if "unable to open" in text:
+                raise RecordsError(
+                    f"{self.path} cannot be opened: it is a directory or not writable; name another file"
+                ) from None
             if "not a database" in text:
                 raise RecordsError(f"{self.path} is no SQLite file; name another with --records") from None
             raise RecordsError(f"records file {self.path}: {text}") from None
@@ -163,7 +170,9 @@ class Records:
         """Store the description of a device; returns its id."""
         digest = fingerprint_id(fields)
         with self._typed_errors():
-            self.db.execute("INSERT OR IGNORE INTO fingerprints VALUES (?, ?)", (digest, json.dumps(fields, sort_keys=True)))
+            self.db.execute(
+                "INSERT OR IGNORE INTO fingerprints VALUES (?, ?)", (digest, json.dumps(fields, sort_keys=True))
+            )
         return digest
 
     def add_trial(self, fingerprint: str, trial: Trial, protocol: int) -> None:
@@ -185,12 +194,16 @@ class Records:
             self.db.execute("INSERT INTO finals (kernel, fingerprint, schedule, tuned, hand_coded, control, accepted, created)"
                             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)  # fmt: skip
 
-    def add_duel(self, kernel: str, fingerprint: str, schedules: Sequence[Schedule], samples: Sequence[Sequence[float]]) -> None:
+    def add_duel(
+        self, kernel: str, fingerprint: str, schedules: Sequence[Schedule], samples: Sequence[Sequence[float]]
+    ) -> None:
         """Keep all samples of an interleaved comparison."""
         names = json.dumps([schedule_to_json(s) for s in schedules])
         row = (kernel, fingerprint, names, json.dumps(samples), time.time())
         with self._typed_errors():
-            self.db.execute("INSERT INTO duels (kernel, fingerprint, schedules, samples, created) VALUES (?, ?, ?, ?, ?)", row)
+            self.db.execute(
+                "INSERT INTO duels (kernel, fingerprint, schedules, samples, created) VALUES (?, ?, ?, ?, ?)", row
+            )
 
     def duel(self, kernel: str, fingerprint: str, schedules: Sequence[Schedule]) -> list[tuple[float, ...]] | None:
         """The latest recorded comparison of exactly these schedules."""
@@ -238,7 +251,10 @@ class Records:
     def winners(self, fingerprint: str) -> dict[str, Schedule]:
         """Accepted schedules by kernel key: what may be applied on this device."""
         with self._typed_errors():
-            keys = [r[0] for r in self.db.execute("SELECT DISTINCT kernel FROM finals WHERE fingerprint = ?", (fingerprint,))]
+            keys = [
+                r[0]
+                for r in self.db.execute("SELECT DISTINCT kernel FROM finals WHERE fingerprint = ?", (fingerprint,))
+            ]
         finals = [self.final(key, fingerprint) for key in keys]
         return {f.kernel: f.schedule for f in finals if f is not None and f.accepted}
 

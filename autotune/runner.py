@@ -11,11 +11,12 @@ import fcntl
 import json
 import os
 import select
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,13 +31,18 @@ MAX_DEVICE_FAILURES = 5  # children in a row that do not even set a kernel up: t
 NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A difference
 
 
+Done = Callable[[Trial], None]  # called with each trial as soon as it is finished
+
+
 class Measurer(Protocol):
     """Where timings come from: hardware (`Runner`) or a recording (`recording.Recording`)."""
 
     fingerprint: str
 
     def baselines(self, kernel: Kernel) -> list[Trial]: ...
-    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None) -> list[Trial]: ...
+    def measure(
+        self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None, done: Done | None = None
+    ) -> list[Trial]: ...
     def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]: ...
     def close(self) -> None: ...
 
@@ -62,7 +68,8 @@ class Child:
         if self.pipe is None:
             env = {**os.environ, "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
             command = [sys.executable, "-m", "autotune.worker", self.device]
-            self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0)
+            self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0,
+                                         process_group=0)  # fmt: skip  # Ctrl-C is for the parent alone
             self.kernel, self.buffer = "", b""
         assert self.pipe.stdin is not None
         try:
@@ -155,8 +162,10 @@ class Runner:
             for t, kind in zip(trials, ("unoptimized", "hand_coded"), strict=True)
         ]
 
-    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None) -> list[Trial]:
-        """One trial for each schedule, in order: compile all in parallel, then verify and time one by one."""
+    def measure(
+        self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None, done: Done | None = None
+    ) -> list[Trial]:
+        """One trial for each schedule: compile all in parallel, then verify and time one by one, telling `done` of each."""
         shares = [list(range(i, len(schedules), len(self.children))) for i in range(len(self.children))]
         compiled: dict[int, dict[str, Any]] = {}
         with device_lock(self.device, exclusive=False):
@@ -166,11 +175,17 @@ class Runner:
             for child, share in zip(self.children, shares, strict=True):
                 for i in share:
                     trials[i] = self._time(child, kernel, schedules[i], compiled[i], cutoff)
-        self.compiled += len(schedules)
+                    self.compiled += 1
+                    if done is not None:
+                        done(trials[i])
         return [trials[i] for i in range(len(schedules))]
 
     def _compile_shares(
-        self, kernel: Kernel, schedules: Sequence[Schedule], shares: list[list[int]], compiled: dict[int, dict[str, Any]]
+        self,
+        kernel: Kernel,
+        schedules: Sequence[Schedule],
+        shares: list[list[int]],
+        compiled: dict[int, dict[str, Any]],
     ) -> None:
         """Fill `compiled` with an answer for each schedule; the children work side by side."""
         for turn in range(max(map(len, shares), default=0)):
@@ -194,7 +209,9 @@ class Runner:
             verdict = "timeout" if failed.verdict == "timeout" else "compile_failed"
             compiled[i] = {"verdict": verdict, "code_hash": "", "compile_seconds": 0.0, "detail": failed.detail}
 
-    def _time(self, child: Child, kernel: Kernel, schedule: Schedule, answer: dict[str, Any], cutoff: float | None) -> Trial:
+    def _time(
+        self, child: Child, kernel: Kernel, schedule: Schedule, answer: dict[str, Any], cutoff: float | None
+    ) -> Trial:
         verdict, samples, detail = answer["verdict"], [], answer["detail"]
         if verdict == "ok":
             try:
@@ -205,7 +222,9 @@ class Runner:
                 verdict, samples, detail = measured["verdict"], measured["samples"], measured["detail"]
             except ChildFailed as failed:
                 verdict, detail = failed.verdict, failed.detail
-        return Trial(kernel.key, schedule, verdict, tuple(samples), answer["compile_seconds"], answer["code_hash"], detail)
+        return Trial(
+            kernel.key, schedule, verdict, tuple(samples), answer["compile_seconds"], answer["code_hash"], detail
+        )
 
     def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]:
         """Interleaved samples of several schedules in a fresh process: one that has searched was seen to time slower."""
@@ -213,7 +232,9 @@ class Runner:
         try:
             self._setup(child, kernel)
             with device_lock(self.device, exclusive=True):
-                answer = child.ask({"do": "duel", "schedules": [schedule_to_json(s) for s in schedules]}, 4 * RUN_SECONDS)
+                answer = child.ask(
+                    {"do": "duel", "schedules": [schedule_to_json(s) for s in schedules]}, 4 * RUN_SECONDS
+                )
             return [tuple(samples) for samples in answer["samples"]]
         except ChildFailed as failed:
             raise DeviceError(f"the final timing of {kernel.name} failed: {failed.detail}; run again") from None
@@ -222,7 +243,7 @@ class Runner:
 
 
 def commit(records: Records, measurer: Measurer, kernel: Kernel, trials: Sequence[Trial]) -> None:
-    """Store a kernel's trials at once."""
+    """Store trials of a kernel."""
     records.add_kernel(kernel)
     for trial in trials:
         records.add_trial(measurer.fingerprint, trial, PROTOCOL)
@@ -231,7 +252,7 @@ def commit(records: Records, measurer: Measurer, kernel: Kernel, trials: Sequenc
 def judge(kernel: Kernel, schedule: Schedule, times: Sequence[tuple[float, ...]]) -> Final:
     """Accept a winner only if it beats hand-coded by more than the noise floor and than the run's own A/A difference."""
     tuned, hand, control = times
-    medians = [sorted(t)[len(t) // 2] for t in (tuned, hand, control)]
+    medians = [statistics.median(t) for t in (tuned, hand, control)]
     noise = max(NOISE_FLOOR, abs(medians[1] / medians[2] - 1.0))
     accepted = medians[0] < min(medians[1:]) * (1.0 - noise)
     return Final(kernel.key, schedule, tuned, hand, control, accepted)

@@ -18,9 +18,9 @@ import numpy as np
 from autotune.access import Access, accesses_of
 from autotune.compiler import (
     AxisType,
+    Ops,
     Opt,
     OptOps,
-    Ops,
     Renderer,
     Scheduler,
     apply_opt,
@@ -121,7 +121,9 @@ def _state_of(kernel: Kernel, schedule: Schedule, scheduler: Scheduler) -> State
     accesses = accesses_of(scheduler.ast)
     threadable = set(scheduler._globalizable_rngs())
     reduces = [u for u in nodes if u.op is Ops.REDUCE]
-    inner = {r for u in reduces for r in u.src[1:] if any(o.arg[-1] in (*REDUCE_KINDS, AxisType.UNROLL) for o in u.ranges)}
+    inner = {
+        r for u in reduces for r in u.src[1:] if any(o.arg[-1] in (*REDUCE_KINDS, AxisType.UNROLL) for o in u.ranges)
+    }
     gates = [u.src[0] for u in nodes if u.op is Ops.WHERE]
     masked = {r for g in gates for r in g.ranges}
     axes = tuple(
@@ -135,7 +137,13 @@ def _state_of(kernel: Kernel, schedule: Schedule, scheduler: Scheduler) -> State
     )  # fmt: skip
     first = scheduler.reduceop
     limit = renderer.global_max[0] if renderer.global_max else 0
-    target = Target(renderer.has_local, renderer.has_threads, renderer.shared_max, limit, 0 if first is None else first.dtype.itemsize)
+    target = Target(
+        renderer.has_local,
+        renderer.has_threads,
+        renderer.shared_max,
+        limit,
+        0 if first is None else first.dtype.itemsize,
+    )
     next_id = max((u.arg[0] for u in scheduler.rngs), default=0) + 1
     return State(kernel, schedule, axes, accesses, target, next_id, False, scheduler)
 
@@ -175,7 +183,9 @@ def apply_to_state(state: State, opt: Opt) -> State:
     axis = state.axes[position]
     others = [a for i, a in enumerate(state.axes) if i != position]
     if opt.op is OptOps.PADTO:
-        return replace(changed, axes=_ordered([*others, replace(axis, size=_padded(axis.size, _amount(opt, axis)), masked=True)]))
+        return replace(
+            changed, axes=_ordered([*others, replace(axis, size=_padded(axis.size, _amount(opt, axis)), masked=True)])
+        )
     if opt.op is OptOps.SWAP:
         other = state.axes[opt.arg]  # type: ignore[index]
         rest = [a for i, a in enumerate(state.axes) if i not in (position, opt.arg)]
@@ -223,13 +233,17 @@ def resolve_axis(state: State, opt: Opt) -> int | None:
 
 def _legal(state: State, opt: Opt, position: int) -> bool:
     """tinygrad's checks in `Scheduler.apply_opt`, on numbers."""
-    target, kinds = state.target, {a.kind for a in state.axes}
+    kinds = {a.kind for a in state.axes}
     if opt.op is OptOps.NOLOCALS:
         return not kinds & {AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE}
     axis = state.axes[position]
     if opt.op is OptOps.PADTO:
         size = _padded(axis.size, _amount(opt, axis))
-        return not axis.factor and axis.kind not in (AxisType.UPCAST, AxisType.UNROLL, AxisType.THREAD) and axis.size > size // 4
+        return (
+            not axis.factor
+            and axis.kind not in (AxisType.UPCAST, AxisType.UNROLL, AxisType.THREAD)
+            and axis.size > size // 4
+        )
     if opt.op is OptOps.SWAP:
         if opt.arg >= len(state.axes):  # type: ignore[operator]
             return False
@@ -251,7 +265,8 @@ def _kind_allows(state: State, op: OptOps, axis: Axis, amount: int, kinds: set[A
     if op is OptOps.THREAD:
         free = target.has_threads and amount <= target.max_threads and AxisType.THREAD not in kinds
         return free and axis.threadable and axis.kind is AxisType.WEAK
-    return target.has_local and not state.no_locals and axis.groupable  # GROUP, GROUPTOP
+    has_tc = bool(state.schedule) and state.schedule[0].op is OptOps.TC
+    return target.has_local and not state.no_locals and axis.groupable and not has_tc  # GROUP, GROUPTOP
 
 
 def _fits_shared(state: State, op: OptOps, amount: int, kinds: set[AxisType]) -> bool:

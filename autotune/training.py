@@ -20,9 +20,9 @@ from agents.rollout import Runner as Rollouts
 from autotune.collect import collect_kernel
 from autotune.compiler import Renderer
 from autotune.data import Dataset
-from autotune.errors import UsageError
 from autotune.env import KernelVectorEnv, Task
-from autotune.episodes import Masks, sample_episodes
+from autotune.episodes import Seen, sample_episodes
+from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records
@@ -75,7 +75,10 @@ class TrainConfig:
     check_trials: int = 4  # schedules of each of them
     max_updates: int = 4000  # PPO updates at most, and the length of its annealing
     sim_steps: int = 1500  # of fitting the simulator
-    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(entropy=0.02, entropy_end=0.005, lr=5e-4, anneal_updates=600))
+    draft: bool = False  # a test of the machinery: its checkpoint is used only where it is named
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(entropy=0.02, entropy_end=0.005, lr=5e-4, anneal_updates=600)
+    )
     simulator: EnsembleConfig = field(default_factory=EnsembleConfig)
 
 
@@ -92,7 +95,7 @@ class Trainer:
         self.validation = [root_state(k, renderer) for k in kernels["validation"]]
         self.guide = guide or Guide.new(self.train_kernels[0], renderer, config.ppo, config.simulator, config.seed)
         self.rng = np.random.default_rng([config.seed, 1])
-        self.masks: Masks = {}
+        self.seen: Seen = {}
         self.best = float("-inf")
         self.trials = 0
 
@@ -114,11 +117,15 @@ class Trainer:
         for kernel in self.train_kernels:
             if self.clock.over("measure", self.config.measure_share * self.seconds):
                 break
-            self.trials += collect_kernel(kernel, self.records, self.measurer, self.device, self.config.per_kernel, self.config.seed)
+            self.trials += collect_kernel(
+                kernel, self.records, self.measurer, self.device, self.config.per_kernel, self.config.seed
+            )
             self._learn_of(kernel)
 
     def _learn_of(self, kernel: Kernel) -> None:
-        self.data.add(kernel, self.records.history(kernel.key, self.measurer.fingerprint).trials, self.measurer.fingerprint)
+        self.data.add(
+            kernel, self.records.history(kernel.key, self.measurer.fingerprint).trials, self.measurer.fingerprint
+        )
 
     def fit(self) -> dict[str, float]:
         log_times, groups = self.data.arrays()
@@ -166,7 +173,7 @@ class Trainer:
         n = self.guide.agent.config.n_envs
         rng = np.random.default_rng(self.config.seed)
         ends = [p[-1] for i in range(0, len(self.validation), n)
-                for p in sample_episodes(self.guide.agent, self.validation[i : i + n], rng, 0.0, self.masks)]  # fmt: skip
+                for p in sample_episodes(self.guide.agent, self.validation[i : i + n], rng, 0.0, self.seen)]  # fmt: skip
         score = float(-self.potential(ends).mean())
         self.log("validation", score, self.guide.agent.updates)
         self.save("last")
@@ -176,7 +183,9 @@ class Trainer:
 
     def check(self) -> None:
         """Measure what the policy would do with some training kernels, and fit the simulator to all trials again."""
-        picked = self.rng.choice(len(self.train_kernels), min(self.config.check_kernels, len(self.train_kernels)), replace=False)
+        picked = self.rng.choice(
+            len(self.train_kernels), min(self.config.check_kernels, len(self.train_kernels)), replace=False
+        )
         errors = []
         for kernel in (self.train_kernels[i] for i in picked):
             history = self.records.history(kernel.key, self.measurer.fingerprint)
@@ -186,7 +195,7 @@ class Trainer:
             known = {t.schedule for t in history.trials} | {()}
             ends: dict[Schedule, State] = {}
             for temperature in (0.0, 1.0):
-                for path in sample_episodes(self.guide.agent, [root], self.rng, temperature, self.masks):
+                for path in sample_episodes(self.guide.agent, [root], self.rng, temperature, {}):
                     if path[-1].schedule not in known:
                         ends.setdefault(path[-1].schedule, path[-1])
             chosen = list(ends)[: self.config.check_trials]
@@ -201,4 +210,12 @@ class Trainer:
         self.best = float("-inf")  # scores of another simulator cannot be compared
 
     def save(self, name: str) -> None:
-        self.guide.save(self.out / name, {"backend": self.device, "updates": self.guide.agent.updates, "validation": self.best})
+        self.guide.save(
+            self.out / name,
+            {
+                "backend": self.device,
+                "draft": self.config.draft,
+                "updates": self.guide.agent.updates,
+                "validation": self.best,
+            },
+        )

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,11 @@ class Report:
         head = f"{'kernel':34} {'calls':>5} {'hand-coded':>11} {'tuned':>9} {'ratio':>6} {'trials':>6}  schedule"
         lines = [head, "-" * len(head)]
         for k in sorted(self.kernels, key=lambda k: -k.hand_coded_seconds * k.calls):
-            schedule = "as tinygrad" if k.schedule is None else " ".join(_short(o) for o in schedule_to_json(k.schedule)) or "plain"
+            schedule = (
+                "as tinygrad"
+                if k.schedule is None
+                else " ".join(_short(o) for o in schedule_to_json(k.schedule)) or "plain"
+            )
             lines.append(f"{k.kernel.name[:34]:34} {k.calls:5d} {k.hand_coded_seconds * 1e3:8.3f} ms {k.tuned_seconds * 1e3:6.3f} ms "
                          f"{k.ratio:6.2f} {k.trials:6d}  {schedule}")  # fmt: skip
         total = self.tuned_seconds / self.hand_coded_seconds if self.hand_coded_seconds else 1.0
@@ -122,11 +126,15 @@ class Tuner:
         if strategy not in STRATEGIES:
             raise UsageError(f"unknown strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
         if strategy in NEEDS_GUIDE and guide is None:
-            raise UsageError(f"strategy {strategy!r} needs a checkpoint: run `make train`, or name one with --checkpoint")
+            raise UsageError(
+                f"strategy {strategy!r} needs a checkpoint: run `make train`, or name one with --checkpoint"
+            )
         self.records, self.measurer, self.renderer = records, measurer, renderer
         self.trials, self.strategy, self.guide, self.seed, self.progress = trials, strategy, guide, seed, progress
 
-    def run(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget) -> tuple[list[KernelResult], bool]:
+    def run(
+        self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget
+    ) -> tuple[list[KernelResult], bool]:
         """(results, whether all was done). Baselines first, so that the kernels can be put in order of total time."""
         bar = tqdm(total=len(kernels) * (self.trials + 2), desc="tuning", unit="trial", disable=not self.progress)
         with bar:
@@ -143,7 +151,7 @@ class Tuner:
         return [self.result(k, calls[k.key]) for k in order], done
 
     def baselines(self, kernel: Kernel) -> None:
-        if not self._history(kernel).baselines:
+        if len(self._history(kernel).baselines) < 2:
             commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
 
     def search(self, kernel: Kernel, budget: Budget, tick: Callable[[int], Any] = lambda n: None) -> None:
@@ -152,6 +160,8 @@ class Tuner:
         tick(min(history.spent, self.trials))
         strategy = make_strategy(self.strategy, kernel, self.renderer, self.seed, self.guide)
         strategy.tell(history.trials)
+        if self.trials == 0 and self.guide is not None and "answer" not in history.baselines:
+            self._answer(kernel)
         while (count := budget.left(min(BATCH, self.trials - history.spent))) > 0:
             asked = strategy.ask(count)
             if not asked:
@@ -159,16 +169,26 @@ class Tuner:
                 break
             best = history.best
             cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
-            trials = [self._labelled(t) for t in self.measurer.measure(kernel, asked, cutoff)]
-            commit(self.records, self.measurer, kernel, trials)
+            trials: list[Trial] = []
+
+            def done(trial: Trial, kernel: Kernel = kernel, trials: list[Trial] = trials) -> None:
+                trials.append(self._labelled(trial))
+                commit(self.records, self.measurer, kernel, trials[-1:])
+                budget.spent += 1
+                tick(1)
+
+            self.measurer.measure(kernel, asked, cutoff, done)
             history.trials += trials
             strategy.tell(trials)
-            budget.spent += len(trials)
-            tick(len(trials))
+
+    def _answer(self, kernel: Kernel) -> None:
+        """Zero trials: the policy's single answer, compiled and verified, held against hand-coded like any winner."""
+        policy = make_strategy("policy", kernel, self.renderer, self.seed, self.guide)
+        for trial in self.measurer.measure(kernel, policy.ask(1), None):
+            commit(self.records, self.measurer, kernel, [replace(self._labelled(trial), kind="answer")])
 
     def _labelled(self, trial: Trial) -> Trial:
-        return Trial(trial.kernel, trial.schedule, trial.verdict, trial.samples, trial.compile_seconds, trial.code_hash,
-                     trial.detail, trial.kind, self.strategy, self.seed)  # fmt: skip
+        return replace(trial, strategy=self.strategy, seed=self.seed)
 
     def finish(self, kernel: Kernel) -> Final | None:
         """Time the winner against hand-coded in a fresh process, unless that was done for this very schedule."""
@@ -227,7 +247,9 @@ def tune(
     runner = Runner(device)
     try:
         opened.add_fingerprint(runner.fields)
-        tuner = Tuner(opened, runner, renderer, trials=trials, strategy=strategy, guide=guide, seed=seed, progress=progress)
+        tuner = Tuner(
+            opened, runner, renderer, trials=trials, strategy=strategy, guide=guide, seed=seed, progress=progress
+        )
         budget = Budget(trials * len(chosen), seconds)
         results, done = tuner.run(chosen, calls, budget)
         return Report(device, budget.elapsed(), runner.compiled, results, "" if done else "seconds")

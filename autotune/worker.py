@@ -66,8 +66,11 @@ def serve(requests: TextIO, answers: TextIO, device: str) -> None:
             answer = {"error": "MemoryError: the candidate does not fit into memory"}
         except Exception as error:  # told to the parent, which decides whose fault it is
             answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        try:
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+        except BrokenPipeError:  # the parent is gone
+            return
 
 
 def main() -> None:

@@ -28,7 +28,9 @@ def run() -> None:
         return
     with autotune.capture() as program:
         net(image).realize()
-    print(f"ResNet-{args.depth}, batch {args.batch}: {len(program.kernels)} kernels in {sum(program.calls.values())} calls")
+    print(
+        f"ResNet-{args.depth}, batch {args.batch}: {len(program.kernels)} kernels in {sum(program.calls.values())} calls"
+    )
     if args.train:
         fine_tune(args, program, f"resnet{args.depth}")
     else:

@@ -45,8 +45,7 @@ def check_features(features: np.ndarray, width: int) -> np.ndarray:
     bad = ~np.isfinite(array).all(axis=1)
     if bad.any():
         raise SimulatorError(
-            f"features hold NaN or infinity in {int(bad.sum())} of {len(array)} rows, "
-            f"first at row {int(bad.argmax())}"
+            f"features hold NaN or infinity in {int(bad.sum())} of {len(array)} rows, first at row {int(bad.argmax())}"
         )
     return array
 

@@ -33,9 +33,7 @@ class EnsembleConfig:
     steps: int = 1500  # a few dozen passes over some thousand rows
     batch: int = 512  # rows of one step, for each member
     rows_per_kernel: int = 16  # R: 120 pairs per kernel, and batch / R kernels against each other's noise
-    fast_bias: float = (
-        1.0  # the fastest row is drawn e times as often as the slowest: the fast end is what is chosen
-    )
+    fast_bias: float = 1.0  # the fastest row is drawn e times as often as the slowest: the fast end is what is chosen
     rank_coef: float = 0.5  # weight of the pairwise rank loss within a kernel beside the value loss
     gap: float = 0.1375  # log2(1.1): pairs closer than 10 % are timer noise
     anchor: float = 0.1  # how much a kernel's level counts: little, for it is never compared
@@ -198,15 +196,11 @@ class Ensemble:
         shapes = {f"p{i}": p.shape for i, p in enumerate(self._initial_shapes())}
         shapes |= {"mean": (self.input_dim,), "inverse": (self.input_dim,), "spread": (2,)}
         if set(state) != set(shapes):
-            raise SimulatorError(
-                f"state has the wrong names: {sorted(set(state) ^ set(shapes))} missing or too many"
-            )
+            raise SimulatorError(f"state has the wrong names: {sorted(set(state) ^ set(shapes))} missing or too many")
         arrays = {name: np.array(state[name]) for name in shapes}
         for name, array in arrays.items():
             if array.shape != shapes[name]:
-                raise SimulatorError(
-                    f"state '{name}' has shape {list(array.shape)}, need {list(shapes[name])}"
-                )
+                raise SimulatorError(f"state '{name}' has shape {list(array.shape)}, need {list(shapes[name])}")
             if not np.isfinite(array).all():
                 raise SimulatorError(f"state '{name}' holds NaN or infinity")
         self._scaling = Scaling(
@@ -245,9 +239,7 @@ class Ensemble:
             )
             for t, (x, y) in enumerate(batches, 1):
                 rate = c.lr * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + np.cos(np.pi * (t - 1) / total)))
-                hyper = np.array(
-                    [rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)], np.float32
-                )
+                hyper = np.array([rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)], np.float32)
                 losses.append(jit(*w, *m, *v, Tensor(x), Tensor(y), Tensor(hyper)).numpy())
                 if deadline is not None and deadline():
                     break

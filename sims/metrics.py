@@ -17,9 +17,7 @@ import numpy as np
 from sims.base import SimulatorError, per_group
 
 
-def pairwise_accuracy(
-    predicted: np.ndarray, measured: np.ndarray, group: np.ndarray, gap: float = 0.10
-) -> float:
+def pairwise_accuracy(predicted: np.ndarray, measured: np.ndarray, group: np.ndarray, gap: float = 0.10) -> float:
     """Of the pairs of one kernel whose times differ by more than `gap`, the fraction put in the right order.
 
     A tie in the prediction counts one half: a constant predictor scores 0.5.
@@ -28,9 +26,7 @@ def pairwise_accuracy(
 
     def score(p: np.ndarray, y: np.ndarray) -> float:
         slower = y[:, None] - y[None, :] > least
-        return (
-            float((0.5 + 0.5 * np.sign(p[:, None] - p[None, :]))[slower].mean()) if slower.any() else math.nan
-        )
+        return float((0.5 + 0.5 * np.sign(p[:, None] - p[None, :]))[slower].mean()) if slower.any() else math.nan
 
     return _macro(score, predicted, measured, group)
 
@@ -63,9 +59,7 @@ def top_k(predicted: np.ndarray, measured: np.ndarray, group: np.ndarray, k: int
     """
     if k < 1:
         raise SimulatorError(f"top_k needs k >= 1, got {k}")
-    return _macro(
-        lambda p, y: float(2.0 ** (y.min() - y[_choice(p, y)[:k]].min())), predicted, measured, group
-    )
+    return _macro(lambda p, y: float(2.0 ** (y.min() - y[_choice(p, y)[:k]].min())), predicted, measured, group)
 
 
 def coverage(
@@ -97,9 +91,7 @@ def winners_optimism(predicted: np.ndarray, measured: np.ndarray, group: np.ndar
 
     def score(p: np.ndarray, y: np.ndarray) -> float:
         winner = _choice(p, y)[0]
-        return (
-            float(math.log(2) * ((y[winner] - y.mean()) - (p[winner] - p.mean()))) if len(p) > 1 else math.nan
-        )
+        return float(math.log(2) * ((y[winner] - y.mean()) - (p[winner] - p.mean()))) if len(p) > 1 else math.nan
 
     return _macro(score, predicted, measured, group)
 
@@ -113,15 +105,11 @@ def noise_ceiling(sigma_true: float, sigma_noise: float) -> float:
     arccos(rho) / pi, rho their correlation (Sheppard 1899), which is this.
     """
     if sigma_true < 0 or sigma_noise < 0 or (sigma_true == 0 and sigma_noise == 0):
-        raise SimulatorError(
-            f"noise_ceiling needs sigmas >= 0, not both 0: got {sigma_true} and {sigma_noise}"
-        )
+        raise SimulatorError(f"noise_ceiling needs sigmas >= 0, not both 0: got {sigma_true} and {sigma_noise}")
     return 0.5 + math.atan2(sigma_true, sigma_noise) / math.pi
 
 
-def evaluate(
-    predicted: np.ndarray, std: np.ndarray, measured: np.ndarray, group: np.ndarray
-) -> dict[str, float]:
+def evaluate(predicted: np.ndarray, std: np.ndarray, measured: np.ndarray, group: np.ndarray) -> dict[str, float]:
     """All scores of one simulator on (held-out) kernels, by name."""
     return {
         "pairwise": pairwise_accuracy(predicted, measured, group),
@@ -140,9 +128,7 @@ def _kernels(
     """Check the arrays, then yield (rows, predicted, measured) of each kernel, float64."""
     p, y, g = np.asarray(predicted, np.float64), np.asarray(measured, np.float64), np.asarray(group)
     if not (p.ndim == 1 and p.shape == y.shape == g.shape):
-        raise SimulatorError(
-            f"predicted, measured and group must be [N] alike: got {p.shape}, {y.shape}, {g.shape}"
-        )
+        raise SimulatorError(f"predicted, measured and group must be [N] alike: got {p.shape}, {y.shape}, {g.shape}")
     if not (np.isfinite(p).all() and np.isfinite(y).all()):
         raise SimulatorError("predicted and measured must be finite: leave failed trials out")
     for rows in per_group(g):

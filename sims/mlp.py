@@ -88,7 +88,7 @@ def train_step(
     grads = (value + shape.rank_coef * rank).sum().gradient(*leaves)
     rate, decay, unbias1, unbias2 = (hyper[i] for i in range(4))
     updates = []
-    for i, (p, m, v, g) in enumerate(zip(params, first, second, grads)):
+    for i, (p, m, v, g) in enumerate(zip(params, first, second, grads, strict=True)):
         m_new, v_new = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g * g
         move = m_new * unbias1 / ((v_new * unbias2).sqrt() + EPSILON)
         p_new = p - rate * (move + decay * p if i % 2 == 0 else move)

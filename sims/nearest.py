@@ -25,9 +25,7 @@ class NearestNeighbour:
 
     def __init__(self, input_dim: int, config: NearestConfig = NearestConfig()):
         if input_dim < 1 or config.neighbours < 1:
-            raise SimulatorError(
-                f"need input_dim >= 1 and neighbours >= 1, got {input_dim} and {config.neighbours}"
-            )
+            raise SimulatorError(f"need input_dim >= 1 and neighbours >= 1, got {input_dim} and {config.neighbours}")
         self.input_dim, self.config = input_dim, config
         self._rows: tuple[Scaling, np.ndarray, np.ndarray] | None = None  # scaling, z [N, D], target [N]
 

@@ -28,9 +28,7 @@ class BatchSampler:
     with its own copy has no time difference, so it adds nothing to the rank loss.
     """
 
-    def __init__(
-        self, rows: TrainingRows, counts: np.ndarray, kernels: int, rows_per_kernel: int, fast_bias: float
-    ):
+    def __init__(self, rows: TrainingRows, counts: np.ndarray, kernels: int, rows_per_kernel: int, fast_bias: float):
         """Kernels are drawn by counts * min(size, R). Inside a kernel the row at quantile q (0 fastest) has
         weight exp(-fast_bias * q).
         """
@@ -49,16 +47,16 @@ class BatchSampler:
         """
         members = len(self._kernel_cdf)
         u = rng.random((members, self._g))
-        kernel = np.stack([np.searchsorted(cdf, row, side="right") for cdf, row in zip(self._kernel_cdf, u)])
+        kernel = np.stack(
+            [np.searchsorted(cdf, row, side="right") for cdf, row in zip(self._kernel_cdf, u, strict=True)]
+        )
         kernel = np.minimum(kernel, self._rows.kernels - 1)  # [M, G]
         inside = (np.arange(self._r) + rng.random((members, self._g, self._r))) / self._r
         row = np.searchsorted(self._row_cdf, kernel[..., None] + inside, side="right")
         row = np.clip(row, self._rows.start[kernel][..., None], self._rows.start[kernel + 1][..., None] - 1)
         return row.reshape(members, self._g * self._r)
 
-    def batches(
-        self, rng: np.random.Generator, features: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, rng: np.random.Generator, features: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless (x [M, G * R, D], y [M, G * R]) float32 from standardised features [N, D] in the order of
         the rows.
         """

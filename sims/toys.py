@@ -36,9 +36,7 @@ def make_world(kernels: int, rows: int, seed: int, noise: float = 0.1) -> World:
     inner = law.standard_normal((WIDTH, 12)) / np.sqrt(WIDTH)
     truth = np.tanh(2.0 * features @ inner + law.standard_normal(12)) @ law.standard_normal(12)
     offset = 4.0 * rng.standard_normal(kernels)[group] - 12.0
-    return World(
-        features.astype(np.float32), truth + offset + noise * rng.standard_normal(len(group)), truth, group
-    )
+    return World(features.astype(np.float32), truth + offset + noise * rng.standard_normal(len(group)), truth, group)
 
 
 def shuffled_within(world: World, seed: int = 0) -> np.ndarray:

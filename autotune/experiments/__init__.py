@@ -42,16 +42,17 @@ def make_experiment(name: str) -> Experiment:
 
 def command_line(experiment: Experiment, arguments: list[str]) -> int:
     """Run an experiment as `python -m` does: exit status 0, or one line on stderr and 1 (failure) or 2 (usage)."""
+    name = str(experiment.path)
     try:
-        experiment.run_commandline([experiment.path, "--debug", *arguments])  # debug: hand errors on, print no trace
+        experiment.run_commandline([name, "--debug", *arguments])  # debug: hand errors on, print no trace
     except AutotuneError as error:
-        print(f"{experiment.path}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return error.status
     except SacredError as error:
-        print(f"{experiment.path}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{experiment.path}: interrupted; finished trials and checkpoints are in `{RUNS}`", file=sys.stderr)
+        print(f"{name}: interrupted; finished trials and checkpoints are in `{RUNS}`", file=sys.stderr)
         return 1
     return 0
 

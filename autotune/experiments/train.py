@@ -44,7 +44,7 @@ def vars_of(config: Any) -> dict[str, Any]:
 experiment.add_config({**plain(DEFAULTS), "resume": "", "strategies": ["mixed", "policy", "random"], "eval_trials": 16,
                        "eval_kernels": 24})  # fmt: skip
 experiment.add_named_config("fast", {
-    "minutes": 10.0, "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False,
+    "minutes": 10.0, "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False, "draft": True,
     "eval_trials": 2, "eval_kernels": 2, "strategies": ["mixed", "random"],
     "ppo": {"hidden": 16, "n_envs": 4, "steps": 4, "epochs": 1}, "simulator": {"hidden": 16, "members": 2, "batch": 32},
 })  # fmt: skip
@@ -65,7 +65,9 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     evaluator = Evaluator(session.records, session.measurer, session.renderer, best, settings["strategies"],
                           settings["eval_trials"], config.seed)  # fmt: skip
     compared = evaluator.compare_all(held_out, over=lambda: session.clock.over("evaluate", 0.98 * trainer.seconds))
-    print(f"\n{len(compared)} held-out kernels, {settings['eval_trials']} trials each, time over hand-coded:\n{table(compared)}")
+    print(
+        f"\n{len(compared)} held-out kernels, {settings['eval_trials']} trials each, time over hand-coded:\n{table(compared)}"
+    )
     return {"shipped_rows": shipped, **trained, "checkpoint": digest(session.out / "best.safetensors"),
             "summary": summarise(compared), "kernels": to_json(compared)}  # fmt: skip
 

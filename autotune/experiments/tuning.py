@@ -63,7 +63,11 @@ def captured(session: Session, name: str) -> Program:
     program = Program()
     for calls, data in json.loads(path.read_text()):
         kernel = kernel_from_json(data)
-        program.kernels[kernel.key], program.calls[kernel.key], program.devices[kernel.key] = kernel, calls, session.device
+        program.kernels[kernel.key], program.calls[kernel.key], program.devices[kernel.key] = (
+            kernel,
+            calls,
+            session.device,
+        )
     return program
 
 
@@ -75,7 +79,9 @@ def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
                   strategy=settings["strategy"], guide=guide, seed=settings["seed"])  # fmt: skip
     kernels = list(program.kernels.values())
     recorded = session.clock.recorded
-    budget = Budget(settings["trials"] * len(kernels), settings["seconds"], stop_after=recorded["trials"] if recorded else None)
+    budget = Budget(
+        settings["trials"] * len(kernels), settings["seconds"], stop_after=recorded["trials"] if recorded else None
+    )
     results, _ = tuner.run(kernels, program.calls, budget)
     session.clock.ended["trials"] = budget.spent
     report = Report(session.device, budget.elapsed(), budget.spent, results)

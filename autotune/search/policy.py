@@ -13,18 +13,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from autotune.compiler import Renderer
-from autotune.episodes import Masks, sample_episodes
+from autotune.episodes import Seen, sample_episodes
 from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
 from autotune.space import State, root_state
 
-ROUNDS = 8  # batches of n_envs episodes that `mixed` draws for each ask
+ROUNDS = 4  # batches of n_envs episodes that `mixed` draws for each ask
 DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` counts as exhausted
 TEMPERATURES = (1.0, 1.0, 1.5, 2.5)  # `mixed` spreads its episodes: a confident policy would repeat itself
-EXPLORE = 0.5  # weight of the simulator's spread in the choice of the next trials (optimism)
-NEAR = 1.0  # scale of the distance, in standardised features, over which a trial corrects its neighbours
+CROWDING = 0.5  # log2 units by which a chosen schedule pushes back its like in the same batch
+FAILURE = 2.0  # log2 units by which a failed one does
+NEAR = 0.5  # scale of the distance, in standardised features, over which a trial speaks for its neighbours
 
 
 class PolicySearch:
@@ -36,7 +37,7 @@ class PolicySearch:
         self.seen: set[Schedule] = {()}
         self.waiting: list[Schedule] = []
         self.greedy_done = False
-        self.masks: Masks = {}
+        self.looked: Seen = {}
 
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules; fewer, or none, where the policy has nothing new to say."""
@@ -57,7 +58,7 @@ class PolicySearch:
         self.seen.update(t.schedule for t in trials)
 
     def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
-        return sample_episodes(self.guide.agent, starts, self.rng, temperature, self.masks)
+        return sample_episodes(self.guide.agent, starts, self.rng, temperature, self.looked)
 
 
 class MixedSearch(PolicySearch):
@@ -70,23 +71,24 @@ class MixedSearch(PolicySearch):
         self.failed: list[State] = []
 
     def ask(self, count: int) -> list[Schedule]:
-        """The `count` most promising schedules of the pool that were not measured yet, no two alike to the simulator."""
+        """The most promising schedules of the pool that were not measured yet: the ensemble's first choice, then one of a
+        random member each (Thompson sampling), every choice pushing those like it back."""
         self._grow()
         candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
         if not candidates:
             return []
-        score = self._score(candidates)
-        chosen: list[State] = []
-        taken: set[int] = set()
-        for i in np.argsort(score, kind="stable"):
-            looks = round(float(score[i]) * 1e5)
-            if looks not in taken:  # schedules that differ only in order give the same code
-                taken.add(looks)
-                chosen.append(candidates[i])
-            if len(chosen) == count:
-                break
-        self.seen.update(s.schedule for s in chosen)
-        return [s.schedule for s in chosen]
+        members = self._corrected(candidates)  # [M, C]
+        crowding = np.zeros(len(candidates))
+        chosen: list[int] = []
+        for slot in range(min(count, len(candidates))):
+            score = members.mean(0) if slot == 0 else members[int(self.rng.integers(len(members)))]
+            score = score + CROWDING * crowding
+            score[chosen] = np.inf
+            chosen.append(int(score.argmin()))
+            crowding = np.maximum(crowding, self._similarity(candidates, [candidates[chosen[-1]]])[:, 0])
+        schedules = [candidates[i].schedule for i in chosen]
+        self.seen.update(schedules)
+        return schedules
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take in measured times: they correct the simulator for this kernel."""
@@ -112,26 +114,22 @@ class MixedSearch(PolicySearch):
                     self.pool.setdefault(state.schedule, state)
 
     def _prefixes(self, state: State) -> list[State]:
-        return [self.pool[state.schedule[:n]] for n in range(len(state.schedule) + 1) if state.schedule[:n] in self.pool]
+        return [
+            self.pool[state.schedule[:n]] for n in range(len(state.schedule) + 1) if state.schedule[:n] in self.pool
+        ]
 
-    def _score(self, candidates: list[State]) -> np.ndarray:
-        """Predicted log2 time, corrected by this kernel's trials, minus optimism; failures push their neighbours back."""
-        mean, spread = self.guide.predict(candidates)
-        if not self.measured and not self.failed:
-            return mean
-        known = [s for s, _ in self.measured]
-        near = self._similarity(candidates, known + self.failed)  # [C, M + F]
-        score = mean.copy()
-        if known:
-            predicted = self.guide.predict(known)[0]
-            residual = np.array([t for _, t in self.measured]) - predicted
-            level = float(np.mean(residual))
-            weight = near[:, : len(known)]
-            score += level + (weight @ (residual - level)) / (weight.sum(1) + 0.5)
-            spread = spread / np.sqrt(1.0 + weight.sum(1))
+    def _corrected(self, candidates: list[State]) -> np.ndarray:
+        """Each member's log2 time [M, C], moved by what it got wrong near by; failures push their neighbours back."""
+        members = self.guide.members(candidates)
+        if self.measured:
+            known = [s for s, _ in self.measured]
+            residual = np.array([t for _, t in self.measured]) - self.guide.members(known)  # [M, K]
+            level = residual.mean(1, keepdims=True)
+            weight = self._similarity(candidates, known)  # [C, K]
+            members = members + level + (residual - level) @ weight.T / (weight.sum(1) + 0.5)
         if self.failed:
-            score += 2.0 * near[:, len(known) :].max(1)
-        return score - EXPLORE * spread
+            members = members + FAILURE * self._similarity(candidates, self.failed).max(1)
+        return members
 
     def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
         """exp(-squared distance) of standardised features [L, R]."""

@@ -87,3 +87,16 @@ def count(records: Path, kind: str = "trial") -> int:
             return db.execute("SELECT count(*) FROM trials WHERE kind = ?", (kind,)).fetchone()[0]
     except sqlite3.OperationalError:  # not there yet
         return 0
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session that are alive: what `start` began, and its children, whatever group they are in."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]  # state, parent, group, session
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(own) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found

@@ -24,18 +24,14 @@ def test_learns_unseen_kernels_and_beats_the_controls(fitted, train: World, held
     assert ours > BAR and ours > control + 0.08 and control > 0.6, (ours, control)
 
 
-def test_labels_shuffled_within_kernels_teach_nothing(
-    train: World, held_out: World, small: EnsembleConfig
-) -> None:
+def test_labels_shuffled_within_kernels_teach_nothing(train: World, held_out: World, small: EnsembleConfig) -> None:
     broken = Ensemble(WIDTH, small)
     metric = broken.fit(train.features, shuffled_within(train), train.group, steps=150)
     assert 0.35 < held_out_pairwise(broken, held_out) < 0.65
     assert 0.4 < metric["oob_pairwise"] < 0.6
 
 
-def test_choices_are_good_and_the_out_of_bag_score_is_honest(
-    fitted, held_out: World, small: EnsembleConfig
-) -> None:
+def test_choices_are_good_and_the_out_of_bag_score_is_honest(fitted, held_out: World, small: EnsembleConfig) -> None:
     ensemble, metric = fitted
     mean, std = ensemble.predict(held_out.features, held_out.group)
     scores = metrics.evaluate(mean, std, held_out.log_time, held_out.group)
@@ -55,9 +51,7 @@ def test_a_kernels_level_does_not_matter(train: World, small: EnsembleConfig) ->
     a, b = Ensemble(WIDTH, small), Ensemble(WIDTH, small)
     a.fit(train.features, train.log_time, train.group, steps=5)
     b.fit(train.features, train.log_time + 8.0 * (train.group % 3), train.group, steps=5)
-    np.testing.assert_allclose(
-        a.predict(train.features[:50])[0], b.predict(train.features[:50])[0], atol=1e-4
-    )
+    np.testing.assert_allclose(a.predict(train.features[:50])[0], b.predict(train.features[:50])[0], atol=1e-4)
 
 
 def test_one_seed_gives_one_result_bit_for_bit(train: World, held_out: World, small: EnsembleConfig) -> None:
@@ -86,17 +80,13 @@ def test_a_capture_loaded_from_disk_gives_the_same_bits(
     assert len(jitcache._loaded) == 2
 
 
-def test_two_ensembles_do_not_touch_each_other(
-    fitted, train: World, held_out: World, small: EnsembleConfig
-) -> None:
+def test_two_ensembles_do_not_touch_each_other(fitted, train: World, held_out: World, small: EnsembleConfig) -> None:
     before = fitted[0].predict_members(held_out.features)
     Ensemble(WIDTH, small).fit(train.features, train.log_time, train.group, steps=3)
     np.testing.assert_array_equal(fitted[0].predict_members(held_out.features), before)
 
 
-def test_any_number_of_rows_gives_the_same_answer_per_row(
-    fitted, train: World, small: EnsembleConfig
-) -> None:
+def test_any_number_of_rows_gives_the_same_answer_per_row(fitted, train: World, small: EnsembleConfig) -> None:
     whole = fitted[0].predict_members(train.features[: CHUNK + 3])
     assert whole.shape == (small.members, CHUNK + 3)
     for n in (1, CHUNK - 1, CHUNK):
@@ -116,7 +106,7 @@ def test_grouped_prediction_is_centred_and_orders_alike(fitted, held_out: World)
 def test_state_round_trip(fitted, held_out: World, small: EnsembleConfig) -> None:
     copy = Ensemble(WIDTH, small)
     copy.load_state(fitted[0].state())
-    for ours, theirs in zip(copy.predict(held_out.features), fitted[0].predict(held_out.features)):
+    for ours, theirs in zip(copy.predict(held_out.features), fitted[0].predict(held_out.features), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

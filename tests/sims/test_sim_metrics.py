@@ -64,9 +64,7 @@ def test_top_k_by_hand() -> None:
     expected = {1: 1 / 2.0, 2: 1 / 2.0, 3: 1 / 1.05, 4: 1.0, 9: 1.0}
     for k, score in expected.items():
         assert metrics.top_k(p, TIMES, ONE, k) == pytest.approx(score)
-    assert metrics.top_k(np.zeros(4), TIMES, ONE, 1) == pytest.approx(
-        1 / 4
-    )  # ties count against the simulator
+    assert metrics.top_k(np.zeros(4), TIMES, ONE, 1) == pytest.approx(1 / 4)  # ties count against the simulator
     with pytest.raises(SimulatorError, match="k >= 1"):
         metrics.top_k(p, TIMES, ONE, 0)
 
@@ -77,9 +75,7 @@ def test_coverage_by_hand() -> None:
     assert metrics.coverage(p, np.full(4, 0.79), y, ONE) == pytest.approx(3 / 4)  # 1.28155 * .79 = 1.0124
     assert metrics.coverage(p, np.full(4, 0.77), y, ONE) == 0.0  # .9868
     assert metrics.coverage(p, np.full(4, 2.4), y, ONE) == 1.0  # 3.0757
-    assert metrics.coverage(p, np.full(4, 0.6), y, ONE, level=0.95) == pytest.approx(
-        3 / 4
-    )  # 1.95996 * .6 = 1.176
+    assert metrics.coverage(p, np.full(4, 0.6), y, ONE, level=0.95) == pytest.approx(3 / 4)  # 1.95996 * .6 = 1.176
 
 
 def test_coverage_of_a_known_normal_is_its_level() -> None:
@@ -128,9 +124,7 @@ def test_scores_ignore_the_order_of_rows_and_the_names_of_kernels(
 
 def test_all_scores_ignore_an_offset_per_kernel(sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     p, y, g = sample
-    assert metrics.evaluate(p + 10.0 * g, np.ones(22), y, g) == pytest.approx(
-        metrics.evaluate(p, np.ones(22), y, g)
-    )
+    assert metrics.evaluate(p + 10.0 * g, np.ones(22), y, g) == pytest.approx(metrics.evaluate(p, np.ones(22), y, g))
 
 
 def test_kernels_that_cannot_be_scored_are_left_out() -> None:

@@ -78,9 +78,7 @@ def test_loss_equals_an_independent_numpy_computation() -> None:
     rng, s = np.random.default_rng(0), mlp.LossShape(3, 4, anchor=0.3, huber=0.5, rank_coef=0.7, gap=0.2)
     p, y = rng.standard_normal((2, 12)), 2 * rng.standard_normal((2, 12))
     with Context(BEAM=0):
-        value, rank = (
-            t.numpy() for t in mlp.loss_terms(Tensor(p.astype(np.float32)), Tensor(y.astype(np.float32)), s)
-        )
+        value, rank = (t.numpy() for t in mlp.loss_terms(Tensor(p.astype(np.float32)), Tensor(y.astype(np.float32)), s))
     for member in range(2):
         expected = numpy_loss(p[member], y[member], s)[:2]
         np.testing.assert_allclose([value[member], rank[member]], expected, atol=1e-5)
@@ -90,9 +88,7 @@ def test_loss_by_hand() -> None:
     """One kernel, two rows: y 0 and 2, p 0 and 1. Centred errors +-1/2; one pair, p_slow - p_fast = 1."""
     s = mlp.LossShape(1, 2, anchor=0.0, huber=1.0, rank_coef=1.0, gap=0.1)
     value, rank = mlp.loss_terms(Tensor([[0.0, 1.0]]), Tensor([[0.0, 2.0]]), s)
-    assert value.item() == pytest.approx(0.125) and rank.item() == pytest.approx(
-        np.log(1 + np.exp(-1)), abs=1e-6
-    )
+    assert value.item() == pytest.approx(0.125) and rank.item() == pytest.approx(np.log(1 + np.exp(-1)), abs=1e-6)
 
 
 def test_four_jitted_steps_equal_numpy_for_every_member(small: EnsembleConfig) -> None:
@@ -100,8 +96,7 @@ def test_four_jitted_steps_equal_numpy_for_every_member(small: EnsembleConfig) -
     rng, shape = np.random.default_rng(0), small.loss_shape
     start = mlp.initial(5, list(SIZES[1:]), rng)
     w, m, v = (
-        [Tensor(a).realize() for a in arrays]
-        for arrays in (start, [0 * a for a in start], [0 * a for a in start])
+        [Tensor(a).realize() for a in arrays] for arrays in (start, [0 * a for a in start], [0 * a for a in start])
     )
     batches = [(rng.standard_normal((5, 256, 32)), rng.standard_normal((5, 256))) for _ in range(4)]
     jit, got = _train_jit(SIZES, shape), []
@@ -109,9 +104,7 @@ def test_four_jitted_steps_equal_numpy_for_every_member(small: EnsembleConfig) -
         for t, (x, y) in enumerate(batches, 1):
             hyper = np.array([*HYPER, 1 / (1 - 0.9**t), 1 / (1 - 0.999**t)], np.float32)
             got.append(
-                jit(
-                    *w, *m, *v, Tensor(x.astype(np.float32)), Tensor(y.astype(np.float32)), Tensor(hyper)
-                ).numpy()
+                jit(*w, *m, *v, Tensor(x.astype(np.float32)), Tensor(y.astype(np.float32)), Tensor(hyper)).numpy()
             )
     expected = np.zeros((4, 2))
     for member in range(5):

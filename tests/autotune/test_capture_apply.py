@@ -1,0 +1,265 @@
+"""Seeing what a program runs, and running it with other schedules."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinygrad import Context, Tensor, TinyJit, Variable
+from tinygrad.engine import realize
+
+import autotune
+from autotune.compiler import KernelInfo, Ops, Opt, OptOps, UOp, default_device, fingerprint, hand_coded, renderer_of
+from autotune.install import export_beam
+from autotune.records import Final, Records, Trial, fingerprint_id
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE = default_device()
+WINNER = (Opt(OptOps.UPCAST, 0, 2), Opt(OptOps.UPCAST, 0, 3))  # not what the heuristic would do
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[list[tuple[Opt, ...]]]:
+    """The schedules that the launched programs were really compiled with, in order."""
+    found: list[tuple[Opt, ...]] = []
+    original = realize.track_stats
+
+    def track(ctx, call, *rest):
+        for _, kernel in realize.get_call_kernels(call):
+            for program in (u for u in kernel.src[0].toposort() if u.op is Ops.PROGRAM):
+                found.append(tuple(program.src[0].arg.applied_opts))
+        original(ctx, call, *rest)
+
+    realize.track_stats = track
+    try:
+        yield found
+    finally:
+        realize.track_stats = original
+
+
+def array(*shape: int, seed: int = 0) -> Tensor:
+    return Tensor(np.random.default_rng(seed).standard_normal(shape).astype(np.float32)).realize()
+
+
+def records_with(path: Path, program: autotune.Program, accepted: bool = True, device: dict | None = None) -> Records:
+    """A records file as tuning leaves it, written by hand: baselines, and a winner for every kernel."""
+    records, renderer = Records(path), renderer_of(DEVICE)
+    own = records.add_fingerprint(device or fingerprint(DEVICE))
+    for kernel in program.kernels.values():
+        records.add_kernel(kernel)
+        for kind, schedule in (("unoptimized", ()), ("hand_coded", hand_coded(kernel.ast, renderer))):
+            records.add_trial(own, Trial(kernel.key, schedule, "ok", (1e-6,), kind=kind), 1)
+        records.add_final(own, Final(kernel.key, WINNER, (1.0,), (2.0,), (2.0,), accepted))
+    return records
+
+
+# **** capture ****
+
+
+def test_every_launch_counts():
+    x, y = array(12, 34), array(12, 34, seed=1)
+    with autotune.capture() as program:
+        for _ in range(5):
+            (x + y).realize()
+        (x * 7.5).sum(1).realize()
+    names = {program.kernels[key].name: n for key, n in program.calls.items()}
+    assert names == {"e 408": 5, "r 12 / 34": 1} and set(program.devices.values()) == {DEVICE}
+    assert program.for_device(DEVICE) == list(program.kernels.values()) and program.for_device("GPU:7") == []
+
+
+def test_nothing_is_seen_outside():
+    x = array(12, 35)
+    with autotune.capture() as program:
+        pass
+    (x + 1).realize()
+    assert program.calls == {} == program.kernels
+    with pytest.raises(ZeroDivisionError), autotune.capture() as program:
+        (x + 2).realize()
+        raise ZeroDivisionError
+    (x + 3).realize()
+    assert sum(program.calls.values()) == 1
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 6])
+def test_replays_of_a_jit_count(calls):
+    """One call runs, the second is captured, all others are replays: each launches both kernels once."""
+    step = TinyJit(lambda x: (x.sin().sum(0) + 1.5).contiguous().cos().sum().realize())
+    inputs = [array(24, 24 + calls, seed=i) for i in range(calls)]
+    with autotune.capture() as program:
+        for x in inputs:
+            step(x)
+    assert len(program.calls) >= 2 and set(program.calls.values()) == {calls} and program.skipped == 0
+
+
+def test_kernels_compiled_before_are_found():
+    x, y = array(9, 41), array(9, 41, seed=1)
+    (x * y - 3).realize()
+    with autotune.capture() as program:
+        (y * x - 3).realize()
+    assert list(program.calls.values()) == [1]
+
+
+def test_symbolic_shapes_are_kept():
+    x = array(40, 6)
+    with autotune.capture() as program:
+        for n in (3, 17, 40):
+            x[: Variable("rows", 2, 40).bind(n)].sum(0).realize()
+    ((key, kernel),) = program.kernels.items()
+    assert kernel.variables == {"rows": (2, 40)} and program.calls[key] == 3
+
+
+def test_kernels_with_a_schedule_of_their_own_are_skipped():
+    def twice(out: UOp, source: UOp) -> UOp:
+        i = UOp.range(48, 0)
+        return out[i].store(source[i] * 2).end(i).sink(arg=KernelInfo(name="twice", opts_to_apply=()))
+
+    x = array(48)
+    with autotune.capture() as program:
+        assert (Tensor.empty(48).custom_kernel(x, fxn=twice)[0].numpy() == 2 * x.numpy()).all()
+        (x + 1).realize()
+    assert (sum(program.calls.values()), program.skipped) == (1, 1)
+
+
+def test_captures_may_be_nested():
+    x = array(7, 49)
+    with autotune.capture() as outer:
+        (x + 1).realize()
+        with autotune.capture() as inner:
+            (x + 1).realize()
+    assert (sum(outer.calls.values()), sum(inner.calls.values())) == (2, 1) and list(outer.kernels) == list(
+        inner.kernels
+    )
+
+
+# **** apply ****
+
+
+def test_accepted_schedules_run_and_give_the_same_output(tmp_path):
+    x, y = array(30, 20), array(30, 20, seed=1)
+    with autotune.capture() as program, launched() as before:
+        wanted = (x - y * 2).numpy()
+    with (
+        records_with(tmp_path / "r.db", program).db,
+        autotune.apply(tmp_path / "r.db") as applied,
+        launched() as during,
+    ):
+        got, unknown = (x - y * 2).numpy(), (x * y / 3 + 1).numpy()
+    with launched() as after:
+        (x - y * 2).realize()
+    own, renderer = next(iter(program.kernels.values())), renderer_of(DEVICE)
+    assert before[0] == after[0] == hand_coded(own.ast, renderer) != WINNER
+    assert during[0] == WINNER and during[1] != WINNER and len(during) == 2
+    assert (got == wanted).all() and np.allclose(unknown, x.numpy() * y.numpy() / 3 + 1, atol=1e-5)
+    assert (applied.tuned, applied.plain) == (1, 1)
+
+
+@pytest.mark.parametrize("case", ["not accepted", "another machine"])
+def test_what_is_not_accepted_here_runs_as_tinygrad_would(tmp_path, case):
+    x = array(36, 10 + len(case))
+    with autotune.capture() as program:
+        (x * 4 - 1).realize()
+    device = {**fingerprint(DEVICE), "model": "elsewhere"} if case == "another machine" else None
+    records_with(tmp_path / "r.db", program, accepted=case == "another machine", device=device).close()
+    with autotune.apply(tmp_path / "r.db") as applied, launched() as during:
+        (x * 4 - 1).realize()
+    assert during == [hand_coded(next(iter(program.kernels.values())).ast, renderer_of(DEVICE))] and applied.tuned == 0
+
+
+def test_a_jit_keeps_its_schedules(tmp_path):
+    x = array(60, 12)
+    with autotune.capture() as program:
+        (x * 2.25).realize()
+    step = TinyJit(lambda t: (t * 2.25).realize())
+    with autotune.apply(records_with(tmp_path / "r.db", program)), launched() as during:
+        step(x), step(array(60, 12, seed=2))
+    with launched() as after:
+        assert np.allclose(step(array(60, 12, seed=3)).numpy(), array(60, 12, seed=3).numpy() * 2.25)
+    assert during == [WINNER] * 2 and after[:1] == [WINNER]
+
+
+def test_a_tuned_program_can_be_captured(tmp_path):
+    """A kernel keeps its key whatever schedule it runs with."""
+    x = array(6, 50)
+    with autotune.capture() as program:
+        (x + 0.125).realize()
+    with autotune.apply(records_with(tmp_path / "r.db", program)), autotune.capture() as again:
+        (x + 0.125).realize()
+    assert again.calls == program.calls and again.skipped == 0
+
+
+def test_beam_in_the_environment_does_not_overrule_a_winner(tmp_path):
+    x = array(6, 51)
+    with autotune.capture() as program:
+        (x + 0.25).realize()
+    with Context(BEAM=2), autotune.apply(records_with(tmp_path / "r.db", program)), launched() as during:
+        (x + 0.25).realize()
+    assert during == [WINNER]
+
+
+# **** tinygrad's own BEAM cache ****
+
+SCRIPT = """
+import json, numpy as np
+from tinygrad import Tensor
+from tinygrad.codegen.opt import search
+from test_capture_apply import launched
+searches = []
+original = search._try_compile
+search._try_compile = lambda x: searches.append(x[0]) or original(x)
+x = Tensor(np.arange(600, dtype=np.float32).reshape(30, 20)).realize()
+with launched() as found:
+    total = float((x * 3 - 1).numpy().sum())
+print(json.dumps([len(searches), [[[o.op.name, o.axis, o.arg] for o in s] for s in found], total]))
+"""
+
+
+def test_beam_serves_an_exported_schedule_and_searches_nothing(tmp_path, monkeypatch):
+    if DEVICE != "CPU":
+        pytest.skip("the script below runs on CPU")
+    env = {**os.environ, "CACHEDB": str(tmp_path / "cache.db"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'autotune'}", "DEV": "CPU",
+           "PARALLEL": "0", "NUM_CPU_THREADS": "1"}  # fmt: skip
+
+    def python(code: str, **more: str) -> list:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**env, **more}, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    x = array(30, 20)
+    with autotune.capture() as program:
+        (x * 3 - 1).realize()
+    records_with(tmp_path / "r.db", program).close()
+    export = ("from autotune.records import Records\nfrom autotune.install import export_beam\nimport sqlite3\n"
+              f"records = Records({str(tmp_path / 'r.db')!r})\n"
+              "from autotune.records import fingerprint_id\nfrom autotune.compiler import fingerprint\n"
+              "own = fingerprint_id(fingerprint('CPU'))\n"
+              "for table in ('trials', 'finals'): records.db.execute(f'UPDATE {table} SET fingerprint = ?', (own,))\n"
+              "print(export_beam(records, 3))")  # fmt: skip
+    assert python(export) == 1
+    tuned = [["UPCAST", 0, 2], ["UPCAST", 0, 3]]
+    assert python(SCRIPT, BEAM="3") == [0, [tuned], float((np.arange(600) * 3 - 1).sum())]
+    assert python(SCRIPT, BEAM="0")[1] != [tuned]
+    assert python(SCRIPT, BEAM="1")[0] > 0  # another width: it searches, so the script would have shown it
+
+
+def test_a_kernel_without_a_winner_is_exported_hand_coded(tmp_path, monkeypatch):
+    x = array(31, 20)
+    with autotune.capture() as program:
+        (x * 3 - 1).realize()
+    written = Counter()
+    monkeypatch.setattr(
+        "autotune.install.write_beam_cache", lambda ast, schedule, width, ren: written.update([(schedule, width)])
+    )
+    records = records_with(tmp_path / "r.db", program, accepted=False)
+    (kernel,) = program.kernels.values()
+    assert export_beam(records, 2) == 1 and written == {(hand_coded(kernel.ast, renderer_of(DEVICE)), 2): 1}
+    assert fingerprint_id(fingerprint(DEVICE)) in records.fingerprints()

@@ -1,0 +1,101 @@
+"""Experiments under sacred: a run leaves everything that it takes to repeat it, and a replay repeats it bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotune.experiments.replay import compare
+from autotune.guide import newest_checkpoint
+from autotune.training import Clock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "DEV": "CPU", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experiments")
+    done = python(folder, "autotune.experiments.train", "with", "fast")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "held-out kernels" in done.stdout and "geometric mean" in done.stdout
+    return folder
+
+
+def test_training_leaves_checkpoints_records_metrics_and_a_result(trained: Path):
+    run = trained / "runs" / "1"
+    names = {p.name for p in run.iterdir()}
+    assert {"best.safetensors", "best.json", "last.safetensors", "records.db", "result.json", "metrics.json"} <= names
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"return", "ppo.entropy", "simulator.value_loss", "validation"} <= set(metrics)
+    figures = json.loads((run / "result.json").read_text())["figures"]
+    assert figures["updates"] == 2 and figures["trials"] == 18  # six kernels of three
+    assert figures["summary"]["mixed"]["trials"] == figures["summary"]["random"]["trials"] == 4
+
+
+def test_a_test_run_is_no_checkpoint_to_use(trained: Path):
+    assert newest_checkpoint(trained / "runs") is None
+
+
+def test_training_replays_bit_for_bit_and_a_changed_figure_is_named(trained: Path):
+    done = python(trained, "autotune", "replay", "runs/1")
+    assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout[-1500:] + done.stderr[-1500:]
+    shutil.copytree(trained / "runs" / "1", trained / "forged")
+    result = json.loads((trained / "forged" / "result.json").read_text())
+    result["figures"]["kernels"][0]["ms"]["mixed"] += 1.0
+    result["figures"]["updates"] = 3
+    (trained / "forged" / "result.json").write_text(json.dumps(result))
+    done = python(trained, "autotune", "replay", "forged")
+    assert done.returncode == 1
+    assert "kernels[0].ms.mixed" in done.stdout and "updates: recorded 3, now 2" in done.stdout
+
+
+def test_tuning_replays_at_the_recorded_count_and_live_reports_differences(trained: Path):
+    done = python(trained, "autotune.experiments.tuning", "with", "fast")
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = max((trained / "runs").glob("[0-9]*"), key=lambda p: int(p.name))
+    recorded = json.loads((run / "result.json").read_text())
+    assert recorded["clock"]["trials"] == sum(k["trials"] for k in recorded["figures"]["kernels"]) > 0
+    assert "bit for bit" in python(trained, "autotune", "replay", str(run)).stdout
+    live = python(trained, "autotune", "replay", str(run), "--live")
+    assert live.returncode == 0 and "recorded" in live.stdout  # no machine gives the same microseconds twice
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["autotune.experiments.train", "with", "nonsense=3"], "nonsense"),
+    (["autotune.experiments.train", "with", "fast", "resume=nowhere/best"], "no checkpoint nowhere/best"),
+    (["autotune.experiments.tuning", "with", "program=nothing"], "unknown program"),
+    (["autotune", "replay", "nowhere"], "no directory of a recorded run"),
+])  # fmt: skip
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str):
+    done = python(tmp_path, *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if message in line]) == 1
+
+
+def test_compare_names_places_and_takes_nan_for_itself():
+    nan = float("nan")
+    assert compare({"a": [1, {"b": nan}]}, {"a": [1, {"b": nan}]}) == []
+    assert compare({"a": [1, 2]}, {"a": [1, 3]}) == ["a[1]: recorded 2, now 3"]
+    assert compare({"a": 1}, {"a": 1, "c": 2}) == ["c: recorded None, now 2"]
+
+
+def test_a_clock_repeats_its_counts():
+    live = Clock()
+    while not live.over("phase", live.elapsed() if live.asked.get("phase", 0) == 3 else 1e9):
+        pass
+    assert live.ended == {"phase": 4}
+    again = Clock(live.ended)
+    assert [again.over("phase", 0.0) for _ in range(4)] == [False, False, False, True]
+    assert not again.over("other", 0.0)  # never ended by the clock: ends by itself

@@ -1,0 +1,265 @@
+"""The file of all trials: what goes in comes out, in order, from several processes, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import U2, U4, add_one, symbolic, total
+
+from autotune.compiler import Opt, OptOps
+from autotune.errors import RecordsError
+from autotune.records import SCHEMA, VERDICTS, Final, History, Records, Trial, default_path, fingerprint_id
+
+FIELDS = {"backend": "CPU", "model": "some machine"}
+OTHER = {**FIELDS, "model": "another machine"}
+TC = Opt(OptOps.TC, 0, (-1, 2, 1))
+
+
+@pytest.fixture
+def records(tmp_path):
+    records = Records(tmp_path / "deep" / "records.db")
+    yield records
+    records.close()
+
+
+def trial(schedule=(U4,), samples=(3e-6, 1e-6, 2e-6), verdict="ok", **more) -> Trial:
+    return Trial(add_one().key, schedule, verdict, samples, **more)
+
+
+def fill(records: Records, *trials: Trial) -> str:
+    own = records.add_fingerprint(FIELDS)
+    for t in trials:
+        records.add_trial(own, t, 1)
+    return own
+
+
+def test_trials_come_back_whole_and_in_order(records):
+    full = trial((U4, TC, Opt(OptOps.NOLOCALS)), compile_seconds=0.25, code_hash="abc", detail="é 'quoted'; DROP TABLE trials",
+                 strategy="ppo", seed=7)  # fmt: skip
+    trials = [full, trial(samples=(0.1 + 0.2, 1e-300)), trial((), (), "timeout", kind="unoptimized")]
+    own = fill(records, *trials)
+    assert records.history(full.kernel, own).trials == trials
+    assert [t for _, t in records.all_trials(own)] == trials
+    stamps = [when for when, _ in records.all_trials(own)]
+    assert stamps == sorted(stamps) and stamps[0] > 1.6e9
+
+
+def test_devices_and_kernels_are_kept_apart(records):
+    own, other = fill(records, trial()), records.add_fingerprint(OTHER)
+    records.add_trial(other, trial((U2,)), 1)
+    records.add_trial(own, replace(trial(), kernel="other"), 1)
+    assert [t.schedule for t in records.history(add_one().key, other).trials] == [(U2,)]
+    assert records.history(add_one().key, own).spent == 1 and records.history("none", own).trials == []
+    assert records.fingerprints() == {own: FIELDS, other: OTHER} and own != other
+    assert fingerprint_id(dict(reversed(list(FIELDS.items())))) == own == records.add_fingerprint(FIELDS)
+
+
+def test_a_file_that_is_opened_again_holds_all(records):
+    own = fill(records, trial())
+    records.add_kernel(symbolic())
+    records.add_kernel(symbolic())
+    records.close()
+    for read_only in (True, False):
+        again = Records(records.path, read_only)
+        assert again.history(add_one().key, own).trials == [trial()]
+        assert [k.ast for k in again.kernels()] == [symbolic().ast]
+        again.close()
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_each_verdict_is_stored(records, verdict):
+    samples = (1e-6,) if verdict == "ok" else ()
+    own = fill(records, trial(samples=samples, verdict=verdict))
+    (found,) = records.history(add_one().key, own).trials
+    assert found.verdict == verdict and found.seconds == (1e-6 if verdict == "ok" else None)
+
+
+@pytest.mark.parametrize("typo", ["OK", "crash", "", "wrong-output"])
+def test_other_verdicts_are_refused(records, typo):
+    with pytest.raises(ValueError, match="no verdict is called"):
+        fill(records, trial(verdict=typo))
+    assert records.all_trials(fingerprint_id(FIELDS)) == []
+
+
+def test_history_by_hand():
+    plain, hand = trial((), (9.0,), kind="unoptimized"), trial((U2,), (5.0, 7.0), kind="hand_coded")
+    history = History([plain, hand])
+    assert (history.spent, history.best) == (0, hand) and history.baselines == {
+        "unoptimized": plain,
+        "hand_coded": hand,
+    }
+    slow, failed, wrong = (
+        trial((U4,), (1.0, 8.0, 9.0)),
+        trial((TC,), (), "crashed"),
+        trial((U2, U2), (), "wrong_output"),
+    )
+    history.trials += [slow, failed, wrong]
+    assert (history.spent, history.best) == (3, hand)  # the median of 1, 8, 9 is 8: no luck with a minimum
+    fast = trial((U4, U2), (5.9, 5.9, 100.0))
+    history.trials.append(fast)
+    assert (history.spent, history.best) == (4, fast)
+    assert History().best is None and History([failed]).best is None
+
+
+def final(accepted: bool, schedule=(U4,), kernel: str = "k") -> Final:
+    return Final(kernel, schedule, (1.0, 2.0, 3.0), (4.0, 4.0), (4.0,), accepted)
+
+
+def test_finals_come_back_and_the_latest_counts(records):
+    own = records.add_fingerprint(FIELDS)
+    assert records.final("k", own) is None and records.winners(own) == {}
+    records.add_final(own, final(True))
+    assert records.final("k", own) == final(True) and records.winners(own) == {"k": (U4,)}
+    assert records.final("k", own).ratio == 0.5
+    records.add_final(own, final(True, (U2, U2)))
+    assert records.winners(own) == {"k": (U2, U2)}
+    records.add_final(own, final(False, (U2,)))
+    assert records.winners(own) == {} and records.final("k", own) == final(False, (U2,))
+    records.add_final(own, final(True, (), "other"))
+    records.add_final(fingerprint_id(OTHER), final(True, (U2,)))
+    assert records.winners(own) == {"other": ()} and records.winners(fingerprint_id(OTHER)) == {"k": (U2,)}
+
+
+def test_duels_come_back(records):
+    own = records.add_fingerprint(FIELDS)
+    pair, first, second = [(U4,), ()], [(1.0, 2.0), (3.0, 4.0)], [(5.0,), (6.0,)]
+    records.add_duel("k", own, pair, first)
+    records.add_duel("k", own, pair, second)
+    assert records.duel("k", own, pair) == second  # the latest
+    assert records.duel("k", own, pair[::-1]) is None is records.duel("k", "elsewhere", pair)
+    assert [row[1:] for row in records.all_duels(own)] == [("k", tuple(pair), first), ("k", tuple(pair), second)]
+
+
+# **** files that are none ****
+
+
+def message(path: Path, read_only: bool = False) -> str:
+    with pytest.raises(RecordsError) as caught:
+        Records(path, read_only)
+    assert str(path.name) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_no_records_file_is_told(tmp_path):
+    text, foreign, empty = tmp_path / "notes.txt", tmp_path / "foreign.db", tmp_path / "empty.db"
+    text.write_text("these are not records " * 100)
+    assert "no SQLite file" in message(text) and "no SQLite file" in message(text, read_only=True)
+    with sqlite3.connect(foreign) as db:
+        db.execute("CREATE TABLE customers (name TEXT)")
+    assert "no records file" in message(foreign)
+    with sqlite3.connect(foreign) as db:
+        assert [r[0] for r in db.execute("SELECT name FROM sqlite_master")] == ["customers"]  # untouched
+    empty.touch()
+    assert "no records file" in message(empty, read_only=True)
+    assert message(tmp_path)  # a directory
+
+
+def test_a_missing_file_is_told_only_where_nothing_may_be_made(tmp_path):
+    assert "tune SCRIPT" in message(tmp_path / "none.db", read_only=True)
+    assert not (tmp_path / "none.db").exists()
+    Records(tmp_path / "none.db").close()
+    assert (tmp_path / "none.db").exists()
+
+
+def test_a_newer_schema_is_told(records):
+    records.db.execute("UPDATE meta SET schema = ?", (SCHEMA + 1,))
+    records.close()
+    assert f"schema {SCHEMA + 1}" in message(records.path) and "upgrade" in message(records.path, read_only=True)
+
+
+def test_a_file_opened_for_reading_cannot_be_written(records):
+    own = fill(records, trial())
+    reader = Records(records.path, read_only=True)
+    with pytest.raises(RecordsError, match="read-only"):
+        reader.add_trial(own, trial(), 1)
+    assert reader.history(add_one().key, own).spent == 1
+    reader.close()
+
+
+@pytest.mark.parametrize("name", ["what?.db", "50%20.db", "a#b.db", "with space.db", "mode=rw&x.db"])
+def test_any_file_name_will_do(tmp_path, name):
+    own = fill(Records(tmp_path / name), trial())
+    assert Records(tmp_path / name, read_only=True).history(add_one().key, own).spent == 1
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith("db")] == [name]
+
+
+def test_a_stored_kernel_that_was_tampered_with_is_named(records):
+    records.add_kernel(add_one())
+    (text,) = records.db.execute("SELECT ast FROM kernels").fetchone()
+    evil = json.loads(text)
+    evil["nodes"][-4][0] = "CUSTOM"
+    for bad in (json.dumps(evil), "{", text.replace("300", "301")):
+        records.db.execute("UPDATE kernels SET ast = ?", (bad,))
+        with pytest.raises(RecordsError, match=add_one().key):
+            records.kernels()
+
+
+def test_nothing_rounds_a_sample(records):
+    samples = (1 / 3, math.pi * 1e-6, 5e-324)
+    own = fill(records, trial(samples=samples))
+    assert records.history(add_one().key, own).trials[0].samples == samples
+
+
+WRITER = """
+import sys
+sys.path.insert(0, "tests/autotune")
+from tiny import add_one, U4
+from autotune.records import Records, Trial
+kernel, records = add_one(), Records(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(120):
+    records.add_kernel(kernel)
+    records.add_trial("f", Trial(kernel.key, (U4,), "ok", (i + 1.0,), strategy=sys.argv[2]), 1)
+"""
+
+
+def test_two_writers_lose_nothing(tmp_path):
+    path = tmp_path / "shared.db"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                cwd=Path(__file__).resolve().parents[2]) for name in "ab"]  # fmt: skip
+    assert [w.stdout.readline() for w in writers] == ["ready\n"] * 2  # the file itself was made by both at once
+    for w in writers:
+        w.stdin.write("\n")
+        w.stdin.flush()
+    assert [(w.communicate()[1] and w.returncode) or w.returncode for w in writers] == [0, 0]
+    trials = Records(path, read_only=True).history(add_one().key, "f").trials
+    for name in "ab":
+        assert [t.samples for t in trials if t.strategy == name] == [(i + 1.0,) for i in range(120)]
+    assert len(Records(path, read_only=True).kernels()) == 1
+
+
+def test_a_killed_writer_loses_at_most_the_trial_under_way(tmp_path):
+    path = tmp_path / "killed.db"
+    with subprocess.Popen([sys.executable, "-c", WRITER.replace("120", "10**6"), path, "a"], stdin=subprocess.PIPE, text=True,
+                          stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parents[2]) as writer:  # fmt: skip
+        writer.stdout.readline()
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+        reader = Records(path, read_only=True)
+        while (seen := reader.history(add_one().key, "f").spent) < 20:
+            pass
+        writer.kill()
+    found = Records(path).history(add_one().key, "f").trials
+    assert len(found) >= seen and [t.samples for t in found] == [(i + 1.0,) for i in range(len(found))]
+
+
+def test_default_path_follows_the_users_cache(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/some/where")
+    assert default_path() == Path("/some/where/tinygrad-autotune/records.db")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert default_path() == Path("/home/someone/.cache/tinygrad-autotune/records.db")
+
+
+def test_sums_are_other_kernels_than_additions(records):
+    records.add_kernel(add_one())
+    records.add_kernel(total(300))
+    assert [k.key for k in records.kernels()] == [add_one().key, total(300).key]
