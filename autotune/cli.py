@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from tinygrad import Context
 
 from autotune.compiler import default_device, fingerprint, renderer_of
-from autotune.errors import AutotuneError, DeviceError, UsageError
-from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
+from autotune.errors import AutotuneError, UsageError
+from autotune.guide import Guide, find_checkpoint
 from autotune.install import apply, export_beam
 from autotune.kernel import schedule_to_json
 from autotune.recording import Recording
@@ -136,11 +136,11 @@ def tune_command(args: argparse.Namespace) -> int:
     check_script(args.script)
     _check_output(args.json)
     device = default_device()
-    description = _describe(device)
+    description = fingerprint(device)
     records = Records(args.records)
     with contextlib.closing(records), Context(BEAM=0):  # neither the script nor our own nets shall be searched by BEAM
         records.add_fingerprint(description)  # a read-only file or a full disk is noticed now
-        guide = _load_guide(args.checkpoint, device) if args.strategy in NEEDS_GUIDE else None
+        guide = Guide.load(find_checkpoint(args.checkpoint, device)) if args.strategy in NEEDS_GUIDE else None
         program = capture_script(args.script, args.arguments, args.capture_seconds)
         kernels = program.for_device(device)
         check_captured(program, device, args.script)
@@ -268,25 +268,6 @@ def _probe(device: str) -> tuple[dict[str, str] | None, str]:
 def _check_output(path: Path | None) -> None:
     if path is not None and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
         raise UsageError(f"--json {path} cannot be written; name a file in a directory that exists")
-
-
-def _describe(device: str) -> dict[str, str]:
-    """The fingerprint. Raises DeviceError without a compiler, which tinygrad's disk cache can hide for a while."""
-    fields = fingerprint(device)
-    if fields["backend"] == "CPU" and fields["compiler"] == "unknown":
-        name = os.environ.get("CC", "clang")
-        raise DeviceError(f"no {name} on PATH, and DEV=CPU compiles with it; apt-get install clang, or set CC")
-    return fields
-
-
-def _load_guide(checkpoint: Path | None, device: str) -> Guide:
-    path = checkpoint or newest_checkpoint() or shipped_checkpoint(device.split(":")[0])
-    if path is None:
-        raise UsageError(
-            f"no checkpoint: none under runs/, and none ships for {device}; run `make train`, name one with "
-            "--checkpoint, or search without one: --strategy random"
-        )
-    return Guide.load(path)
 
 
 def _write_json(path: Path | None, data: dict[str, Any]) -> None:

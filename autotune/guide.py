@@ -19,6 +19,7 @@ from autotune.kernel import Kernel, Schedule
 from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, root_state
 from sims import Ensemble, EnsembleConfig
 
+SHIPPED = Path(__file__).parent / "data"
 FEATURES = 1  # version of autotune.features: another version's numbers mean other things
 
 
@@ -102,20 +103,27 @@ def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def newest_checkpoint(runs: Path = Path("runs")) -> Path | None:
-    """The best checkpoint of the newest finished `make train`, else the one that ships for the device, else None."""
-    found = sorted((p for p in runs.glob("*/best.json") if not _is_draft(p)), key=lambda p: p.stat().st_mtime)
-    return found[-1].with_suffix("") if found else None
+def find_checkpoint(named: Path | None, device: str, runs: Path = Path("runs")) -> Path:
+    """The named checkpoint, else the newest of `make train` for this backend, else the one that ships with the package.
+
+    Raises UsageError where there is none. Whether a named one can be read is found out by loading it.
+    """
+    if named is not None:
+        return named
+    backend = device.split(":")[0]
+    trained = [p for p in runs.glob("*/best.json") if _serves(p, backend)]
+    shipped = SHIPPED / f"guide-{backend.lower()}"
+    if trained:
+        return max(trained, key=lambda p: p.stat().st_mtime).with_suffix("")
+    if shipped.with_suffix(".json").exists():
+        return shipped
+    raise UsageError(f"no checkpoint for {backend}: run `make train DEV={backend}`, or name one with --checkpoint")
 
 
-def _is_draft(description: Path) -> bool:
-    """Whether a checkpoint comes of a test run, in seconds: nothing to use unless it is named."""
+def _serves(description: Path, backend: str) -> bool:
+    """Whether a checkpoint was trained for this backend, and not in a test run of seconds."""
     try:
-        return bool(json.loads(description.read_text()).get("draft", True))
-    except (OSError, ValueError):
-        return True
-
-
-def shipped_checkpoint(backend: str) -> Path | None:
-    path = Path(__file__).parent / "data" / f"guide-{backend.lower()}"
-    return path if path.with_suffix(".json").exists() else None
+        meta = json.loads(description.read_text())
+        return meta["backend"].split(":")[0] == backend and not meta["draft"]
+    except (OSError, ValueError, KeyError):
+        return False

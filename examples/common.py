@@ -18,8 +18,8 @@ from autotune import corpus, latency
 from autotune.capture import Program
 from autotune.compiler import default_device, renderer_of
 from autotune.data import Dataset, add_shipped
-from autotune.errors import AutotuneError, UsageError
-from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
+from autotune.errors import AutotuneError
+from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.records import Records, default_path
 from autotune.runner import Runner, judge
@@ -50,9 +50,7 @@ def find_guide(args: argparse.Namespace) -> Guide | None:
     """The checkpoint to use; None for a strategy that needs none."""
     if args.strategy == "random":
         return None
-    path = args.checkpoint or newest_checkpoint() or shipped_checkpoint(default_device())
-    if path is None:
-        raise UsageError("no checkpoint: run `make train`, or name one with --checkpoint")
+    path = find_checkpoint(args.checkpoint, default_device())
     print(f"checkpoint {path}")
     return Guide.load(path)
 

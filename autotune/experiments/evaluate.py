@@ -9,11 +9,10 @@ from typing import Any
 from sacred.run import Run
 
 from autotune import corpus
-from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
 from autotune.experiments import Session, command_line, make_experiment, session_of
 from autotune.experiments.train import keep, sample
-from autotune.guide import Guide, newest_checkpoint, shipped_checkpoint
+from autotune.guide import Guide, find_checkpoint
 
 experiment = make_experiment("evaluate")
 experiment.add_config({
@@ -42,15 +41,7 @@ def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 def keep_guide(session: Session, named: str) -> Path:
     """The checkpoint in the run's own directory; a replay finds it there already."""
     target = session.out / "guide"
-    return target if target.with_suffix(".json").exists() else keep(find_checkpoint(named, session.device), target)
-
-
-def find_checkpoint(named: str, device: str) -> Path:
-    """The named checkpoint, else the newest of `make train`, else the shipped one. Raises UsageError with none."""
-    path = Path(named).with_suffix("") if named else newest_checkpoint() or shipped_checkpoint(device)
-    if path is None:
-        raise UsageError(f"no checkpoint for {device}: run `make train`, or name one")
-    return path
+    return target if target.with_suffix(".json").exists() else keep(find_checkpoint(Path(named) if named else None, session.device), target)
 
 
 @experiment.main

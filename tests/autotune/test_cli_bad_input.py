@@ -13,7 +13,7 @@ import pytest
 from shell import RANDOM, ROOT, autotune, count, fails, folder, run
 
 from agents import checkpoint
-from autotune import cli
+from autotune import cli, guide
 from autotune.errors import ScriptError
 from autotune.kernel import Kernel
 from autotune.records import SCHEMA, Records
@@ -112,7 +112,7 @@ def test_a_full_disk(folder, tmp_path, monkeypatch, capsys):
 
 def test_no_checkpoint_and_one_of_another_vocabulary(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "shipped_checkpoint", lambda backend: None)
+    monkeypatch.setattr(guide, "SHIPPED", tmp_path)
     line = ["tune", "--records", tmp_path / "x.db", "--strategy", "policy"]
     assert "make train" in fails(capsys, 2, *line, folder / "small.py")
     checkpoint.save(tmp_path / "alien", {}, {"vocabulary": "of another time"})

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from autotune.errors import UsageError
 from autotune.experiments.replay import compare
-from autotune.guide import newest_checkpoint
+from autotune.guide import find_checkpoint
 from autotune.training import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,9 @@ def test_training_leaves_checkpoints_records_metrics_and_a_result(trained: Path)
 
 
 def test_a_test_run_is_no_checkpoint_to_use(trained: Path):
-    assert newest_checkpoint(trained / "runs") is None
+    with pytest.raises(UsageError, match="no checkpoint for NOPE"):
+        find_checkpoint(None, "NOPE", trained / "runs")
+    assert trained not in find_checkpoint(None, "CPU", trained / "runs").parents  # the shipped one at best
 
 
 def test_training_replays_bit_for_bit_and_a_changed_figure_is_named(trained: Path):
