@@ -26,7 +26,7 @@ def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device:
                    strategy: str = "random", guide: Guide | None = None) -> int:  # fmt: skip
     """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new."""
     history = records.history(kernel.key, measurer.fingerprint)
-    if not history.baselines:
+    if "hand_coded" not in history.baselines:
         commit(records, measurer, kernel, measurer.baselines(kernel))
     if (missing := count - history.spent) <= 0:
         return 0

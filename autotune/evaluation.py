@@ -44,7 +44,7 @@ class Evaluator:
     def compare(self, kernel: Kernel, calls: int = 1) -> Comparison:
         """Search with every strategy, then one duel of all winners with hand-coded."""
         final = self.files["final"]
-        if not final.history(kernel.key, self.measurer.fingerprint).baselines:
+        if "hand_coded" not in final.history(kernel.key, self.measurer.fingerprint).baselines:
             commit(final, self.measurer, kernel, self.measurer.baselines(kernel))
         base = final.history(kernel.key, self.measurer.fingerprint)
         histories = {name: self._search(name, kernel, base) for name in self.strategies}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from agents.ppo import PPOConfig
 from agents.rollout import Runner as Rollouts
@@ -105,12 +106,19 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """All phases; returns figures that depend on nothing but the measurements and the seed."""
-        self.measure()
-        simulator = self.fit()
-        updates = self.practise()
+        self.bar = tqdm(total=round(self.config.train_share * self.seconds), desc="training", unit="s")
+        with self.bar:
+            self.measure()
+            simulator = self.fit()
+            updates = self.practise()
         self.save("last")
         return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best,
                 "oob_pairwise": simulator["oob_pairwise"]}  # fmt: skip
+
+    def _tick(self, note: str) -> None:
+        """Move the bar to the time that has passed."""
+        self.bar.n = min(self.bar.total, round(self.clock.elapsed()))
+        self.bar.set_postfix_str(note)
 
     def measure(self) -> None:
         """Random schedules of training kernels on this device."""
@@ -121,6 +129,7 @@ class Trainer:
                 kernel, self.records, self.measurer, self.device, self.config.per_kernel, self.config.seed
             )
             self._learn_of(kernel)
+            self._tick(f"{self.trials} trials measured")
 
     def _learn_of(self, kernel: Kernel) -> None:
         self.data.add(
@@ -129,6 +138,7 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         log_times, groups = self.data.arrays()
+        self._tick(f"fitting the simulator to {len(self.data)} trials")
         try:
             metrics = self.guide.fit(self.data.states, log_times, groups, steps=self.config.sim_steps)
         except SimulatorError as error:
@@ -160,6 +170,7 @@ class Trainer:
                 self.log(f"ppo.{name}", value, agent.updates)
             if agent.updates % config.validate_every == 0:
                 self.validate()
+            self._tick(f"update {agent.updates}, validation {self.best:.2f}")
             due = begin + (end - begin) * (checks + 1) / (config.checks + 1)
             if checks < config.checks and self.clock.over(f"check{checks}", due):
                 checks += 1
@@ -189,7 +200,7 @@ class Trainer:
         errors = []
         for kernel in (self.train_kernels[i] for i in picked):
             history = self.records.history(kernel.key, self.measurer.fingerprint)
-            if not history.baselines:
+            if "hand_coded" not in history.baselines:
                 commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
             root = root_state(kernel, self.renderer)
             known = {t.schedule for t in history.trials} | {()}

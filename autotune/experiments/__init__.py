@@ -6,6 +6,7 @@ A run directory (`runs/N`) holds what sacred writes (config.json, run.json, metr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -90,14 +91,25 @@ class Session:
 
 @contextmanager
 def session_of(run: Run) -> Iterator[Session]:
-    """A session whose files become artifacts of a sacred run, also when it is interrupted."""
-    with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-") as folder:
-        out = Path(folder)
+    """A session that writes straight into the run's directory, so that a killed run keeps its records and checkpoints.
+
+    At the end its files are listed in run.json as the run's artifacts. Unobserved runs write to a temporary folder.
+    """
+    with contextlib.ExitStack() as stack:
+        observers = [o for o in run.observers if isinstance(o, FileStorageObserver)]
+        folder = observers[0].dir if observers else stack.enter_context(tempfile.TemporaryDirectory())
+        out = Path(str(folder))
+        before = set(out.iterdir())
         session = Session(out, log=lambda name, value, step: run.log_scalar(name, value, step))
         try:
             yield session
         finally:
             session.measurer.close()
-            for path in sorted(out.iterdir()):
-                if path.suffix in (".db", ".json", ".safetensors", ".jsonl"):
-                    run.add_artifact(str(path))
+            for observer in observers:
+                observer.run_entry["artifacts"] += sorted(p.name for p in set(out.iterdir()) - before if _is_artifact(p))
+                observer.save_json(observer.run_entry, "run.json")
+
+
+def _is_artifact(path: Path) -> bool:
+    """Not what sacred itself writes while the run goes on."""
+    return path.suffix in (".db", ".json", ".safetensors") and path.name not in ("metrics.json", "info.json", "run.json")
