@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from autotune.records import Records, default_path
 from autotune.runner import Runner, judge
 from autotune.search import DEFAULT, STRATEGIES
 from autotune.training import Clock, TrainConfig, Trainer
-from autotune.tuner import Budget, Report, Tuner
+from autotune.tuner import Budget, Tuner
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -42,6 +44,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--beam", type=int, default=0, help="also time tinygrad's BEAM=N (takes minutes)")
     parser.add_argument("--minutes", type=float, default=5.0, help="of --train")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--serve", choices=("default", "tuned", "beam"), help=argparse.SUPPRESS)
     return parser
 
@@ -55,33 +58,40 @@ def find_guide(args: argparse.Namespace) -> Guide | None:
     return Guide.load(path)
 
 
-def infer(args: argparse.Namespace, program: Program) -> Report:
-    """Tune, print the table, and with --control hold the result against random schedules at equal trials."""
+def infer(args: argparse.Namespace, program: Program, label: str) -> None:
+    """Tune, print the table, with --control hold the result against random schedules, and time the whole program."""
+    guide = find_guide(args)
     report = autotune.tune(program, records=args.records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
-                           checkpoint=find_guide(args), seed=args.seed)  # fmt: skip
+                           checkpoint=guide, seed=args.seed)  # fmt: skip
     print(report.table())
+    figures = {"program": label, "trials": args.trials, "strategy": args.strategy, "tune": report.to_json()}
     if args.control:
-        control(args, program)
-    return report
+        figures["control"] = control(args, program)
+    figures["latency"] = whole_program(args, label)
+    if args.json is not None:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def control(args: argparse.Namespace, program: Program) -> None:
-    """Random schedules from empty records, then winner, control and hand-coded in one interleaved timing per kernel."""
+def control(args: argparse.Namespace, program: Program) -> dict[str, float]:
+    """Random schedules from empty records, then winner, control and hand-coded in one interleaved timing per kernel.
+
+    Returns milliseconds summed over calls, and the worst kernel's ratio to hand-coded.
+    """
     device = default_device()
     kernels, runner = program.for_device(device), Runner(device)
-    file = args.records.with_suffix(".control.db")
-    for old in file.parent.glob(file.name + "*"):
-        old.unlink()
-    tuned, random = Records(args.records), Records(file)
-    tuner = Tuner(random, runner, renderer_of(device), trials=args.trials, strategy="random", seed=args.seed)
-    tuner.run(kernels, program.calls, Budget(args.trials * len(kernels)))
-    sums = np.zeros(3)
-    for kernel in tqdm(kernels, desc="tuned, random, hand-coded"):
-        sums += program.calls[kernel.key] * np.array(three_way(kernel, tuned, random, runner))
+    with tempfile.TemporaryDirectory() as folder:
+        tuned, random = Records(args.records), Records(Path(folder) / "control.db")
+        tuner = Tuner(random, runner, renderer_of(device), trials=args.trials, strategy="random", seed=args.seed)
+        tuner.run(kernels, program.calls, Budget(args.trials * len(kernels)))
+        rows = [three_way(k, tuned, random, runner) for k in tqdm(kernels, desc="tuned, random, hand-coded")]
     runner.close()
-    print(f"sum over kernels, one interleaved run: hand-coded {sums[2] * 1e3:.2f} ms, random {sums[1] * 1e3:.2f} ms "
-          f"({sums[1] / sums[2]:.3f} of hand-coded), {args.strategy} {sums[0] * 1e3:.2f} ms ({sums[0] / sums[2]:.3f} of hand-coded, "
-          f"{sums[0] / sums[1]:.3f} of random)")  # fmt: skip
+    calls = np.array([program.calls[k.key] for k in kernels])
+    tuned_ms, random_ms, hand_ms = 1e3 * (calls[:, None] * np.array(rows)).sum(0)
+    worst = max(row[0] / row[2] for row in rows)
+    print(f"one interleaved run, sum over calls: hand-coded {hand_ms:.2f} ms, random {random_ms:.2f} ms "
+          f"({random_ms / hand_ms:.3f} of hand-coded), {args.strategy} {tuned_ms:.2f} ms ({tuned_ms / hand_ms:.3f} of hand-coded, "
+          f"{tuned_ms / random_ms:.3f} of random); worst kernel {worst:.3f} of hand-coded")  # fmt: skip
+    return {"hand_coded_ms": hand_ms, "random_ms": random_ms, "tuned_ms": tuned_ms, "worst": worst}
 
 
 def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -> list[float]:
@@ -114,20 +124,21 @@ def fine_tune(args: argparse.Namespace, program: Program, name: str) -> None:
         runner.close()
 
 
-def whole_program(args: argparse.Namespace, label: str = "whole network") -> None:
+def whole_program(args: argparse.Namespace, label: str) -> dict[str, dict[str, float]]:
     """Latency under TinyJit by default, tuned, and under BEAM if asked, in fresh processes, interleaved."""
     command = [sys.executable, *sys.argv]
-    variants = {"default": latency.Variant([*command, "--serve", "default"], {"BEAM": "0"}),
-                "tuned": latency.Variant([*command, "--serve", "tuned"], {"BEAM": "0"})}  # fmt: skip
+    settings = {"default": {"BEAM": "0"}, "tuned": {"BEAM": "0"}}
     if args.beam:
-        beam = {"BEAM": str(args.beam), "IGNORE_BEAM_CACHE": "1"}
-        variants["beam"] = latency.Variant([*command, "--serve", "beam"], beam)
+        settings["beam"] = {"BEAM": str(args.beam), "IGNORE_BEAM_CACHE": "1"}
+    variants = {name: latency.Variant([*command, "--serve", name], env) for name, env in settings.items()}
     found = latency.compare(variants)
-    base = found["default"]
+    base, figures = found["default"], {}
     for name, result in found.items():
         difference = float(np.abs(result.output - base.output).max())
+        figures[name] = {"ms": result.seconds * 1e3, "largest_difference": difference}
         print(f"{label}, {name:8} {result.seconds * 1e3:9.2f} ms  {result.seconds / base.seconds:6.3f} of default, "
               f"largest difference of outputs {difference:.2e} (outputs up to {np.abs(base.output).max():.2e})")  # fmt: skip
+    return figures
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from common import fine_tune, infer, main, options, serving, whole_program
+from common import fine_tune, infer, main, options, serving
 from tinygrad import Context, Tensor, TinyJit
 
 import autotune
@@ -34,8 +34,7 @@ def run() -> None:
     if args.train:
         fine_tune(args, program, f"resnet{args.depth}")
     else:
-        infer(args, program)
-        whole_program(args)
+        infer(args, program, f"ResNet-{args.depth}, batch {args.batch}")
 
 
 if __name__ == "__main__":

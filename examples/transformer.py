@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from common import fine_tune, infer, main, options, serving, whole_program
+from common import fine_tune, infer, main, options, serving
 from tinygrad import Context, Tensor, TinyJit, Variable
 
 import autotune
@@ -43,8 +43,7 @@ def run() -> None:
     if args.train:
         fine_tune(args, program, f"gpt-{args.phase}")
     else:
-        infer(args, program)
-        whole_program(args, f"{args.phase} of {args.tokens if args.phase == 'prefill' else 1} tokens")
+        infer(args, program, f"GPT-2-like, {args.phase}")
 
 
 if __name__ == "__main__":

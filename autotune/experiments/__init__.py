@@ -106,10 +106,15 @@ def session_of(run: Run) -> Iterator[Session]:
         finally:
             session.measurer.close()
             for observer in observers:
-                observer.run_entry["artifacts"] += sorted(p.name for p in set(out.iterdir()) - before if _is_artifact(p))
-                observer.save_json(observer.run_entry, "run.json")
+                entry: dict[str, Any] = observer.run_entry or {}
+                entry["artifacts"] = sorted(p.name for p in set(out.iterdir()) - before if _is_artifact(p))
+                observer.save_json(entry, "run.json")
 
 
 def _is_artifact(path: Path) -> bool:
     """Not what sacred itself writes while the run goes on."""
-    return path.suffix in (".db", ".json", ".safetensors") and path.name not in ("metrics.json", "info.json", "run.json")
+    return path.suffix in (".db", ".json", ".safetensors") and path.name not in (
+        "metrics.json",
+        "info.json",
+        "run.json",
+    )

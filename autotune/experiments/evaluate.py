@@ -41,7 +41,11 @@ def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 def keep_guide(session: Session, named: str) -> Path:
     """The checkpoint in the run's own directory; a replay finds it there already."""
     target = session.out / "guide"
-    return target if target.with_suffix(".json").exists() else keep(find_checkpoint(Path(named) if named else None, session.device), target)
+    return (
+        target
+        if target.with_suffix(".json").exists()
+        else keep(find_checkpoint(Path(named) if named else None, session.device), target)
+    )
 
 
 @experiment.main
