@@ -86,7 +86,7 @@ def _tile_part(state: State) -> list[float]:
     serial = state.sizes(AxisType.WEAK, AxisType.GLOBAL, AxisType.REDUCE, AxisType.THREAD)
     upcast, unroll = state.sizes(AxisType.UPCAST), state.sizes(AxisType.UNROLL)
     reduce_left = state.sizes(AxisType.REDUCE)
-    padded = math.prod(a.size for a in state.axes) / max(1.0, _root_size(state))
+    padded = math.prod(a.size for a in state.axes) / state.kernel.iterations
     values += [
         log2(serial),
         log2(upcast * unroll),
@@ -102,10 +102,6 @@ def _tile_part(state: State) -> list[float]:
         sum(a.masked for a in state.axes) / 4.0,
     ]
     return values
-
-
-def _root_size(state: State) -> float:
-    return float(math.prod(int(u.vmax) + 1 for u in state.kernel.ast.toposort() if u.op is Ops.RANGE))
 
 
 def _access_part(state: State, i: int) -> list[float]:

@@ -86,6 +86,11 @@ class Kernel:
         return flops, size
 
     @functools.cached_property
+    def iterations(self) -> float:
+        """Product of the sizes of all its loops."""
+        return float(math.prod(int(u.vmax) + 1 for u in self.ast.toposort() if u.op is Ops.RANGE))
+
+    @functools.cached_property
     def weight(self) -> float:
         """About how many operations one element becomes after lowering, found on this release: decides what can be unrolled."""
         return sum(

@@ -20,9 +20,13 @@ from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
 from autotune.space import State, root_state
 
-ROUNDS = 4  # batches of n_envs episodes that `mixed` draws for each ask
+ROOT_TEMPERATURES = (
+    1.0,
+    3.0,
+    10.0,
+)  # of the episodes that `mixed` draws from the root: a confident policy repeats itself
+PREFIX_TEMPERATURES = (2.0, 5.0)  # and of those that continue prefixes of the best schedules measured so far
 DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` counts as exhausted
-TEMPERATURES = (1.0, 1.0, 1.5, 2.5)  # `mixed` spreads its episodes: a confident policy would repeat itself
 CROWDING = 0.5  # log2 units by which a chosen schedule pushes back its like in the same batch
 FAILURE = 2.0  # log2 units by which a failed one does
 NEAR = 0.5  # scale of the distance, in standardised features, over which a trial speaks for its neighbours
@@ -69,6 +73,7 @@ class MixedSearch(PolicySearch):
         self.pool: dict[Schedule, State] = {}
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
+        self.summaries: dict[Schedule, np.ndarray] = {}
 
     def ask(self, count: int) -> list[Schedule]:
         """The most promising schedules of the pool that were not measured yet: the ensemble's first choice, then one of a
@@ -103,14 +108,15 @@ class MixedSearch(PolicySearch):
                 self.measured.append((state, math.log2(trial.seconds)))
 
     def _grow(self) -> None:
-        """Draw episodes from the root, and from the prefixes of the best schedules measured so far."""
-        for i in range(ROUNDS):
-            starts = [self.root]
-            if self.measured and i % 2:
-                best = sorted(self.measured, key=lambda pair: pair[1])[:3]
-                starts = [p for state, _ in best for p in self._prefixes(state)]
-            for path in self.episodes(starts, TEMPERATURES[i % len(TEMPERATURES)]):
-                for state in path[1:]:
+        """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state."""
+        draws = [([self.root], t) for t in ROOT_TEMPERATURES]
+        if self.measured:
+            best = sorted(self.measured, key=lambda pair: pair[1])[:3]
+            starts = [p for state, _ in best for p in self._prefixes(state)]
+            draws += [(starts, t) for t in PREFIX_TEMPERATURES]
+        for starts, temperature in draws:
+            for path in self.episodes(starts, temperature):
+                for state in path:
                     self.pool.setdefault(state.schedule, state)
 
     def _prefixes(self, state: State) -> list[State]:
@@ -133,8 +139,13 @@ class MixedSearch(PolicySearch):
 
     def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
         """exp(-squared distance) of standardised features [L, R]."""
-        a, b = np.stack([summary(s) for s in left]), np.stack([summary(s) for s in right])
+        a, b = (np.stack([self._summary(s) for s in states]) for states in (left, right))
         scale = np.concatenate([a, b]).std(0) + 1e-3
         a, b = a / scale, b / scale
         distance = ((a[:, None] - b[None]) ** 2).mean(-1)
         return np.exp(-distance / NEAR**2)
+
+    def _summary(self, state: State) -> np.ndarray:
+        if state.schedule not in self.summaries:
+            self.summaries[state.schedule] = summary(state)
+        return self.summaries[state.schedule]
