@@ -104,19 +104,20 @@ def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 
 def find_checkpoint(named: Path | None, device: str, runs: Path = Path("runs")) -> Path:
-    """The named checkpoint, else the newest of `make train` for this backend, else the one that ships with the package.
+    """The named checkpoint, else the newest of `make train` for this backend, else the one that ships for it, else for CPU.
 
+    A guide of another backend proposes worse, and never harms: what it proposes is verified and timed like anything else.
     Raises UsageError where there is none. Whether a named one can be read is found out by loading it.
     """
     if named is not None:
         return named
     backend = device.split(":")[0]
     trained = [p for p in runs.glob("*/best.json") if _serves(p, backend)]
-    shipped = SHIPPED / f"guide-{backend.lower()}"
+    shipped = [p for name in (backend.lower(), "cpu") if (p := SHIPPED / f"guide-{name}").with_suffix(".json").exists()]
     if trained:
         return max(trained, key=lambda p: p.stat().st_mtime).with_suffix("")
-    if shipped.with_suffix(".json").exists():
-        return shipped
+    if shipped:
+        return shipped[0]
     raise UsageError(f"no checkpoint for {backend}: run `make train DEV={backend}`, or name one with --checkpoint")
 
 

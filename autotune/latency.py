@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -75,9 +76,20 @@ def compare(variants: Mapping[str, Variant], rounds: int = 15) -> dict[str, Late
                     samples[name].append(seconds)
     finally:
         for child in children.values():
-            child.kill()
-            child.wait()
+            _end(child)
     return {name: Latency(samples[name], np.array(outputs[name])) for name in variants}
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Let a child leave by itself at the end of its input, so that tinygrad can put its worker pool away; else kill it."""
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it is gone already
+        child.stdin.close()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _line(child: subprocess.Popen[str], name: str) -> str:

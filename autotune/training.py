@@ -65,6 +65,7 @@ class TrainConfig:
     minutes: float = 20.0  # whole run, the final table included
     seed: int = 0  # of everything random
     measure_share: float = 0.15  # of the time goes to random schedules of training kernels on this device
+    measure_share_alone: float = 0.4  # the same where no trials ship for the backend
     train_share: float = 0.72  # of the time is over when PPO ends; the rest is the final table
     per_kernel: int = 8  # random trials of each kernel measured here: many kernels with few trials each teach most
     max_kernels: int = 0  # training kernels used at most; 0: all

@@ -56,6 +56,8 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     kernels = {split: corpus.load(split) for split in corpus.SPLITS}
     data = Dataset(session.renderer)
     shipped = add_shipped(data, session.device, kernels["train"]) if config.use_shipped else 0
+    if not shipped:
+        config = replace(config, measure_share=max(config.measure_share, config.measure_share_alone))
     guide = Guide.load(keep(Path(settings["resume"]), session.out / "start")) if settings["resume"] else None
     trainer = Trainer(config, kernels, data, session.records(), session.measurer, session.renderer, session.device,
                       session.out, session.clock, session.log, guide)  # fmt: skip

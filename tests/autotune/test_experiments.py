@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune import guide
 from autotune.errors import UsageError
 from autotune.experiments.replay import compare
 from autotune.guide import find_checkpoint
@@ -45,10 +46,13 @@ def test_training_leaves_checkpoints_records_metrics_and_a_result(trained: Path)
     assert figures["summary"]["mixed"]["trials"] == figures["summary"]["random"]["trials"] == 4
 
 
-def test_a_test_run_is_no_checkpoint_to_use(trained: Path):
-    with pytest.raises(UsageError, match="no checkpoint for NOPE"):
-        find_checkpoint(None, "NOPE", trained / "runs")
-    assert trained not in find_checkpoint(None, "CPU", trained / "runs").parents  # the shipped one at best
+def test_a_test_run_is_no_checkpoint_to_use(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    runs = trained / "runs"
+    assert find_checkpoint(None, "CPU", runs) == find_checkpoint(None, "CL", runs) == guide.SHIPPED / "guide-cpu"
+    assert find_checkpoint(runs / "1" / "best", "CPU", runs) == runs / "1" / "best"  # unless it is named
+    monkeypatch.setattr(guide, "SHIPPED", trained)
+    with pytest.raises(UsageError, match="make train DEV=CL"):
+        find_checkpoint(None, "CL", runs)
 
 
 def test_training_replays_bit_for_bit_and_a_changed_figure_is_named(trained: Path):
