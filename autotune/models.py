@@ -106,9 +106,13 @@ Net = TypeVar("Net")
 def seeded(net: Net, seed: int = 0) -> Net:
     """Give a network random weights (He et al. 2015) that are the same in every process, whatever schedules it runs."""
     rng = np.random.default_rng(seed)
-    for _, weight in sorted(get_state_dict(net).items()):
-        if weight.ndim >= 2:
+    for name, weight in sorted(get_state_dict(net).items()):
+        if weight.ndim >= 2 and not name.endswith("cache"):
             scale = math.sqrt(2.0 / math.prod(int(n) for n in weight.shape[1:]))
-            weight.assign(Tensor((scale * rng.standard_normal(weight.shape)).astype(np.float32), device=weight.device))
-        weight.realize()
+            values = scale * rng.standard_normal(weight.shape)
+        elif name.endswith("bias"):
+            values = 0.1 * rng.standard_normal(weight.shape)
+        else:  # scales and running statistics of norms, caches: no network starts with random ones
+            continue
+        weight.assign(Tensor(values.astype(np.float32), device=weight.device)).realize()
     return net
