@@ -91,11 +91,23 @@ class Kernel:
         return float(math.prod(int(u.vmax) + 1 for u in self.ast.toposort() if u.op is Ops.RANGE))
 
     @functools.cached_property
-    def weight(self) -> float:
-        """About how many operations one element becomes after lowering, found on this release: decides what can be unrolled."""
-        return sum(
-            LOWERED.get(u.op.name, 0.6) for u in self.ast.toposort() if u.op.name in ARITHMETIC or u.op is Ops.REDUCE
-        )
+    def weights(self) -> tuple[float, float]:
+        """About how many operations become of one element after lowering, on this release: (inside a reduce, outside).
+
+        What stands inside is repeated by UPCAST and UNROLL, what stands outside by UPCAST alone.
+        """
+        inside = outside = 0.0
+        for u in self.ast.toposort():
+            if u.op.name in ARITHMETIC or u.op is Ops.REDUCE:
+                weight = LOWERED.get(u.op.name, 0.6)
+                nested = u.op is Ops.REDUCE or any(r.arg[-1] is AxisType.REDUCE for r in u.ranges)
+                inside, outside = (inside + weight, outside) if nested else (inside, outside + weight)
+        return inside, outside
+
+    def lowered(self, upcast: int, unroll: int) -> float:
+        """Expected number of operations after lowering, for products of UPCAST and UNROLL sizes."""
+        inside, outside = self.weights
+        return upcast * (unroll * inside + outside)
 
 
 # operations that become polynomials or rounds of bit mixing on backends without them

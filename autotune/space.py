@@ -284,7 +284,7 @@ def legal_mask(state: State) -> np.ndarray:
     mask[STOP_INDEX] = True
     if len(state.schedule) >= MAX_STEPS:
         return mask
-    unrolled = state.sizes(AxisType.UPCAST, AxisType.UNROLL)
+    unrolled = state.sizes(AxisType.UPCAST), state.sizes(AxisType.UNROLL)
     local = state.sizes(AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE)
     for op, members in _BY_OP.items():
         if _op_possible(state, op):
@@ -312,7 +312,7 @@ def _op_possible(state: State, op: OptOps) -> bool:
     return True
 
 
-def _worth_taking(state: State, opt: Opt, unrolled: int, local: int) -> bool:
+def _worth_taking(state: State, opt: Opt, unrolled: tuple[int, int], local: int) -> bool:
     if opt.op is OptOps.TC:
         return _tensor_core_legal(state, opt)
     if opt.op is OptOps.NOLOCALS:
@@ -329,7 +329,9 @@ def _worth_taking(state: State, opt: Opt, unrolled: int, local: int) -> bool:
         return False
     amount = _amount(opt, axis)
     if opt.op in (OptOps.UPCAST, OptOps.UNROLL):
-        return unrolled * amount <= min(MAX_UPCAST, MAX_LOWERED / max(1.0, state.kernel.weight))
+        upcast, unroll = unrolled
+        upcast, unroll = (upcast * amount, unroll) if opt.op is OptOps.UPCAST else (upcast, unroll * amount)
+        return upcast * unroll <= MAX_UPCAST and state.kernel.lowered(upcast, unroll) <= MAX_LOWERED
     return opt.op not in (OptOps.LOCAL, OptOps.GROUP, OptOps.GROUPTOP) or local * amount <= MAX_LOCAL
 
 

@@ -42,11 +42,18 @@ def accepts(scheduler, opt) -> bool:
 
 
 def too_large(state, opt, limit: float) -> bool:
-    """Our size rule, again: the register tile times the kernel's weight."""
+    """Our size rules, again: the register tile, and the operations expected of it after lowering."""
     if opt.op not in (OptOps.UPCAST, OptOps.UNROLL):
         return False
     axis = state.axes[space.resolve_axis(state, opt)]
-    return state.sizes(*IN_REGISTERS) * (opt.arg or axis.size) > limit
+    amount = opt.arg or axis.size
+    if state.sizes(*IN_REGISTERS) * amount > limit:
+        return True
+    more = (amount, 1) if opt.op is OptOps.UPCAST else (1, amount)
+    return (
+        state.kernel.lowered(state.sizes(AxisType.UPCAST) * more[0], state.sizes(AxisType.UNROLL) * more[1])
+        > MAX_LOWERED
+    )
 
 
 def check_mask(state, scheduler, counts: Counter) -> np.ndarray:
@@ -55,7 +62,7 @@ def check_mask(state, scheduler, counts: Counter) -> np.ndarray:
     theirs = {i - 1 for i in get_kernel_actions(scheduler, include_0=False)}
     ours = set(np.flatnonzero(mask[:BEAM]).tolist())
     assert ours <= theirs, [ACTIONS[i] for i in ours - theirs]
-    tiles = 256 if state.schedule and state.schedule[0].op is OptOps.TC else MAX_LOWERED / max(1.0, state.kernel.weight)
+    tiles = 256  # BEAM counts a tensor core's own tile apart, we do not
     refused = [ACTIONS[i] for i in theirs - ours]
     assert all(too_large(state, opt, tiles) for opt in refused), (state.schedule, refused)
     counts["too large"] += len(refused)
