@@ -37,7 +37,9 @@ SEEDS = (0, 1)  # inputs that each candidate is verified on; timing uses those o
 GUARD = 64  # elements behind each buffer that no kernel may touch
 MIN_SECONDS, MIN_SAMPLES, MAX_SAMPLES = 0.02, 3, 60  # of timing one candidate
 DUEL_SECONDS, DUEL_MIN_ROUNDS, DUEL_MAX_ROUNDS = 0.25, 9, 101  # per competitor of an interleaved comparison
-MAX_UOPS = 6000  # of a lowered kernel; BEAM stops at 3000, which shuts every good tile of a matmul with a fused GELU out
+MAX_UOPS = (
+    6000  # of a lowered kernel; BEAM stops at 3000, which shuts every good tile of a matmul with a fused GELU out
+)
 POISON = (
     0xFF,
     0x00,
