@@ -10,8 +10,11 @@ READY := .venv/.ready
 DEV ?= CPU
 export DEV
 
+# what `prove` runs; the other files of tests/proofs are what these share
+PROOFS := redteam fuzz killed cold concurrently protocol malformed
+
 .DEFAULT_GOAL := help
-.PHONY: help setup train infer test learn lint bench clean
+.PHONY: help setup train infer test learn prove lint bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -29,6 +32,11 @@ test: $(READY)  ## all tests but the long ones
 
 learn: $(READY)  ## the tests that train an agent to a bar, and the slow ones
 	$(BIN)/python -m pytest -m "learn or slow"
+
+prove: $(READY)  ## attack the measuring and the records at full size, every proof of tests/proofs (hours)
+	@missed=; for name in $(PROOFS); do echo "**** $$name ****"; \
+	  $(BIN)/python tests/proofs/$$name.py --json benchmarks/measuring-$$name.json || missed="$$missed $$name"; done; \
+	  test -z "$$missed" || { echo "missed their bars:$$missed"; exit 1; }
 
 lint: $(READY)  ## style, types, and which package may import which
 	$(BIN)/ruff check .

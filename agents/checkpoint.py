@@ -2,12 +2,14 @@
 a pickle.
 
 The meta data travels inside the safetensors file, so that one rename replaces both at once; the JSON beside
-it is never read."""
+it is never read. A file may come from a stranger: it is read as plain bytes, every number of its header is held
+against the size of the file before anything is made of it, and all that is wrong is a CheckpointError."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +17,13 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
-from tinygrad.nn.state import safe_load, safe_load_metadata, safe_save
+from tinygrad.nn.state import safe_save
+
+DTYPES = {"BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
+          "U64": "<u8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}  # fmt: skip  # of safetensors, as numpy spells them
+MAX_BYTES = 2**30  # of a file; ours have a few million
+MAX_HEADER = 10_000_000  # bytes
+MAX_DIMENSIONS = 8
 
 
 class CheckpointError(Exception):
@@ -65,18 +73,61 @@ def load(
     if not binary.is_file():
         raise CheckpointError(f"no checkpoint at {binary}")
     try:
-        header = safe_load_metadata(binary)[2]["__metadata__"]
-        meta = json.loads(header["meta"])
-        tensors = {name: tensor.numpy().copy() for name, tensor in safe_load(binary).items()}
-    except Exception as error:  # any damage to the file ends here, whatever the parser made of it
+        tensors, header = _read(binary)
+        text = header["meta"]
+        meta = json.loads(text)
+        if not isinstance(meta, dict):
+            raise ValueError("the meta data is no object")
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{binary} is damaged or no checkpoint of ours ({type(error).__name__})") from error
-    if digest(tensors, header["meta"]) != header.get("sha256"):
+    if digest(tensors, text) != header.get("sha256"):
         raise CheckpointError(f"{binary} is damaged: its checksum differs")
     if accept is not None and (complaint := accept(meta)):
         raise CheckpointError(f"{binary}: {complaint}")
     if shapes is not None:
         check_shapes(tensors, shapes, str(binary))
     return tensors, meta
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and header of a safetensors file: 8 bytes with the length of the header, a JSON header, then the arrays
+    one behind the other. Raises ValueError, KeyError, TypeError or RecursionError for anything else."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError("the file is too large")
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    if not 8 <= start <= min(len(data), MAX_HEADER):
+        raise ValueError("the header is longer than the file")
+    entries = json.loads(data[8:start], object_pairs_hook=_unique)
+    if not isinstance(entries, dict):
+        raise ValueError("the header is no object")
+    header, tensors, end = entries.pop("__metadata__"), {}, start
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        array = _array(entry, data, end)
+        if entry["data_offsets"] != [end - start, end - start + array.nbytes]:
+            raise ValueError(f"{name} does not begin where the one before ends")
+        tensors[name], end = array, end + array.nbytes
+    if end != len(data) or not isinstance(header, dict):
+        raise ValueError("there is more than the header says")
+    return tensors, header
+
+
+def _array(entry: dict[str, Any], data: bytes, at: int) -> np.ndarray:
+    """A copy of the array that begins at byte `at`."""
+    shape, dtype = entry["shape"], np.dtype(DTYPES[entry["dtype"]])
+    if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n <= MAX_BYTES for n in shape):
+        raise ValueError("not a shape")
+    count = math.prod(shape)
+    if count * dtype.itemsize > len(data) - at:
+        raise ValueError("an array ends behind the file")
+    return np.frombuffer(data, dtype, count, at).reshape(shape).copy() if count else np.zeros(shape, dtype)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def check_shapes(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

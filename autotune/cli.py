@@ -1,4 +1,4 @@
-"""The command line: `python -m autotune tune|run|report|export-beam|replay|devices`.
+"""The command line: `python -m autotune tune|run|report|export-beam|merge|export|import|verify|replay|devices`.
 
 Whatever goes wrong in a way a user can mend is one line on stderr: exit status 2 for a wrong command, 1 for a failure.
 Results go to stdout, everything about the way there to stderr.
@@ -13,13 +13,16 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tinygrad import Context
 
+from autotune import foreign
+from autotune.cli_records import export_command, import_command, merge_command, noise_command, verify_command
 from autotune.compiler import default_device, fingerprint, renderer_of
 from autotune.errors import AutotuneError, UsageError
 from autotune.guide import Guide, find_checkpoint
@@ -35,6 +38,8 @@ CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what
 DEVICES = ("CPU", "CL", "CUDA", "NV", "AMD", "METAL", "QCOM", "WEBGPU")  # what `devices` tries to open
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
 CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
+VERIFIED = 20  # records that `verify` looks at
+VERIFY_HELP = "how many (default: %(default)s)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
 PROBE = "import json, sys; from autotune.compiler import fingerprint; print(json.dumps(fingerprint(sys.argv[1])))"
 PROBE_SECONDS = 60.0
@@ -102,15 +107,31 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="handed to the script")
     reporting = command("report", report_command, "show what is on record for this device")
     reporting.add_argument("--json", type=Path, metavar="OUT", help="also write it there")
-    exporting = command("export-beam", export_command, "put the tuned schedules into tinygrad's own BEAM cache")
+    exporting = command("export-beam", export_beam_command, "put the tuned schedules into tinygrad's own BEAM cache")
     exporting.add_argument(
         "--beam", type=_at_least(1, int), required=True, metavar="N", help="for programs under BEAM=N"
     )
+    _add_records_commands(command)
     replaying = command("replay", replay_command, "run a recorded experiment again", records=False)
     replaying.add_argument("run", type=Path, metavar="RUN", help="its directory, such as runs/3")
     replaying.add_argument("--live", action="store_true", help="measure again, and report each difference")
-    command("devices", devices_command, "list the devices that tinygrad can use here", records=False)
+    listing = command("devices", devices_command, "list the devices that tinygrad can use here")
+    listing.add_argument(
+        "--noise", action="store_true", help="also compare kernels with themselves, and keep the result"
+    )
     return parser
+
+
+def _add_records_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    merging = command("merge", merge_command, "take over what other records files hold; nothing is added twice")
+    merging.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a records file of another machine or run")
+    exporting = command("export", export_command, "write all records as JSON lines, to hand them on")
+    exporting.add_argument("file", type=Path, metavar="OUT")
+    importing = command("import", import_command, "take over such an export, all of it or nothing")
+    importing.add_argument("file", type=Path, metavar="IN")
+    verifying = command("verify", verify_command, "compile, verify and time recorded schedules again, winners first")
+    verifying.add_argument("-n", dest="count", type=_at_least(1, int), default=VERIFIED, metavar="N", help=VERIFY_HELP)
+    verifying.add_argument("--seed", type=_at_least(0, int), default=0, metavar="S", help="of the choice (default: 0)")
 
 
 def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
@@ -177,17 +198,22 @@ def run_command(args: argparse.Namespace) -> int:
 def report_command(args: argparse.Namespace) -> int:
     _check_output(args.json)
     device = default_device()
-    own = fingerprint_id(fingerprint(device))
+    description = fingerprint(device)
+    own = fingerprint_id(description)
     with contextlib.closing(Records(args.records, read_only=True)) as records:
         recorded = Recording([records], own)
         viewer = Tuner(records, recorded, renderer_of(device), trials=0, strategy="random", progress=False)
         kernels = [k for k in records.kernels() if records.history(k.key, own).trials]
         results = [viewer.result(k, calls=1) for k in kernels]
+        others = foreign.others(records, description)
     if results:
         print(_table(results), flush=True)
     else:
         print(f"{args.records} holds nothing for {device} (fingerprint {own}); tune a script first")
-    _write_json(args.json, {"device": device, "fingerprint": own, "kernels": [_row(r) for r in results]})
+    if others:
+        print("\n" + foreign.table(others), flush=True)
+    _write_json(args.json, {"device": device, "fingerprint": own, "kernels": [_row(r) for r in results],
+                            "foreign": [asdict(f) for f in others]})  # fmt: skip
     return 0
 
 
@@ -211,7 +237,7 @@ def _table(results: list[KernelResult]) -> str:
     return "\n".join(lines)
 
 
-def export_command(args: argparse.Namespace) -> int:
+def export_beam_command(args: argparse.Namespace) -> int:
     with contextlib.closing(Records(args.records, read_only=True)) as records:
         count = export_beam(records, args.beam)
     device = default_device()
@@ -235,7 +261,7 @@ def replay_command(args: argparse.Namespace) -> int:
 def devices_command(args: argparse.Namespace) -> int:
     """Each device is opened in a process of its own: a broken driver can take its process with it."""
     default = default_device()
-    names = list(dict.fromkeys([*DEVICES, default]))
+    names, usable = list(dict.fromkeys([*DEVICES, default])), []
     with ThreadPoolExecutor(2) as pool:
         for name, (fields, problem) in zip(names, pool.map(_probe, names), strict=True):
             mark = " (default)" if name == default else ""
@@ -245,7 +271,10 @@ def devices_command(args: argparse.Namespace) -> int:
             known = {k.removeprefix("setting."): v if len(v) <= 60 else v[:57] + "..." for k, v in fields.items()}
             print(f"{name}{mark}: fingerprint {fingerprint_id(fields)}")
             print("    " + ", ".join(f"{k} {v}" for k, v in known.items() if f"setting.{k}" not in fields))
-            print("    " + " ".join(f"{k}={v}" for k, v in known.items() if f"setting.{k}" in fields))
+            print("    " + " ".join(f"{k}={v}" for k, v in known.items() if f"setting.{k}" in fields), flush=True)
+            usable.append(name)
+    for name in usable if args.noise else ():
+        noise_command(name, args.records)
     return 0
 
 

@@ -14,7 +14,7 @@ import platform
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from tinygrad.codegen.opt import KernelOptError, Opt, OptOps
 from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.codegen.opt.search import actions as beam_actions
-from tinygrad.device import Buffer
+from tinygrad.device import Allocator, Buffer, BufferSpec, TinyELF
 from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
 from tinygrad.helpers import Context, diskcache_put
 from tinygrad.renderer import Renderer
@@ -37,15 +37,22 @@ from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_p
 from autotune.errors import DeviceError, IllegalAction
 
 __all__ = [
-    "AddrSpace", "AxisType", "Buffer", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
+    "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
     "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos", "beam_actions",
-    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "is_tunable", "observe_kernels", "read_buffer", "renderer_of",
+    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "observe_kernels", "read_buffer", "renderer_of",
     "root_scheduler", "substitute_schedules", "uop_identity",
     "write_beam_cache", "write_buffer",
 ]  # fmt: skip
 
 Schedule = tuple[Opt, ...]
 SINGLE_THREADED = {"PARALLEL": 0, "BEAM": 0}
+NAME = "k"  # of the function in every compiled candidate
+DTYPES: dict[str, DType] = {
+    name: getattr(dtypes, name)
+    for name in ("void", "weakint", "weakfloat", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
+                 "uint64", "float16", "bfloat16", "float32", "float64")
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def renderer_of(device: str) -> Renderer:
@@ -177,34 +184,50 @@ def uop_identity(ast: UOp) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled candidate, ready to be called. `code_hash` tells whether two schedules gave the same binary."""
+    """A compiled candidate as plain data, so that it can be run in another process than the one that compiled it.
 
-    prg: UOp
-    code_hash: str
+    `launches` has (global size, local size, values of its variables) for each assignment of the symbolic sizes.
+    `code_hash` tells whether two schedules gave the same binary.
+    """
+
+    library: bytes
+    signature: tuple[tuple[str | None, int, str, tuple[int, ...]], ...]  # of each argument: name, slot, dtype, shape
+    slots: tuple[int, ...]  # of the buffers, in the order of the arguments
+    outputs: tuple[int, ...]
+    inputs: tuple[int, ...]
+    launches: tuple[tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int | None, ...]], ...]
 
     @property
-    def outputs(self) -> tuple[int, ...]:
-        return tuple(self.prg.arg.outs)
+    def code_hash(self) -> str:
+        return hashlib.sha256(self.library).hexdigest()[:16]
 
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        return tuple(self.prg.arg.ins)
+    def load(self, device: str) -> Callable[[dict[int, Buffer], int], float]:
+        """A function (buffers by slot, which launch) -> seconds of one run."""
+        signature = tuple((name, slot, getattr(dtypes, dtype), shape) for name, slot, dtype, shape in self.signature)
+        runtime: Any = Device[device].runtime(TinyELF(self.library, NAME, renderer_of(device).target, signature))
 
-    def load(self, device: str) -> Callable[..., float]:
-        """A function (buffers by slot, variable values) -> seconds of one run."""
-        runtime = Device[device].runtime(self.prg.to_elf())
-        info = self.prg.arg
-
-        def run(buffers: dict[int, Buffer], var_vals: dict[str, int]) -> float:
-            global_size, local_size = info.launch_dims(var_vals)
-            args = [buffers[i].get_buf(device) for i in info.globals]
-            seconds = runtime(
-                *args, global_size=global_size, local_size=local_size, vals=info.vals(var_vals), wait=True
-            )
+        def run(buffers: dict[int, Buffer], launch: int) -> float:
+            global_size, local_size, values = self.launches[launch]
+            args = [buffers[slot].get_buf(device) for slot in self.slots]
+            seconds = runtime(*args, global_size=global_size, local_size=local_size, vals=values, wait=True)
             assert seconds is not None  # it was asked to wait
             return seconds
 
         return run
+
+
+def _program(prg: UOp, sizes: Sequence[dict[str, int]]) -> Program:
+    """The plain data of a compiled tinygrad program."""
+    info = prg.arg
+    launches = tuple((*info.launch_dims(values), info.vals(values)) for values in sizes)
+    signature = tuple((name, slot, DTYPE_NAMES[dtype], tuple(n for n in shape if isinstance(n, int)))
+                      for name, slot, dtype, shape in prg.to_elf().signature)  # fmt: skip
+    return Program(prg.src[3].arg, signature, tuple(info.globals), tuple(info.outs), tuple(info.ins), launches)
+
+
+def has_offsets(device: str) -> bool:
+    """Whether a buffer of this device may begin inside another one."""
+    return type(Device[device].allocator)._offset is not Allocator._offset
 
 
 def write_buffer(buffer: Buffer, data: memoryview) -> None:
@@ -218,8 +241,10 @@ def read_buffer(buffer: Buffer, data: memoryview) -> None:
     buffer.allocator._copyout(data, buffer._buf)
 
 
-def compile_schedule(ast: UOp, schedule: Schedule, renderer: Renderer, max_uops: int = 0) -> Program:
-    """Compile a canonical AST with a schedule, as a program would run it.
+def compile_schedule(
+    ast: UOp, schedule: Schedule, renderer: Renderer, max_uops: int = 0, sizes: Sequence[dict[str, int]] = ({},)
+) -> Program:
+    """Compile a canonical AST with a schedule, as a program would run it, to be launched with each of `sizes`.
 
     Raises IllegalAction where an Opt cannot be applied, OverflowError when the lowered kernel has more than
     `max_uops` operations (0: no limit), and whatever the compiler raises.
@@ -228,12 +253,12 @@ def compile_schedule(ast: UOp, schedule: Schedule, renderer: Renderer, max_uops:
     for opt in schedule:
         scheduler = apply_opt(scheduler, opt)
     with Context(**SINGLE_THREADED):
-        prg = codegen.to_program(scheduler.get_optimized_ast(name_override="k"), renderer)
+        prg = codegen.to_program(scheduler.get_optimized_ast(name_override=NAME), renderer)
         if max_uops and len(prg.src[1].src) > max_uops:
             raise OverflowError(f"{len(prg.src[1].src)} operations after lowering, more than {max_uops}")
         prg = _with_local_size(prg, renderer)
     codegen.to_program_cache.clear()  # thousands of candidates pass through: keep none
-    return Program(prg, hashlib.sha256(prg.src[3].arg).hexdigest()[:16])
+    return _program(prg, sizes)
 
 
 def _with_local_size(prg: UOp, renderer: Renderer) -> UOp:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from agents import checkpoint
 from agents.ppo import PPO, PPOConfig
 from autotune.compiler import Renderer
-from autotune.errors import UsageError
+from autotune.errors import CodecError, UsageError
 from autotune.features import ACTION_WIDTH, observe, summary
 from autotune.kernel import Kernel, Schedule
 from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, root_state
+from autotune.strict import parse, shown
 from sims import Ensemble, EnsembleConfig
+from sims.ensemble import PAD
 
 SHIPPED = Path(__file__).parent / "data"
+LARGEST = float(np.finfo(np.float32).max)  # of any learned number
+MAX_SETTING = 1_000_000  # of any number in a config
 FEATURES = 1  # version of autotune.features: another version's numbers mean other things
+
+
+Arrays = Mapping[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
+Value = TypeVar("Value", int, float, bool)
+Config = TypeVar("Config", PPOConfig, EnsembleConfig)
 
 
 class Guide:
@@ -84,16 +93,19 @@ class Guide:
         except checkpoint.CheckpointError as error:
             raise UsageError(str(error)) from None
         if meta.get("vocabulary") != VOCABULARY or meta.get("features") != FEATURES:
-            raise UsageError(f"checkpoint {path} speaks another vocabulary ({meta.get('vocabulary')}, this program {VOCABULARY}): "
-                             "train a new one with `make train`")  # fmt: skip
+            raise UsageError(f"checkpoint {path} speaks another vocabulary ({shown(meta.get('vocabulary'))}, this program "
+                             f"{VOCABULARY}): train a new one with `make train`")  # fmt: skip
         try:
-            guide = Guide(meta["state_dim"], meta["summary_dim"], PPOConfig(**meta["ppo"]), EnsembleConfig(**meta["simulator"]),
-                          meta["seed"])  # fmt: skip
-            guide.agent.load_state(_part(tensors, "agent."), meta["agent"])
-            guide.simulator.load_state(_part(tensors, "simulator."))
-        except (KeyError, TypeError, ValueError, checkpoint.CheckpointError) as error:
+            agent, simulator = _part(tensors, "agent."), _part(tensors, "simulator.")
+            ppo, sim = _config(PPOConfig(), meta["ppo"]), _config(EnsembleConfig(), meta["simulator"])
+            state_dim, summary_dim, seed = (_checked(0, meta[name]) for name in ("state_dim", "summary_dim", "seed"))
+            _check_sizes(agent, simulator, state_dim, summary_dim, ppo, sim)
+            guide = Guide(state_dim, summary_dim, ppo, sim, seed)
+            guide.agent.load_state(agent, meta["agent"])
+            guide.simulator.load_state(simulator)
+        except (KeyError, TypeError, ValueError, ArithmeticError, checkpoint.CheckpointError) as error:
             raise UsageError(
-                f"checkpoint {path} does not fit this program: {error}; train a new one with `make train`"
+                f"checkpoint {path} does not fit this program: {shown(str(error))}; train a new one with `make train`"
             ) from None
         guide.fitted = True
         return guide
@@ -101,6 +113,40 @@ class Guide:
 
 def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _checked(default: Value, value: Any) -> Value:
+    """A stored number or flag of the default's type, 0 to MAX_SETTING. Raises ValueError."""
+    good = type(value) is type(default) or (type(value) is int and type(default) is float)
+    if not good or not 0 <= value <= MAX_SETTING:
+        raise ValueError(f"{shown(value)} stands where something like {default} should")
+    return value
+
+
+def _config(default: Config, stored: Any) -> Config:
+    """A config of stored values; what is not stored keeps its default. Raises ValueError or TypeError."""
+    known = asdict(default)
+    if not isinstance(stored, dict) or not set(stored) <= set(known):
+        raise ValueError("the config has fields that this program does not know")
+    return replace(default, **{name: _checked(known[name], value) for name, value in stored.items()})
+
+
+def _check_sizes(agent: Arrays, simulator: Arrays, state_dim: int, summary_dim: int, ppo: PPOConfig,
+                 sim: EnsembleConfig) -> None:  # fmt: skip
+    """The widths must be those of arrays in the file: nothing larger than the file is made. Raises CheckpointError."""
+    width = ppo.hidden
+    encoder: Shapes = {"parameter/encoder1.weight": (state_dim, width), "parameter/encoder2.weight": (width, width)}
+    checkpoint.check_shapes(agent, encoder, "the agent")
+    first: Shapes = {"mean": (summary_dim,), "p0": (sim.members, -(-summary_dim // PAD) * PAD, sim.hidden)}
+    hidden: Shapes = {
+        f"p{2 * i}": (sim.members, sim.hidden, sim.hidden) for i in range(1, min(sim.layers, len(simulator)))
+    }
+    checkpoint.check_shapes(simulator, {**first, **hidden}, "the simulator")
+    if min(state_dim, summary_dim, ppo.hidden, ppo.minibatches) < 1 or len(simulator) != 2 * (sim.layers + 1) + 3:
+        raise checkpoint.CheckpointError("a size is 0, or the simulator has not as many layers as it says")
+    arrays = [*agent.values(), *simulator.values()]
+    if not all(array.dtype.kind == "f" and (np.abs(array) < LARGEST).all() for array in arrays):
+        raise checkpoint.CheckpointError("it holds numbers that are none, or too large")
 
 
 def find_checkpoint(named: Path | None, device: str, runs: Path = Path("runs")) -> Path:
@@ -124,7 +170,7 @@ def find_checkpoint(named: Path | None, device: str, runs: Path = Path("runs")) 
 def _serves(description: Path, backend: str) -> bool:
     """Whether a checkpoint was trained for this backend, and not in a test run of seconds."""
     try:
-        meta = json.loads(description.read_text())
-        return meta["backend"].split(":")[0] == backend and not meta["draft"]
-    except (OSError, ValueError, KeyError):
+        meta = parse(description.read_text())
+        return str(meta["backend"]).split(":")[0] == backend and not meta["draft"]
+    except (OSError, ValueError, KeyError, TypeError, CodecError):
         return False

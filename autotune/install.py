@@ -18,6 +18,7 @@ from autotune.compiler import (
 )
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
+from autotune.measure import PROTOCOL
 from autotune.records import Records, default_path, fingerprint_id
 
 
@@ -44,7 +45,7 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
         if raw not in chosen:
             device = renderer.target.device
             if device not in winners:
-                winners[device] = opened.winners(fingerprint_id(fingerprint(device)))
+                winners[device] = opened.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
             chosen[raw] = winners[device].get(_key_of(raw, renderer)) if winners[device] else None
             applied.tuned += chosen[raw] is not None
             applied.plain += chosen[raw] is None
@@ -69,7 +70,7 @@ def export_beam(records: Records, width: int) -> int:
     """
     device = default_device()
     renderer, own = renderer_of(device), fingerprint_id(fingerprint(device))
-    winners = records.winners(own)
+    winners = records.winners(own, PROTOCOL)
     exported = 0
     for kernel in records.kernels():
         history = records.history(kernel.key, own)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.compiler import (
+    DTYPE_NAMES,
+    DTYPES,
     AddrSpace,
     AxisType,
     DType,
@@ -29,22 +31,24 @@ from autotune.compiler import (
     uop_identity,
 )
 from autotune.errors import CodecError
+from autotune.strict import MAX_INT, shown
 
 Schedule = tuple[Opt, ...]
 VERSION = 1
-MAX_NODES, MAX_INT = 20_000, 2**63
+MAX_NODES = 20_000
+MAX_SIZE = 2**48  # of a loop, and of a buffer in elements
+MAX_ITERATIONS = 2**512  # of all loops together; what is counted of them must fit a float
 MAX_BOUND = 2**4096  # of an integer expression: a chain of products would double its digits with each node
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
-DTYPES: dict[str, DType] = {
-    name: getattr(dtypes, name)
-    for name in ("void", "weakint", "weakfloat", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
-                 "uint64", "float16", "bfloat16", "float32", "float64")
-}  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ARITHMETIC = ("EXP2 LOG2 SIN SQRT RECIPROCAL NEG TRUNC ADD MUL SHL SHR CDIV MAX CMOD CMPLT CMPNE CMPEQ XOR OR AND THREEFRY "
-              "SUB FDIV POW FLOORDIV FLOORMOD WHERE MULACC").split()  # fmt: skip
+UNARY = "EXP2 LOG2 SIN SQRT RECIPROCAL NEG TRUNC".split()
+BINARY = "ADD MUL SHL SHR CDIV MAX CMOD CMPLT CMPNE CMPEQ XOR OR AND THREEFRY SUB FDIV POW FLOORDIV FLOORMOD".split()
+TERNARY = "WHERE MULACC".split()
+ARITHMETIC = (*UNARY, *BINARY, *TERNARY)
 STRUCTURE = "SINK PARAM RANGE CONST INDEX LOAD STORE END REDUCE CAST BITCAST STACK AFTER GROUP NOOP STAGE".split()
-ALLOWED = {name: getattr(Ops, name) for name in ARITHMETIC + STRUCTURE}
+ALLOWED = {name: getattr(Ops, name) for name in (*ARITHMETIC, *STRUCTURE)}
+SOURCES = {"CONST": 0, "PARAM": 1, "RANGE": 1, "CAST": 1, "BITCAST": 1,
+           **dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), **dict.fromkeys(TERNARY, 3)}  # fmt: skip
+LEAST_SOURCES = {"STORE": 2, "SINK": 1, "INDEX": 1, "END": 1, "REDUCE": 1, "AFTER": 1, "STAGE": 1}
 
 
 @dataclass(frozen=True)
@@ -144,17 +148,17 @@ def _opt_from_json(item: Any) -> Opt:
         or not isinstance(item[0], str)
         or item[0] not in OptOps.__members__
     ):
-        raise CodecError(f"not an [op, axis, arg]: {str(item)[:80]}")
+        raise CodecError(f"not an [op, axis, arg]: {shown(item)}")
     op, axis, arg = item
     if op == "NOLOCALS" and axis is None and arg is None:
         return Opt(OptOps.NOLOCALS)
     if op == "NOLOCALS" or not _is_int(axis) or axis < 0:
-        raise CodecError(f"the axis of {op} is not what it must be: {str(axis)[:80]}")
+        raise CodecError(f"the axis of {op} is not what it must be: {shown(axis)}")
     if op == "TC" and isinstance(arg, list) and len(arg) == 3 and all(_is_int(a) for a in arg):
         return Opt(OptOps.TC, axis, tuple(arg))
     if op != "TC" and _is_int(arg) and arg >= 0:
         return Opt(OptOps[op], axis, arg)
-    raise CodecError(f"the argument of {op} is not what it must be: {str(arg)[:80]}")
+    raise CodecError(f"the argument of {op} is not what it must be: {shown(arg)}")
 
 
 def _is_int(value: Any) -> bool:
@@ -167,6 +171,8 @@ def _is_int(value: Any) -> bool:
 def kernel_to_json(kernel: Kernel) -> dict[str, Any]:
     """A JSON object that `kernel_from_json` restores exactly. Raises CodecError for an op outside the whitelist."""
     nodes = list(kernel.ast.toposort())
+    if len(nodes) > MAX_NODES:
+        raise CodecError(f"kernels of more than {MAX_NODES} nodes are not supported")
     number = {node: i for i, node in enumerate(nodes)}
     rows = [[u.op.name, _dtype_name(u.dtype), [number[s] for s in u.src], _arg_to_json(u)] for u in nodes]
     return {"version": VERSION, "key": kernel.key, "name": kernel.name, "family": kernel.family, "nodes": rows}
@@ -177,26 +183,34 @@ def kernel_from_json(data: Any) -> Kernel:
     if not isinstance(data, dict) or set(data) != {"version", "key", "name", "family", "nodes"}:
         raise CodecError("not a stored kernel: its fields are version, key, name, family, nodes")
     if type(data["version"]) is not int or data["version"] != VERSION:
-        raise CodecError(f"kernel codec version {data['version']!r}, this program reads {VERSION}")
-    rows = data["nodes"]
-    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_NODES:
-        raise CodecError(f"a kernel has 1 to {MAX_NODES} nodes")
+        raise CodecError(f"kernel codec version {shown(data['version'])}, this program reads {VERSION}")
     if not all(
         isinstance(data[k], str) and len(data[k]) <= 200 and data[k].isprintable() for k in ("key", "name", "family")
     ):
         raise CodecError("key, name and family are short printable strings")
+    kernel = kernel_of_nodes(data["nodes"], data["name"], data["family"])
+    if kernel.key != data["key"]:
+        raise CodecError(f"the stored kernel {data['key'][:32]} does not give its own key")
+    return kernel
+
+
+def kernel_of_nodes(rows: Any, name: str = "", family: str = "") -> Kernel:
+    """The kernel of its stored nodes, whatever its key. Raises CodecError."""
+    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_NODES:
+        raise CodecError(f"a kernel has 1 to {MAX_NODES} nodes")
     nodes: list[UOp] = []
     try:
         for row in rows:
             nodes.append(_node_from_json(row, nodes))
-        kernel = Kernel.from_ast(nodes[-1], data["name"], data["family"])
+        if nodes[-1].op is not Ops.SINK:
+            raise CodecError("the last node of a kernel is its SINK")
+        if math.prod(int(n.vmax) + 1 for n in nodes if n.op is Ops.RANGE) > MAX_ITERATIONS:
+            raise CodecError("the loops of this kernel never end")
+        return Kernel.from_ast(nodes[-1], name, family)
     except CodecError:
         raise
     except Exception as error:  # tinygrad's own checks of a node: any of its assertions means a malformed kernel
         raise CodecError(f"malformed kernel: {type(error).__name__}: {str(error)[:100]}") from None
-    if kernel.key != data["key"] or nodes[-1].op is not Ops.SINK:
-        raise CodecError(f"the stored kernel {str(data['key'])[:32]} does not give its own key")
-    return kernel
 
 
 def _dtype_name(dtype: DType) -> str:
@@ -243,21 +257,32 @@ def _const_from_json(arg: Any) -> Any:
             return value
         case ["float", str(text)] if len(text) <= 40:
             return dtypes.float64.const(float.fromhex(text))
-    raise CodecError(f"not a constant: {str(arg)[:80]}")
+    raise CodecError(f"not a constant: {shown(arg)}")
 
 
 def _node_from_json(row: Any, nodes: list[UOp]) -> UOp:
     if not isinstance(row, list) or len(row) != 4 or row[0] not in ALLOWED or row[1] not in DTYPES:
-        raise CodecError(f"not a node: {str(row)[:80]}")
+        raise CodecError(f"not a node: {shown(row)}")
     op, dtype, sources = ALLOWED[row[0]], DTYPES[row[1]], row[2]
     if not isinstance(sources, list) or not all(_is_int(s) and 0 <= s < len(nodes) for s in sources):
         raise CodecError(f"node {len(nodes)} refers to a node that does not stand before it")
+    if len(sources) != SOURCES.get(row[0], len(sources)) or len(sources) < LEAST_SOURCES.get(row[0], 0):
+        raise CodecError(f"node {len(nodes)}: a {row[0]} has not {len(sources)} sources")
     if op is Ops.SHL and len(sources) == 2 and nodes[sources[1]].vmax > 64:
         raise CodecError(f"node {len(nodes)} shifts too far")
+    if op in (Ops.RANGE, Ops.PARAM) and not _is_size(nodes[sources[0]]):
+        raise CodecError(f"node {len(nodes)} has a size that is no number from 1 to 2^48")
     node = UOp(op, dtype, tuple(nodes[s] for s in sources), _arg_from_json(op, row[3]))
     if dtypes.is_int(dtype) and max(abs(node.vmin), abs(node.vmax)) >= MAX_BOUND:
         raise CodecError(f"node {len(nodes)} may grow too large")
     return node
+
+
+def _is_size(node: UOp) -> bool:
+    """Whether a loop or a buffer can have this size, or these; a symbolic one counts with its largest value."""
+    sizes = node.src if node.op is Ops.STACK else (node,)
+    good = all(dtypes.is_int(s.dtype) and type(s.vmax) is int and s.vmax > 0 for s in sizes)
+    return good and math.prod(int(s.vmax) for s in sizes) <= MAX_SIZE
 
 
 def _arg_from_json(op: Ops, arg: Any) -> Any:
@@ -282,14 +307,16 @@ def _arg_from_json(op: Ops, arg: Any) -> Any:
         return (Ops[arg[0]], arg[1])
     if arg is None and op not in (Ops.CAST, Ops.BITCAST, Ops.PARAM, Ops.RANGE, Ops.REDUCE):
         return None
-    raise CodecError(f"bad argument of {op.name}: {str(arg)[:80]}")
+    raise CodecError(f"bad argument of {op.name}: {shown(arg)}")
 
 
 def _param_from_json(slot: Any, dtype: Any, limits: Any, multiple: Any, name: Any, addrspace: Any) -> ParamArg:
     good = _is_int(slot) and dtype in DTYPES and addrspace in AddrSpace.__members__
     good = good and (limits is None or (isinstance(limits, list) and len(limits) == 2 and all(map(_is_int, limits))))
+    good = good and (limits is None or limits[0] <= limits[1])
+    good = good and (addrspace != "ALU" or (name is not None and limits is not None))  # a symbolic size
     good = good and (multiple is None or _is_int(multiple))
     if not good or not (name is None or (isinstance(name, str) and IDENTIFIER.match(name))):
-        raise CodecError(f"bad parameter: {[slot, dtype, limits, multiple, str(name)[:20], addrspace]}")
+        raise CodecError(f"bad parameter: {', '.join(map(shown, (slot, dtype, limits, multiple, name, addrspace)))}")
     bounds = None if limits is None else (limits[0], limits[1])
     return ParamArg(slot, DTYPES[dtype], bounds, multiple, name, AddrSpace[addrspace])

@@ -1,264 +1,324 @@
-"""What a measurement is, as it happens inside the child process: inputs, verification, then timing.
+"""What a measurement is, as it happens inside the child process: verification first, then timing.
 
-Protocol 1. A candidate is run on several seeded inputs against the un-optimized kernel, with poisoned outputs and a
-guard behind every buffer; only then is it timed: warm caches, all samples kept, the median ranks. Symbolic sizes take
-tinygrad's middle value.
+Protocol 2. One set of guarded buffers holds each case of inputs in turn (inputs.py). Outputs are poisoned before every
+run, timed ones too; in-place buffers get their inputs back. A candidate is verified on all cases, then timed on the last
+with warm caches and the full grid, then verified once more: what its last timed run left, and the case before. All
+samples are kept, the median ranks. Symbolic sizes are timed at tinygrad's middle value.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.compiler import (
-    AxisType,
-    Buffer,
-    DType,
-    Ops,
-    Program,
-    Renderer,
-    compile_schedule,
-    dtypes,
-    hand_coded,
-    read_buffer,
-    renderer_of,
-    write_buffer,
-)
+from autotune.buffers import GuardedBuffer
+from autotune.compiler import AxisType, Ops, Program, Renderer, UOp, compile_schedule, hand_coded, renderer_of
 from autotune.errors import IllegalAction
-from autotune.kernel import FLOATS, Kernel, Schedule
+from autotune.inputs import CASES, Case, make_input, rules_of, sizes_of
+from autotune.kernel import Kernel, Schedule
+from autotune.reference import NoReference, reference
+from autotune.verify import Expected, expect, formula_bound, values_of
 
-PROTOCOL = 1
-SEEDS = (0, 1)  # inputs that each candidate is verified on; timing uses those of the first
-GUARD = 64  # elements behind each buffer that no kernel may touch
+PROTOCOL = 2
 MIN_SECONDS, MIN_SAMPLES, MAX_SAMPLES = 0.02, 3, 60  # of timing one candidate
 DUEL_SECONDS, DUEL_MIN_ROUNDS, DUEL_MAX_ROUNDS = 0.25, 9, 101  # per competitor of an interleaved comparison
-MAX_UOPS = (
-    6000  # of a lowered kernel; BEAM stops at 3000, which shuts every good tile of a matmul with a fused GELU out
-)
-POISON = (
-    0xFF,
-    0x00,
-)  # the byte that outputs hold before a run, by seed: NaN (or -1), then zeros. With either one alone an
-#                      # element that is never written could look right: tiny numbers pass for the zeros of a padded edge
-GUARD_BYTE = 0xA5
-NUMPY = {dtypes.bool: np.bool_, dtypes.int8: np.int8, dtypes.uint8: np.uint8, dtypes.int16: np.int16,
-         dtypes.uint16: np.uint16, dtypes.int32: np.int32, dtypes.uint32: np.uint32, dtypes.int64: np.int64,
-         dtypes.uint64: np.uint64, dtypes.float16: np.float16, dtypes.bfloat16: np.uint16, dtypes.float32: np.float32,
-         dtypes.float64: np.float64}  # fmt: skip
-EPSILON = {dtypes.float16: 2.0**-10, dtypes.bfloat16: 2.0**-7, dtypes.float32: 2.0**-23, dtypes.float64: 2.0**-52}
+MAX_UOPS = 6000  # of a lowered kernel; BEAM's 3000 shuts every good tile of a matmul with a fused GELU out
+AFTERWARDS, TIMED = CASES[-2:]  # AFTERWARDS: other inputs, for programs that are right at first only
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one candidate in the child."""
+    """What became of one candidate in the child. Times in seconds; `timing_seconds` holds warm-up and poisoning too."""
 
     verdict: str
-    samples: list[float] = field(default_factory=list)  # seconds
+    samples: list[float] = field(default_factory=list)
     detail: str = ""
+    load_seconds: float = 0.0  # loading it, the first launch included: some drivers compile only then
+    verify_seconds: float = 0.0
+    timing_seconds: float = 0.0
 
 
-def make_input(dtype: DType, elements: int, seed: int, slot: int) -> np.ndarray:
-    """Seeded contents of one buffer [elements]: ordinary values for seed 0, zeros, negatives and a wide range for others."""
-    rng = np.random.default_rng([seed, slot, 7919])
-    if dtype in FLOATS:
-        values = rng.standard_normal(elements, dtype=np.float32)
-        if seed:
-            values *= np.exp2(rng.integers(-6, 4, elements)).astype(np.float32)
-            values[rng.random(elements) < 0.1] = 0.0
-        if dtype is dtypes.bfloat16:
-            return (values.view(np.uint32) >> 16).astype(np.uint16)
-        return values.astype(NUMPY[dtype])
-    if dtype is dtypes.bool:
-        return rng.random(elements) < 0.5
-    high = 100 if seed else 8
-    low = 0 if dtypes.is_unsigned(dtype) or not seed else -2
-    return rng.integers(low, high, elements).astype(NUMPY[dtype])
+class WrongOutput(Exception):
+    """A candidate computed something else, or wrote where it must not. The message says where, `index` who in a duel."""
 
-
-def as_float(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Contents of a buffer as float64, whatever it holds."""
-    if dtype is dtypes.bfloat16:
-        return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return values.astype(np.float64)
-
-
-def tolerance(dtype: DType, terms: int, reference: np.ndarray) -> float:
-    """Largest difference that reordering a sum of `terms` may make, as a number to add to a relative part.
-
-    Rounding errors of a reordered sum of n terms grow like sqrt(n) (random signs) on the scale of the partial sums,
-    for which the largest finite output stands in. Integers and booleans must agree exactly.
-    """
-    if dtype not in EPSILON:
-        return 0.0
-    finite = np.abs(reference[np.isfinite(reference)])
-    scale = float(finite.max()) if finite.size else 1.0
-    return 16 * EPSILON[dtype] * math.sqrt(terms) * scale
-
-
-def first_difference(output: np.ndarray, reference: np.ndarray, dtype: DType, terms: int) -> str | None:
-    """A sentence on the worst wrong element, or None when all agree. NaN and infinities must stand where they stood."""
-    got, want = as_float(output, dtype), as_float(reference, dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
-        error = np.abs(got - want)
-        allowed = tolerance(dtype, terms, want) + 64 * EPSILON.get(dtype, 0.0) * np.abs(want)
-        same = (
-            (got == want) | (np.isnan(got) & np.isnan(want)) | (error <= np.where(np.isfinite(allowed), allowed, 0.0))
-        )
-    if same.all():
-        return None
-    wrong = np.flatnonzero(~same)
-    worst = int(wrong[np.nanargmax(np.where(np.isnan(error[wrong]), np.inf, error[wrong]))])
-    return f"{len(wrong)} of {len(want)} elements differ, element {worst} is {got[worst]:g}, should be {want[worst]:g}"
+    index = 0
 
 
 class Bench:
-    """One kernel set up for measuring on one device: buffers, seeded inputs, reference outputs, compiled candidates."""
+    """One kernel set up for measuring on one device: guarded buffers, inputs, and what the outputs should be."""
 
-    def __init__(self, kernel: Kernel, device: str):
-        self.kernel, self.device = kernel, device
+    def __init__(self, kernel: Kernel, device: str, seed: int = 0):
+        self.kernel, self.device, self.seed = kernel, device, seed
         self.renderer: Renderer = renderer_of(device)
-        self.programs: dict[Schedule, Program] = {}
-        self.loaded: dict[Schedule, Callable[..., float]] = {}
-        nodes = kernel.ast.toposort()
-        self.params = {u.arg.slot: u for u in nodes if u.op is Ops.PARAM and u.arg.slot >= 0}
-        self.values = {name: (low + high) // 2 for name, (low, high) in kernel.variables.items()}
-        self.terms = math.prod(int(u.vmax) + 1 for u in nodes if u.op is Ops.RANGE and u.arg[-1] is AxisType.REDUCE)
-        self.buffers: dict[int, dict[int, Buffer]] = {}
-        self.inputs: dict[int, dict[int, np.ndarray]] = {}
-        self.reference: dict[int, dict[int, np.ndarray]] = {}
+        self.rules, self.sizes = rules_of(kernel), sizes_of(kernel)
+        self.params = _params(kernel.ast)
+        self.inputs: dict[str, dict[int, np.ndarray]] = {}
+        self.expected: dict[str, dict[int, Expected]] = {}
+        self.buffers: dict[int, GuardedBuffer] = {}
 
-    def compile(self, schedule: Schedule, max_uops: int = 0) -> tuple[Program, float]:
-        """(program, compile seconds); `max_uops` bounds the lowered kernel, 0 does not. Raises IllegalAction, OverflowError, or what the compiler raises."""
+    def compile(self, schedule: Schedule, max_uops: int = 0) -> Program:
+        """`max_uops` bounds the lowered kernel, 0 does not. Raises IllegalAction, OverflowError, or what the compiler raises."""
+        return compile_schedule(self.kernel.ast, schedule, self.renderer, max_uops, self.sizes)
+
+    def load(self, program: Program) -> Candidate:
+        return Candidate(self, program)
+
+    # **** what is right ****
+
+    def prepare(self) -> float:
+        """Allocate buffers and compute what is expected in each case; returns seconds of one un-optimized run. Idempotent."""
+        if not self.buffers:
+            self.buffers = {s: GuardedBuffer(self.device, p.dtype, p.max_numel(), s) for s, p in self.params.items()}
+            for case in CASES:
+                self.inputs[case.name] = {
+                    s: make_input(p.dtype, p.max_numel(), case, self.rules, self.seed, s)
+                    for s, p in self.params.items()
+                }
+        if not self.expected:
+            twin = self._twin()
+            expected = {case.name: self._expect(case, twin) for case in CASES}
+            self.expected = expected
+        self.plain.fill(TIMED)
+        return self.plain.run(TIMED)
+
+    @functools.cached_property
+    def plain(self) -> Candidate:
+        """The un-optimized kernel."""
+        return self.load(self.compile(()))
+
+    def _twin(self) -> _Twin | None:
+        try:
+            return _Twin(self)
+        except NoReference:
+            return None
+
+    def _expect(self, case: Case, twin: _Twin | None) -> dict[int, Expected]:
+        plain = functools.cache(lambda: self.plain.outputs(case))
+        found = {}
+        for slot in self.plain.program.outputs:
+            dtype = self.params[slot].dtype
+            if twin is not None:
+                v, bound, unwritten = twin.expected(case, slot)
+            else:
+                raw, unwritten = self._plainly(case, slot)
+                v = values_of(raw, dtype)
+                bound = formula_bound(v.astype(np.float64), dtype, self.terms)
+            poison = case.poison if slot not in self.plain.program.inputs else 0
+            found[slot] = expect(v, bound, dtype, unwritten, poison, functools.partial(lambda s: plain()[s], slot))
+        return found
+
+    def _plainly(self, case: Case, slot: int) -> tuple[np.ndarray, np.ndarray | None]:
+        first = self.plain.outputs(case)[slot]
+        return first, unwritten_in(first, self.params[slot].dtype.itemsize,
+                                   lambda: self.plain.outputs(case, 0x00)[slot], case.poison)  # fmt: skip
+
+    @functools.cached_property
+    def terms(self) -> int:
+        """How many values a sum of this kernel may have."""
+        return math.prod(int(u.vmax) + 1 for u in self.kernel.ast.toposort()
+                         if u.op is Ops.RANGE and u.arg[-1] is AxisType.REDUCE)  # fmt: skip
+
+    # **** verification and timing ****
+
+    def verify(self, candidate: Candidate) -> None:
+        """Raises WrongOutput unless the candidate computes on every case what it should."""
+        self.prepare()
+        if set(candidate.program.outputs) != set(self.plain.program.outputs):
+            candidate.launched = time.perf_counter()
+            raise WrongOutput(f"writes buffers {sorted(candidate.program.outputs)}, "
+                              f"should write {sorted(self.plain.program.outputs)}")  # fmt: skip
+        for case in CASES:
+            candidate.fill(case)
+            candidate.run(case)
+            self.check(candidate, case)
+
+    def check(self, candidate: Candidate, case: Case, when: str = "") -> None:
+        """Look at all buffers after a run. Raises WrongOutput."""
+        where = f"inputs '{case.name}' of seed {self.seed}{when}"
+        for slot, buffer in self.buffers.items():
+            contents, touched = buffer.read()
+            if touched:
+                raise WrongOutput(f"wrote {touched} of buffer {slot} ({where})")
+            if slot in self.expected[case.name]:
+                if (problem := self.expected[case.name][slot].problem(contents.copy())) is not None:
+                    raise WrongOutput(f"buffer {slot}, {where}: {problem}")
+            elif not np.array_equal(contents, self.inputs[case.name][slot].view(np.uint8)):
+                raise WrongOutput(f"changed its input buffer {slot} ({where})")
+
+    def measure(self, program: Program, cutoff: float | None) -> Outcome:
+        """Verify, time, verify again. A candidate whose run takes longer than `cutoff` seconds gets two samples only."""
         started = time.perf_counter()
-        if schedule not in self.programs:
-            self.programs[schedule] = compile_schedule(self.kernel.ast, schedule, self.renderer, max_uops)
-        return self.programs[schedule], time.perf_counter() - started
-
-    def prepare(self) -> None:
-        """Allocate buffers, and compute the reference outputs with the un-optimized kernel. Idempotent."""
-        if self.reference:
-            return
-        plain, _ = self.compile(())
-        for seed in SEEDS:
-            self.inputs[seed] = {s: make_input(p.dtype, p.max_numel(), seed, s) for s, p in self.params.items()}
-            self.buffers[seed] = {
-                s: Buffer(self.device, p.max_numel() + GUARD, p.dtype).allocate() for s, p in self.params.items()
-            }
-            for slot in self.params:
-                self._fill(seed, slot)
-            self.reference[seed] = self._outputs_of((), seed, plain)
-
-    def _fill(self, seed: int, slot: int, poisoned: bool = False) -> None:
-        data = self.inputs[seed][slot]
-        raw = (
-            np.full(len(data) * data.itemsize, POISON[SEEDS.index(seed)], np.uint8) if poisoned else data.view(np.uint8)
-        )
-        guard = np.full(GUARD * data.itemsize, GUARD_BYTE, np.uint8)
-        write_buffer(self.buffers[seed][slot], np.concatenate([raw, guard]).data)
-
-    def _read(self, seed: int, slot: int) -> tuple[np.ndarray, bool]:
-        """(contents, guard untouched)"""
-        data = self.inputs[seed][slot]
-        raw = np.empty((len(data) + GUARD) * data.itemsize, np.uint8)
-        read_buffer(self.buffers[seed][slot], memoryview(raw.data))
-        cut = len(data) * data.itemsize
-        return raw[:cut].view(data.dtype), bool((raw[cut:] == GUARD_BYTE).all())
-
-    def _run(self, schedule: Schedule, seed: int) -> float:
-        if schedule not in self.loaded:
-            self.loaded[schedule] = self.programs[schedule].load(self.device)
-        return self.loaded[schedule](self.buffers[seed], self.values)
-
-    def _outputs_of(self, schedule: Schedule, seed: int, program: Program) -> dict[int, np.ndarray]:
-        """Run once on poisoned outputs (in-place buffers get their inputs back) and read them. Raises GuardTouched."""
-        for slot in program.outputs:
-            self._fill(seed, slot, poisoned=slot not in program.inputs)
-        self._run(schedule, seed)
-        outputs = {}
-        for slot in self.params:
-            contents, intact = self._read(seed, slot)
-            if not intact:
-                raise GuardTouched(f"wrote behind the end of buffer {slot} (inputs of seed {seed})")
-            if slot in program.outputs:
-                outputs[slot] = contents.copy()
-            elif not np.array_equal(contents.view(np.uint8), self.inputs[seed][slot].view(np.uint8)):
-                raise GuardTouched(f"changed its input buffer {slot} (inputs of seed {seed})")
-        return outputs
-
-    def verify(self, schedule: Schedule) -> str | None:
-        """None when the candidate computes what the un-optimized kernel computes, else what is wrong."""
-        self.prepare()
-        program, _ = self.compile(schedule)
-        for seed in SEEDS:
-            try:
-                outputs = self._outputs_of(schedule, seed, program)
-            except GuardTouched as touched:
-                return str(touched)
-            if set(outputs) != set(self.reference[seed]):
-                return f"writes buffers {sorted(outputs)}, should write {sorted(self.reference[seed])}"
-            for slot, output in outputs.items():
-                problem = first_difference(output, self.reference[seed][slot], self.params[slot].dtype, self.terms)
-                if problem is not None:
-                    return f"buffer {slot}, inputs of seed {seed}: {problem}"
-        return None
-
-    def sample(self, schedule: Schedule) -> float:
-        """One timed run in seconds; in-place buffers are restored first, so that values cannot run away."""
-        program = self.programs[schedule]
-        for slot in set(program.outputs) & set(program.inputs):
-            self._fill(SEEDS[0], slot)
-        return self._run(schedule, SEEDS[0])
-
-    def measure(self, schedule: Schedule, cutoff: float | None) -> Outcome:
-        """Verify, then time. A candidate whose first run takes longer than `cutoff` seconds gets only two samples more."""
-        wrong = self.verify(schedule)
-        if wrong is not None:
-            return Outcome("wrong_output", detail=wrong)
-        first = self.sample(schedule)  # warm-up, not kept
-        if cutoff is not None and first > cutoff:
-            return Outcome("ok", [self.sample(schedule) for _ in range(2)], f"slower than {cutoff:.3g} s: two samples")
+        candidate = self.load(program)
         samples: list[float] = []
-        while len(samples) < MIN_SAMPLES or (sum(samples) < MIN_SECONDS and len(samples) < MAX_SAMPLES):
-            samples.append(self.sample(schedule))
-        return Outcome("ok", samples)
+        verdict, detail, timing_seconds = "ok", "", 0.0
+        try:
+            self.verify(candidate)
+            timing_started = time.perf_counter()
+            samples, detail = candidate.samples(cutoff)
+            timing_seconds = time.perf_counter() - timing_started
+            self.check_afterwards(candidate)
+        except WrongOutput as wrong:
+            verdict, samples, detail = "wrong_output", [], str(wrong)
+        load_seconds = candidate.launched - started
+        verify_seconds = time.perf_counter() - candidate.launched - timing_seconds
+        return Outcome(verdict, samples, detail, load_seconds, verify_seconds, timing_seconds)
 
-    def duel(self, schedules: Sequence[Schedule]) -> list[list[float]]:
-        """Samples of each schedule in turn, A B C A B C ..., so that a drifting machine is fair to all."""
-        self.prepare()
-        for schedule in schedules:
-            self.compile(schedule)
-            self.sample(schedule)
-        samples: list[list[float]] = [[] for _ in schedules]
+    def check_afterwards(self, candidate: Candidate) -> None:
+        """What the last timed run left must be right, and so must a run on other inputs. Raises WrongOutput."""
+        self.check(candidate, TIMED, ", after timing")
+        candidate.fill(AFTERWARDS)
+        candidate.run(AFTERWARDS)
+        self.check(candidate, AFTERWARDS, ", after timing")
+
+    def duel(self, programs: Sequence[Program], seconds: float = DUEL_SECONDS) -> list[list[float]]:
+        """Verified, then timed in turn, A B C A B C ..., so that a drifting machine is fair to all.
+
+        `seconds` are spent on each at least, within DUEL_MIN_ROUNDS and DUEL_MAX_ROUNDS. Raises WrongOutput.
+        """
+        candidates = [self.load(program) for program in programs]
+        self._each(candidates, self.verify)
+        samples: list[list[float]] = [[] for _ in candidates]
         while len(samples[0]) < DUEL_MIN_ROUNDS or (
-            min(map(sum, samples)) < DUEL_SECONDS and len(samples[0]) < DUEL_MAX_ROUNDS
+            min(map(sum, samples)) < seconds and len(samples[0]) < DUEL_MAX_ROUNDS
         ):
-            for own, schedule in zip(samples, schedules, strict=True):
-                own.append(self.sample(schedule))
+            for own, candidate in zip(samples, candidates, strict=True):
+                own.append(candidate.sample())
+        self._each(candidates, self._verify_again)
         return samples
 
-    @functools.cache  # noqa: B019  (a Bench lives as long as its child has this kernel)
+    def _verify_again(self, candidate: Candidate) -> None:
+        candidate.fill(TIMED)
+        candidate.run(TIMED)
+        self.check_afterwards(candidate)
+
+    def _each(self, candidates: Sequence[Candidate], check: Callable[[Candidate], None]) -> None:
+        for i, candidate in enumerate(candidates):
+            try:
+                check(candidate)
+            except WrongOutput as wrong:
+                wrong.index = i
+                raise
+
+    @functools.cached_property
     def baseline_schedules(self) -> tuple[Schedule, Schedule]:
         """(un-optimized, hand-coded): always compiled, whatever their size"""
         return (), hand_coded(self.kernel.ast, self.renderer)
 
 
-class GuardTouched(Exception):
-    """A candidate wrote where it must not."""
+class Candidate:
+    """A program loaded on a bench."""
+
+    def __init__(self, bench: Bench, program: Program):
+        self.bench, self.program = bench, program
+        self._run = program.load(bench.device)
+        self.launched = 0.0  # when its first run was over (perf_counter)
+
+    def fill(self, case: Case, poison: int | None = None) -> None:
+        """Inputs into all buffers that are read, poison into those that are only written."""
+        for slot in self.bench.buffers:
+            self._fill(slot, case, case.poison if poison is None else poison)
+
+    def _fill(self, slot: int, case: Case, poison: int) -> None:
+        written_only = slot in self.program.outputs and slot not in self.program.inputs
+        self.bench.buffers[slot].write(poison if written_only else self.bench.inputs[case.name][slot])
+
+    def run(self, case: Case) -> float:
+        """Seconds of one run on the buffers as they are."""
+        seconds = self._run({slot: b.buffer for slot, b in self.bench.buffers.items()}, case.size)
+        self.launched = self.launched or time.perf_counter()
+        return seconds
+
+    def sample(self) -> float:
+        """One timed run in seconds, on poisoned outputs and restored in-place buffers."""
+        for slot in self.program.outputs:
+            self._fill(slot, TIMED, TIMED.poison)
+        return self.run(TIMED)
+
+    def samples(self, cutoff: float | None) -> tuple[list[float], str]:
+        """(samples, why there are only two): repeated until there are enough; the verification before was the warm-up."""
+        first = self.sample()
+        if cutoff is not None and first > cutoff:
+            return [first, self.sample()], f"slower than {cutoff:.3g} s: two samples"
+        samples: list[float] = []
+        while len(samples) < MIN_SAMPLES or (sum(samples) < MIN_SECONDS and len(samples) < MAX_SAMPLES):
+            samples.append(self.sample())
+        return samples, ""
+
+    def outputs(self, case: Case, poison: int | None = None) -> dict[int, np.ndarray]:
+        """Run once and read all outputs as bytes."""
+        self.fill(case, poison)
+        self.run(case)
+        return {slot: self.bench.buffers[slot].read()[0].copy() for slot in self.program.outputs}
 
 
-def compile_outcome(bench: Bench, schedule: Schedule) -> tuple[str, str, float, str]:
-    """(verdict, code hash, compile seconds, detail) of compiling a candidate."""
+class _Twin:
+    """The float64 twin of a kernel with buffers of its own. Raises NoReference, also where the device has no float64."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.reference = bench, reference(bench.kernel.ast)
+        try:
+            program = compile_schedule(self.reference.ast, (), bench.renderer, 0, bench.sizes)
+            self.run = program.load(bench.device)
+        except Exception as error:  # a compiler without float64 fails in its own way, and so does its runtime
+            raise NoReference(str(error)) from None
+        self.program, self.params = program, _params(self.reference.ast)
+        self.buffers = {s: GuardedBuffer(bench.device, p.dtype, p.max_numel(), s) for s, p in self.params.items()}
+        self.results: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+
+    def expected(self, case: Case, slot: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """(values in float64, or as they are for other dtypes; error bound or None; where nothing is written or None)"""
+        raw, dtype = self._outputs(case, 0xFF)[slot], self.params[slot].dtype
+        bound_slot = self.reference.bounds.get(slot)
+        bound = None if bound_slot is None else self._outputs(case, 0xFF)[bound_slot].view(np.float64)
+        unwritten = None
+        if slot not in self.program.inputs:
+            unwritten = unwritten_in(raw, dtype.itemsize, lambda: self._outputs(case, 0x00)[slot], 0xFF)
+        return raw.view(np.bool_) if dtype.name == "bool" else values_of(raw, dtype), bound, unwritten
+
+    def _outputs(self, case: Case, poison: int) -> dict[int, np.ndarray]:
+        if (case.name, poison) not in self.results:
+            for slot, buffer in self.buffers.items():
+                own = slot in self.program.outputs and slot not in self.program.inputs
+                buffer.write(poison if own else self._input(case, slot))
+            self.run({slot: b.buffer for slot, b in self.buffers.items()}, case.size)
+            self.results[case.name, poison] = {s: self.buffers[s].read()[0].copy() for s in self.program.outputs}
+        return self.results[case.name, poison]
+
+    def _input(self, case: Case, slot: int) -> np.ndarray:
+        data, dtype = self.bench.inputs[case.name][slot], self.bench.params[slot].dtype
+        is_float = self.params[slot].dtype is not dtype
+        return values_of(data.view(np.uint8), dtype).astype(np.float64) if is_float else data
+
+
+def unwritten_in(raw: np.ndarray, itemsize: int, again: Callable[[], np.ndarray], poison: int) -> np.ndarray | None:
+    """Which elements still hold the poison of one run, and that of `again`, which uses 0x00; None where there are none."""
+    if not (left := (raw.reshape(-1, itemsize) == poison).all(axis=1)).any():
+        return None
+    left &= (again().reshape(-1, itemsize) == 0x00).all(axis=1)
+    return left if left.any() else None
+
+
+def _params(ast: UOp) -> dict[int, UOp]:
+    return {u.arg.slot: u for u in ast.toposort() if u.op is Ops.PARAM and u.arg.slot >= 0}
+
+
+def compile_outcome(bench: Bench, schedule: Schedule) -> tuple[str, Program | None, float, str]:
+    """(verdict, program, compile seconds, detail) of compiling a candidate. Raises OSError or sqlite3.Error."""
+    started = time.perf_counter()
     try:
-        program, seconds = bench.compile(schedule, 0 if schedule in bench.baseline_schedules() else MAX_UOPS)
+        program = bench.compile(schedule, 0 if schedule in bench.baseline_schedules else MAX_UOPS)
     except IllegalAction as error:
-        return "illegal", "", 0.0, str(error)[:200]
+        return "illegal", None, 0.0, str(error)[:200]
     except OverflowError as error:
-        return "too_big", "", 0.0, str(error)[:200]
+        return "too_big", None, 0.0, str(error)[:200]
+    except (OSError, sqlite3.Error):  # no compiler, a full disk, a broken cache: no candidate's fault
+        raise
     except Exception as error:  # the compiler's own errors have no common base: each is this candidate's verdict
-        return "compile_failed", "", 0.0, f"{type(error).__name__}: {str(error)[:200]}"
-    return "ok", program.code_hash, seconds, ""
+        return "compile_failed", None, 0.0, f"{type(error).__name__}: {str(error)[:200]}"
+    return "ok", program, time.perf_counter() - started, ""

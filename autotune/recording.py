@@ -9,7 +9,7 @@ from typing import Any
 from autotune.errors import ReplayError
 from autotune.kernel import Kernel, Schedule, schedule_to_json
 from autotune.records import Records, Trial
-from autotune.runner import Done
+from autotune.runner import Done, Refuted
 
 
 class Recording:
@@ -18,10 +18,13 @@ class Recording:
     def __init__(self, files: Sequence[Records], fingerprint: str):
         self.fingerprint, self.compiled = fingerprint, 0
         self.trials: dict[tuple[str, Schedule], deque[Trial]] = defaultdict(deque)
+        self.refuted: dict[tuple[str, Schedule], Trial] = {}
         self.base: dict[str, deque[Trial]] = defaultdict(deque)
         self.duels: dict[tuple[str, tuple[Schedule, ...]], deque[list[tuple[float, ...]]]] = defaultdict(deque)
         for _, trial in sorted((row for f in files for row in f.all_trials(fingerprint)), key=lambda row: row[0]):
-            if trial.kind not in ("unoptimized", "hand_coded"):
+            if trial.kind == "recheck":
+                self.refuted[trial.kernel, trial.schedule] = trial
+            elif trial.kind not in ("unoptimized", "hand_coded"):
                 self.trials[trial.kernel, trial.schedule].append(trial)
             else:
                 self.base[trial.kernel].append(trial)
@@ -59,8 +62,11 @@ class Recording:
                 done(trial)
         return trials
 
-    def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]:
+    def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
         if (kernel.key, tuple(schedules)) not in self.duels:
+            for schedule in schedules:
+                if (kernel.key, schedule) in self.refuted:
+                    raise Refuted(self.refuted[kernel.key, schedule])
             raise ReplayError(
                 f"{kernel.name}: no recorded comparison with {schedule_to_json(schedules[0])}; use --live"
             )

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import sqlite3
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote
 
+from autotune import schema
 from autotune.errors import CodecError, RecordsError
-from autotune.kernel import Kernel, Schedule, kernel_from_json, kernel_to_json, schedule_from_json, schedule_to_json
+from autotune.kernel import Kernel, Schedule
+from autotune.rows import (
+    MAX_DETAIL,
+    TABLES,
+    VERDICTS,
+    Row,
+    clean,
+    fingerprint_id,
+    from_data,
+    from_stored,
+    to_data,
+    to_stored,
+)
+from autotune.schema import SCHEMA, transaction
+from autotune.strict import one_line
 
-SCHEMA = 1
-VERDICTS = ("ok", "illegal", "compile_failed", "too_big", "wrong_output", "timeout", "crashed")
-TABLES = """
-CREATE TABLE meta (schema INTEGER NOT NULL);
-CREATE TABLE kernels (key TEXT PRIMARY KEY, name TEXT NOT NULL, family TEXT NOT NULL, ast TEXT NOT NULL);
-CREATE TABLE fingerprints (id TEXT PRIMARY KEY, fields TEXT NOT NULL);
-CREATE TABLE trials (id INTEGER PRIMARY KEY, kernel TEXT NOT NULL, fingerprint TEXT NOT NULL, kind TEXT NOT NULL,
-  schedule TEXT NOT NULL, verdict TEXT NOT NULL, samples TEXT NOT NULL, compile_seconds REAL NOT NULL,
-  code_hash TEXT NOT NULL, detail TEXT NOT NULL, strategy TEXT NOT NULL, seed INTEGER NOT NULL,
-  protocol INTEGER NOT NULL, created REAL NOT NULL);
-CREATE INDEX trials_by_kernel ON trials (kernel, fingerprint);
-CREATE TABLE duels (id INTEGER PRIMARY KEY, kernel TEXT NOT NULL, fingerprint TEXT NOT NULL, schedules TEXT NOT NULL,
-  samples TEXT NOT NULL, created REAL NOT NULL);
-CREATE TABLE finals (id INTEGER PRIMARY KEY, kernel TEXT NOT NULL, fingerprint TEXT NOT NULL, schedule TEXT NOT NULL,
-  tuned TEXT NOT NULL, hand_coded TEXT NOT NULL, control TEXT NOT NULL, accepted INTEGER NOT NULL, created REAL NOT NULL);
-"""
+__all__ = ["SCHEMA", "VERDICTS", "Final", "History", "Records", "Trial", "default_path", "fingerprint_id"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Trial:
     kind: str = "trial"  # or "unoptimized", "hand_coded", "answer" (the policy's, at zero trials): not counted
     strategy: str = ""
     seed: int = 0
+    verify_seconds: float = 0.0  # spent on running it to compare its outputs
+    timing_seconds: float = 0.0  # spent on timing it
+    input_seed: int = 0  # of the inputs that it was verified on
 
     @property
     def seconds(self) -> float | None:
@@ -66,6 +69,7 @@ class Final:
     hand_coded: tuple[float, ...]
     control: tuple[float, ...]
     accepted: bool
+    protocol: int = 1  # of the measurement; 1 where it was made before this was kept
 
     @property
     def ratio(self) -> float:
@@ -85,17 +89,21 @@ class History:
 
     @property
     def baselines(self) -> dict[str, Trial]:
-        return {t.kind: t for t in self.trials if t.kind != "trial"}
+        return {t.kind: t for t in self.trials if t.kind not in ("trial", "recheck")}
+
+    @property
+    def good(self) -> list[Trial]:
+        """Timed trials and baselines of all schedules but those that failed when they were looked at again."""
+        refuted = {t.schedule for t in self.trials if t.kind == "recheck" and t.verdict != "ok"}
+        return [t for t in self.trials if t.seconds is not None and t.kind != "recheck" and t.schedule not in refuted]
 
     @property
     def best(self) -> Trial | None:
         """The fastest verified schedule, baselines included: the incumbent."""
-        good = [t for t in self.trials if t.seconds is not None]
-        return min(good, key=lambda t: t.seconds or 0.0, default=None)
+        return min(self.good, key=lambda t: t.seconds or 0.0, default=None)
 
 
-def fingerprint_id(fields: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+Made = TypeVar("Made", Trial, Final)
 
 
 def default_path() -> Path:
@@ -105,7 +113,11 @@ def default_path() -> Path:
 
 
 class Records:
-    """An open records file. Each commit is one transaction: a process killed at any moment loses at most that one."""
+    """An open records file. Each commit is one transaction: a process killed at any moment loses at most that one.
+
+    Every row is checked when it is read and before it is written; a malformed one is a RecordsError that names the file,
+    the table and the row.
+    """
 
     def __init__(self, path: str | os.PathLike[str], read_only: bool = False):
         self.path = Path(path)
@@ -118,164 +130,192 @@ class Records:
             self._open(read_only)
 
     def _open(self, read_only: bool) -> None:
-        tables = {row[0] for row in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if not tables and not read_only:
-            self.db.execute("PRAGMA journal_mode = WAL")
-            self._create()
-        elif "meta" not in tables:
-            raise RecordsError(f"{self.path} is no records file of tinygrad-autotune; name another with --records")
-        schema = self.db.execute("SELECT schema FROM meta").fetchone()[0]
-        if schema != SCHEMA:
-            raise RecordsError(
-                f"{self.path} has schema {schema}, this program knows {SCHEMA}; upgrade tinygrad-autotune"
-            )
-
-    def _create(self) -> None:
-        self.db.execute("BEGIN IMMEDIATE")  # another process may be creating the same file
-        if not self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-            for statement in TABLES.strip().split(";")[:-1]:
-                self.db.execute(statement)
-            self.db.execute("INSERT INTO meta VALUES (?)", (SCHEMA,))
-        self.db.execute("COMMIT")
+        try:
+            schema.harden(self.db)
+            if not read_only and not schema.layout(self.db):
+                self.db.execute("PRAGMA journal_mode = WAL")
+                schema.upgrade(self.db)
+            self.schema = schema.schema_of(self.db)
+            if not read_only and self.schema < SCHEMA:
+                schema.upgrade(self.db)
+                self.schema = SCHEMA
+        except RecordsError as error:
+            raise RecordsError(f"{self.path} {error}") from None
 
     @contextlib.contextmanager
     def _typed_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
-            text = str(error)
-            if "readonly" in text:
-                raise RecordsError(f"{self.path} is read-only; name another file with --records") from None
-            if "full" in text:
-                raise RecordsError(f"the disk of {self.path} is full; what was committed is kept") from None
-            if "unable to open" in text:
-                raise RecordsError(
-                    f"{self.path} cannot be opened: it is a directory or not writable; name another file"
-                ) from None
-            if "not a database" in text:
-                raise RecordsError(f"{self.path} is no SQLite file; name another with --records") from None
-            raise RecordsError(f"records file {self.path}: {text}") from None
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where even SQLite's message quotes damage
+            raise RecordsError(self._told(str(error))) from None
         except OSError as error:
             raise RecordsError(f"records file {self.path}: {error.strerror or error}") from None
+
+    def _told(self, text: str) -> str:
+        if "readonly" in text:
+            return f"{self.path} is read-only; name another file with --records"
+        if "full" in text:
+            return f"the disk of {self.path} is full; what was committed is kept"
+        if "unable to open" in text:
+            return f"{self.path} cannot be opened: it is a directory or not writable; name another file"
+        if "not a database" in text:
+            return f"{self.path} is no SQLite file; name another with --records"
+        return f"records file {self.path}: {one_line(text)}"
 
     def close(self) -> None:
         self.db.close()
 
-    def add_kernel(self, kernel: Kernel) -> None:
-        row = (kernel.key, kernel.name, kernel.family, json.dumps(kernel_to_json(kernel)))
+    # **** any row ****
+
+    def rows(self, table: str, where: str = "", arguments: Sequence[Any] = ()) -> dict[int, Row]:
+        """Checked rows by their number in the file, the oldest first. Raises RecordsError for a malformed one."""
+        columns = TABLES[table]
+        if all(c.since > self.schema for c in columns):
+            return {}
+        wanted = ", ".join(c.name if c.since <= self.schema else str(c.default) for c in columns)
+        order = "created, rowid" if any(c.name == "created" for c in columns) else "rowid"
         with self._typed_errors():
-            self.db.execute("INSERT OR IGNORE INTO kernels VALUES (?, ?, ?, ?)", row)
+            found = self.db.execute(
+                f"SELECT rowid, {wanted} FROM {table} {where} ORDER BY {order}", arguments
+            ).fetchall()
+        return {number: self._checked(table, number, values) for number, *values in found}
+
+    def _checked(self, table: str, number: int, values: Sequence[Any]) -> Row:
+        try:
+            return from_stored(table, values)
+        except CodecError as error:
+            raise RecordsError(f"{self.path}: {table} row {number} is malformed: {error}") from None
+
+    def everything(self) -> dict[str, dict[int, Row]]:
+        """All rows by table and number, as of one moment."""
+        with self._typed_errors(), transaction(self.db, "DEFERRED"):
+            return {table: self.rows(table) for table in TABLES}
+
+    def add_missing(self, rows: Sequence[tuple[str, Row]]) -> Counter[str]:
+        """Add those (table, row) that are not there yet, all or none; returns how many by table.
+
+        A row is there when all its columns are equal, a kernel or a fingerprint when its key is.
+        """
+        added: Counter[str] = Counter()
+        with self._typed_errors(), transaction(self.db, "IMMEDIATE"):
+            for table, row in rows:
+                same = [c.name for c in TABLES[table]][: 1 if table in ("kernels", "fingerprints") else None]
+                equal = " AND ".join(f"{name} = ?{i}" for i, name in enumerate(same, 1))
+                guard = f"WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {equal})"
+                added[table] += self.db.execute(_insertion(table, guard), to_stored(table, row)).rowcount
+        return added
+
+    def _add(self, table: str, row: Row) -> None:
+        checked = from_data(table, to_data(table, row))  # what could not be read again is not written
+        with self._typed_errors():
+            self.db.execute(_insertion(table), to_stored(table, checked))
+
+    # **** the tables ****
+
+    def add_kernel(self, kernel: Kernel) -> None:
+        self.add_missing([("kernels", _kernel_row(kernel))])
 
     def add_fingerprint(self, fields: dict[str, str]) -> str:
         """Store the description of a device; returns its id."""
-        digest = fingerprint_id(fields)
-        with self._typed_errors():
-            self.db.execute(
-                "INSERT OR IGNORE INTO fingerprints VALUES (?, ?)", (digest, json.dumps(fields, sort_keys=True))
-            )
-        return digest
+        row = from_data("fingerprints", {"id": fingerprint_id(fields), "fields": fields})
+        self.add_missing([("fingerprints", row)])
+        return row["id"]
 
     def add_trial(self, fingerprint: str, trial: Trial, protocol: int) -> None:
-        """Commit one trial at once: it is spent from now on."""
-        if trial.verdict not in VERDICTS:
-            raise ValueError(f"no verdict is called {trial.verdict!r}")
-        row = (trial.kernel, fingerprint, trial.kind, json.dumps(schedule_to_json(trial.schedule)), trial.verdict,
-               json.dumps(trial.samples), trial.compile_seconds, trial.code_hash, trial.detail, trial.strategy, trial.seed,
-               protocol, time.time())  # fmt: skip
-        with self._typed_errors():
-            self.db.execute(
-                "INSERT INTO trials (kernel, fingerprint, kind, schedule, verdict, samples, compile_seconds, code_hash, detail,"
-                " strategy, seed, protocol, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)  # fmt: skip
+        """Commit one trial at once: it is spent from now on. Raises CodecError for a trial that is none."""
+        own = {**_fields_of(trial), "detail": clean(trial.detail[:MAX_DETAIL])}
+        self._add("trials", {**own, "fingerprint": fingerprint, "protocol": protocol, "created": time.time()})
 
     def add_final(self, fingerprint: str, final: Final) -> None:
-        row = (final.kernel, fingerprint, json.dumps(schedule_to_json(final.schedule)), json.dumps(final.tuned),
-               json.dumps(final.hand_coded), json.dumps(final.control), int(final.accepted), time.time())  # fmt: skip
-        with self._typed_errors():
-            self.db.execute("INSERT INTO finals (kernel, fingerprint, schedule, tuned, hand_coded, control, accepted, created)"
-                            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)  # fmt: skip
+        self._add("finals", {**_fields_of(final), "fingerprint": fingerprint, "created": time.time()})
 
     def add_duel(
         self, kernel: str, fingerprint: str, schedules: Sequence[Schedule], samples: Sequence[Sequence[float]]
     ) -> None:
         """Keep all samples of an interleaved comparison."""
-        names = json.dumps([schedule_to_json(s) for s in schedules])
-        row = (kernel, fingerprint, names, json.dumps(samples), time.time())
-        with self._typed_errors():
-            self.db.execute(
-                "INSERT INTO duels (kernel, fingerprint, schedules, samples, created) VALUES (?, ?, ?, ?, ?)", row
-            )
+        self._add("duels", {"kernel": kernel, "fingerprint": fingerprint, "schedules": schedules, "samples": samples,
+                            "created": time.time()})  # fmt: skip
+
+    def add_noise(self, fingerprint: str, curve: Sequence[tuple[float, float]]) -> None:
+        """Keep a device's noise: (kernel seconds, relative difference that is still noise), seconds growing."""
+        self._add("noise", {"fingerprint": fingerprint, "curve": curve, "created": time.time()})
+
+    def noise(self, fingerprint: str) -> tuple[tuple[float, float], ...] | None:
+        """The latest noise curve of a device."""
+        found = list(self.rows("noise", "WHERE fingerprint = ?", (fingerprint,)).values())
+        return found[-1]["curve"] if found else None
 
     def duel(self, kernel: str, fingerprint: str, schedules: Sequence[Schedule]) -> list[tuple[float, ...]] | None:
         """The latest recorded comparison of exactly these schedules."""
-        names = json.dumps([schedule_to_json(s) for s in schedules])
-        with self._typed_errors():
-            row = self.db.execute("SELECT samples FROM duels WHERE kernel = ? AND fingerprint = ? AND schedules = ?"
-                                  " ORDER BY id DESC LIMIT 1", (kernel, fingerprint, names)).fetchone()  # fmt: skip
-        return None if row is None else [tuple(samples) for samples in json.loads(row[0])]
+        found = self._of("duels", kernel, fingerprint)
+        same = [list(row["samples"]) for row in found if row["schedules"] == tuple(schedules)]
+        return same[-1] if same else None
 
     def history(self, kernel: str, fingerprint: str) -> History:
         """All trials of a kernel on a device, in the order in which they were committed."""
-        with self._typed_errors():
-            rows = self.db.execute(
-                "SELECT kernel, schedule, verdict, samples, compile_seconds, code_hash, detail, kind, strategy, seed FROM trials"
-                " WHERE kernel = ? AND fingerprint = ? ORDER BY id", (kernel, fingerprint)).fetchall()  # fmt: skip
-        return History([_trial_of(row) for row in rows])
+        return History([_made(Trial, row) for row in self._of("trials", kernel, fingerprint)])
+
+    def _of(self, table: str, kernel: str, fingerprint: str) -> list[Row]:
+        return list(self.rows(table, "WHERE kernel = ? AND fingerprint = ?", (kernel, fingerprint)).values())
 
     def all_trials(self, fingerprint: str) -> list[tuple[float, Trial]]:
         """(time of the commit, trial) of every trial on a device, in order."""
-        with self._typed_errors():
-            rows = self.db.execute(
-                "SELECT created, kernel, schedule, verdict, samples, compile_seconds, code_hash, detail, kind, strategy, seed"
-                " FROM trials WHERE fingerprint = ? ORDER BY id", (fingerprint,)).fetchall()  # fmt: skip
-        return [(row[0], _trial_of(row[1:])) for row in rows]
+        found = self.rows("trials", "WHERE fingerprint = ?", (fingerprint,))
+        return [(row["created"], _made(Trial, row)) for row in found.values()]
 
     def all_duels(self, fingerprint: str) -> list[tuple[float, str, tuple[Schedule, ...], list[tuple[float, ...]]]]:
         """(time of the commit, kernel, schedules, samples) of every comparison on a device, in order."""
-        with self._typed_errors():
-            rows = self.db.execute("SELECT created, kernel, schedules, samples FROM duels WHERE fingerprint = ? ORDER BY id",
-                                   (fingerprint,)).fetchall()  # fmt: skip
-        return [(created, key, tuple(schedule_from_json(s) for s in json.loads(schedules)), [tuple(x) for x in json.loads(samples)])
-                for created, key, schedules, samples in rows]  # fmt: skip
+        found = self.rows("duels", "WHERE fingerprint = ?", (fingerprint,))
+        return [(r["created"], r["kernel"], r["schedules"], list(r["samples"])) for r in found.values()]
 
     def final(self, kernel: str, fingerprint: str) -> Final | None:
         """The latest verdict on a kernel's winner."""
-        with self._typed_errors():
-            row = self.db.execute(
-                "SELECT kernel, schedule, tuned, hand_coded, control, accepted FROM finals WHERE kernel = ? AND fingerprint = ?"
-                " ORDER BY id DESC LIMIT 1", (kernel, fingerprint)).fetchone()  # fmt: skip
-        if row is None:
-            return None
-        times = [tuple(json.loads(text)) for text in row[2:5]]
-        return Final(row[0], schedule_from_json(json.loads(row[1])), times[0], times[1], times[2], bool(row[5]))
+        found = self._of("finals", kernel, fingerprint)
+        return _made(Final, found[-1]) if found else None
 
-    def winners(self, fingerprint: str) -> dict[str, Schedule]:
-        """Accepted schedules by kernel key: what may be applied on this device."""
-        with self._typed_errors():
-            keys = [
-                r[0]
-                for r in self.db.execute("SELECT DISTINCT kernel FROM finals WHERE fingerprint = ?", (fingerprint,))
-            ]
-        finals = [self.final(key, fingerprint) for key in keys]
-        return {f.kernel: f.schedule for f in finals if f is not None and f.accepted}
+    def finals(self, fingerprint: str, protocol: int = 1) -> dict[str, Final]:
+        """The latest verdict of at least this protocol on each kernel's winner."""
+        found = self.rows("finals", "WHERE fingerprint = ?", (fingerprint,)).values()
+        return {row["kernel"]: _made(Final, row) for row in found if row["protocol"] >= protocol}
+
+    def winners(self, fingerprint: str, protocol: int = 1) -> dict[str, Schedule]:
+        """Accepted schedules by kernel key: what may be applied on this device.
+
+        Verdicts of an older protocol do not count, nor schedules that failed when they were looked at again.
+        """
+        again = self.rows("trials", "WHERE fingerprint = ? AND kind = 'recheck' AND verdict != 'ok'", (fingerprint,))
+        refuted = {(row["kernel"], row["schedule"]) for row in again.values()}
+        finals = self.finals(fingerprint, protocol)
+        return {k: f.schedule for k, f in finals.items() if f.accepted and (k, f.schedule) not in refuted}
 
     def kernels(self) -> list[Kernel]:
-        """All stored kernels. Raises RecordsError naming the one that is malformed."""
-        with self._typed_errors():
-            rows = self.db.execute("SELECT key, ast FROM kernels ORDER BY rowid").fetchall()
-        found = []
-        for key, text in rows:
-            try:
-                found.append(kernel_from_json(json.loads(text)))
-            except (CodecError, ValueError) as error:
-                raise RecordsError(f"kernel {key} in {self.path} is malformed: {error}") from None
-        return found
+        """All stored kernels."""
+        return [row["ast"] for row in self.rows("kernels").values()]
 
     def fingerprints(self) -> dict[str, dict[str, str]]:
+        """The fields of each device on record, by id."""
+        return {row["id"]: row["fields"] for row in self.rows("fingerprints").values()}
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """(kernels, trials) by fingerprint."""
         with self._typed_errors():
-            return {row[0]: json.loads(row[1]) for row in self.db.execute("SELECT id, fields FROM fingerprints")}
+            found = self.db.execute("SELECT fingerprint, count(DISTINCT kernel), count(*) FROM trials GROUP BY 1")
+            return {str(own): (kernels, trials) for own, kernels, trials in found.fetchall()}
 
 
-def _trial_of(row: tuple) -> Trial:
-    key, schedule, verdict, samples, seconds, code_hash, detail, kind, strategy, seed = row
-    return Trial(key, schedule_from_json(json.loads(schedule)), verdict, tuple(json.loads(samples)), seconds, code_hash, detail,
-                 kind, strategy, seed)  # fmt: skip
+def _insertion(table: str, guard: str = "") -> str:
+    names = [c.name for c in TABLES[table]]
+    values = ", ".join(f"?{i}" for i in range(1, len(names) + 1))
+    return f"INSERT INTO {table} ({', '.join(names)}) SELECT {values} {guard}"
+
+
+def _kernel_row(kernel: Kernel) -> Row:
+    return {"key": kernel.key, "name": kernel.name, "family": kernel.family, "ast": kernel}
+
+
+def _fields_of(made: Trial | Final) -> Row:
+    return {f.name: getattr(made, f.name) for f in fields(made)}
+
+
+def _made(kind: type[Made], row: Row) -> Made:
+    return kind(**{f.name: row[f.name] for f in fields(kind)})

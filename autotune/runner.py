@@ -1,6 +1,6 @@
-"""The parent's side of measuring: child processes that can be killed, deadlines, and one lock per device.
+"""The parent's side of measuring: deadlines, what a failing child means, and one lock per device.
 
-Compilations of a batch run in parallel, one share a child; then each candidate is verified and timed while nothing else
+Two children compile side by side; then a third one, which is sent the binaries, verifies and times them while nothing else
 of ours runs. A child that crashes or hangs becomes a verdict, and a fresh child takes its place.
 """
 
@@ -8,30 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import select
+import secrets
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from autotune.child import Child, ChildFailed
 from autotune.compiler import fingerprint
-from autotune.errors import DeviceError
+from autotune.errors import AutotuneError, DeviceError
 from autotune.kernel import Kernel, Schedule, kernel_to_json, schedule_from_json, schedule_to_json
-from autotune.measure import PROTOCOL
+from autotune.measure import DUEL_SECONDS, PROTOCOL
 from autotune.records import Final, Records, Trial, fingerprint_id
 
-COMPILE_SECONDS, RUN_SECONDS, START_SECONDS = 30.0, 60.0, 120.0  # deadlines
-MAX_DEVICE_FAILURES = 5  # children in a row that do not even set a kernel up: then the device itself is at fault
+START_SECONDS, COMPILE_SECONDS, PREPARE_SECONDS = 60.0, 30.0, 120.0  # deadlines of a child's answers
+RUN_SECONDS, RUN_FACTOR = 20.0, 40.0  # a candidate's: so long, and so many times the un-optimized kernel's time
+ACCIDENTS = ("crashed", "timeout")  # verdicts that a baseline may get by bad luck: it is measured again
+MAX_DEVICE_FAILURES = 3  # probes in a row: then it is the device that is at fault, and not a kernel
 NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A difference
+SETTLE_SECONDS = 0.06  # of each of the fastest few, compared on the bench
+KEPT_PROGRAMS = 256  # binaries of late, so that a duel compiles nothing again
 
 
 Done = Callable[[Trial], None]  # called with each trial as soon as it is finished
+
+
+class Refuted(AutotuneError):
+    """A schedule that had passed before failed in a duel. `trial` says how."""
+
+    def __init__(self, trial: Trial):
+        super().__init__(f"schedule {schedule_to_json(trial.schedule)} passed its trial, then failed: {trial.detail}")
+        self.trial = trial
 
 
 class Measurer(Protocol):
@@ -43,76 +56,8 @@ class Measurer(Protocol):
     def measure(
         self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None, done: Done | None = None
     ) -> list[Trial]: ...
-    def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]: ...
+    def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]: ...
     def close(self) -> None: ...
-
-
-class ChildFailed(Exception):
-    """The child gave no answer. `verdict` says what that means for a candidate."""
-
-    def __init__(self, verdict: str, detail: str):
-        super().__init__(detail)
-        self.verdict, self.detail = verdict, detail
-
-
-class Child:
-    """One `python -m autotune.worker` process."""
-
-    def __init__(self, device: str):
-        self.device = device
-        self.kernel = ""
-        self.pipe: subprocess.Popen[bytes] | None = None
-        self.buffer = b""
-
-    def send(self, request: dict[str, Any]) -> None:
-        if self.pipe is None:
-            env = {**os.environ, "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
-            command = [sys.executable, "-m", "autotune.worker", self.device]
-            self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0,
-                                         process_group=0)  # fmt: skip  # Ctrl-C is for the parent alone
-            self.kernel, self.buffer = "", b""
-        assert self.pipe.stdin is not None
-        try:
-            self.pipe.stdin.write((json.dumps(request) + "\n").encode())
-        except BrokenPipeError:
-            self._died()
-
-    def receive(self, timeout: float) -> dict[str, Any]:
-        """The next answer. Raises ChildFailed when the child died, hung, or met an error of its own."""
-        assert self.pipe is not None and self.pipe.stdout is not None
-        deadline = time.monotonic() + timeout
-        while b"\n" not in self.buffer:
-            ready, _, _ = select.select([self.pipe.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                self.kill()
-                raise ChildFailed("timeout", f"no answer within {timeout:.0f} s")
-            if not (chunk := os.read(self.pipe.stdout.fileno(), 1 << 16)):
-                self._died()
-            self.buffer += chunk
-        line, self.buffer = self.buffer.split(b"\n", 1)
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ChildFailed("crashed", answer["error"])
-        return answer
-
-    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        self.send(request)
-        return self.receive(timeout)
-
-    def _died(self) -> None:
-        assert self.pipe is not None
-        status = self.pipe.wait()
-        self.kill()
-        raise ChildFailed("crashed", f"the child ended with status {status}")
-
-    def kill(self) -> None:
-        if self.pipe is not None:
-            self.pipe.kill()
-            self.pipe.wait()
-            for stream in (self.pipe.stdin, self.pipe.stdout):
-                if stream is not None:
-                    stream.close()
-            self.pipe = None
 
 
 @contextlib.contextmanager
@@ -131,115 +76,184 @@ class Runner:
         self.device = device
         self.fields = fingerprint(device)
         self.fingerprint = fingerprint_id(self.fields)
-        self.children = [Child(device) for _ in range(workers)]
+        self.seed = secrets.randbits(31)  # of the inputs: nothing can know them beforehand, each trial records them
+        self.compilers = [Child(device) for _ in range(workers)]
+        self.bench = Child(device, runs_candidates=True)
+        self.plain_seconds = 0.0  # of one un-optimized run of the kernel on the bench
+        self.programs: OrderedDict[tuple[str, Schedule], dict[str, Any]] = OrderedDict()
         self.compiled = 0
-        self.failures = 0
 
     def close(self) -> None:
-        for child in self.children:
+        for child in (*self.compilers, self.bench):
             child.kill()
 
-    def _setup(self, child: Child, kernel: Kernel) -> list[Schedule]:
-        """Make `kernel` the child's own; returns its baseline schedules. Raises DeviceError after too many failures."""
-        while True:
+    # **** children that hold a kernel ****
+
+    def _hold(self, child: Child, kernel: Kernel, seed: int) -> list[Schedule]:
+        """Give a kernel to a child; returns its baseline schedules. Raises ChildFailed (the kernel's fault) or DeviceError."""
+        try:
+            answer = child.ask({"do": "kernel", "kernel": kernel_to_json(kernel), "seed": seed}, START_SECONDS)
+        except ChildFailed:
+            self.check_device()
+            answer = child.ask({"do": "kernel", "kernel": kernel_to_json(kernel), "seed": seed}, START_SECONDS)
+        child.kernel, child.prepared = kernel.key, False
+        return [schedule_from_json(s) for s in answer["baselines"]]
+
+    def _prepare(self, child: Child, kernel: Kernel, seed: int) -> None:
+        """Let a child compute what is expected of a kernel. Raises ChildFailed or DeviceError."""
+        if child.pipe is None or child.kernel != kernel.key:
+            self._hold(child, kernel, seed)
+        if not child.prepared:
             try:
-                answer = child.ask({"do": "kernel", "kernel": kernel_to_json(kernel)}, START_SECONDS)
-                child.kernel, self.failures = kernel.key, 0
-                return [schedule_from_json(s) for s in answer["baselines"]]
+                self.plain_seconds = child.ask({"do": "prepare"}, PREPARE_SECONDS)["seconds"]
             except ChildFailed as failed:
-                self.failures += 1
-                if self.failures >= MAX_DEVICE_FAILURES:
-                    raise DeviceError(f"{self.device} failed {self.failures} times in a row, last: {failed.detail}; "
-                                      "all finished trials are kept") from None  # fmt: skip
+                child.kill()
+                self.check_device()
+                raise ChildFailed(failed.verdict, f"the un-optimized kernel itself: {failed.detail}") from None
+            child.prepared = True
+
+    def check_device(self) -> None:
+        """Run something trivial in a fresh process. Raises DeviceError when that fails again and again."""
+        detail = "it computes wrongly"
+        for pause in range(MAX_DEVICE_FAILURES):
+            child = Child(self.device)
+            time.sleep(pause)
+            try:
+                if child.ask({"do": "probe"}, START_SECONDS)["works"]:
+                    return
+            except ChildFailed as failed:
+                detail = failed.detail
+            finally:
+                child.kill()
+        raise DeviceError(f"{self.device} failed {MAX_DEVICE_FAILURES} times in a row, last: {detail}; "
+                          "all finished trials are kept: see to the device, then run the same command again")  # fmt: skip
+
+    # **** trials ****
 
     def baselines(self, kernel: Kernel) -> list[Trial]:
         """The un-optimized and the hand-coded kernel, measured like any candidate; hand-coded last."""
-        schedules = self._setup(self.children[0], kernel)
+        kinds = ("unoptimized", "hand_coded")
+        with device_lock(self.device, exclusive=False):
+            try:
+                schedules = self._hold(self.compilers[0], kernel, self.seed)
+            except ChildFailed as failed:
+                return [Trial(kernel.key, (), failed.verdict, detail=failed.detail, kind=kind) for kind in kinds]
         trials = self.measure(kernel, schedules, None)
+        trials = [t if t.verdict not in ACCIDENTS else self.measure(kernel, [t.schedule], None)[0] for t in trials]
         self.compiled -= len(schedules)
-        return [
-            Trial(t.kernel, t.schedule, t.verdict, t.samples, t.compile_seconds, t.code_hash, t.detail, kind)
-            for t, kind in zip(trials, ("unoptimized", "hand_coded"), strict=True)
-        ]
+        return [replace(trial, kind=kind) for trial, kind in zip(trials, kinds, strict=True)]
 
     def measure(
         self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None, done: Done | None = None
     ) -> list[Trial]:
         """One trial for each schedule: compile all in parallel, then verify and time one by one, telling `done` of each."""
-        shares = [list(range(i, len(schedules), len(self.children))) for i in range(len(self.children))]
-        compiled: dict[int, dict[str, Any]] = {}
         with device_lock(self.device, exclusive=False):
-            self._compile_shares(kernel, schedules, shares, compiled)
-        trials: dict[int, Trial] = {}
+            answers = self._compile_all(kernel, schedules)
+        trials = []
         with device_lock(self.device, exclusive=True):
-            for child, share in zip(self.children, shares, strict=True):
-                for i in share:
-                    trials[i] = self._time(child, kernel, schedules[i], compiled[i], cutoff)
-                    self.compiled += 1
-                    if done is not None:
-                        done(trials[i])
-        return [trials[i] for i in range(len(schedules))]
+            for schedule, answer in zip(schedules, answers, strict=True):
+                trials.append(self._time(kernel, schedule, answer, cutoff))
+                self.compiled += 1
+                if done is not None:
+                    done(trials[-1])
+        return trials
 
-    def _compile_shares(
-        self,
-        kernel: Kernel,
-        schedules: Sequence[Schedule],
-        shares: list[list[int]],
-        compiled: dict[int, dict[str, Any]],
-    ) -> None:
-        """Fill `compiled` with an answer for each schedule; the children work side by side."""
-        for turn in range(max(map(len, shares), default=0)):
-            asked = [(c, s[turn]) for c, s in zip(self.children, shares, strict=True) if turn < len(s)]
-            sent = []
-            for child, i in asked:
-                if child.pipe is None or child.kernel != kernel.key:
-                    self._setup(child, kernel)
-                with self._as_verdict(compiled, i):
-                    child.send({"do": "compile", "schedule": schedule_to_json(schedules[i])})
-                    sent.append((child, i))
-            for child, i in sent:
-                with self._as_verdict(compiled, i):
-                    compiled[i] = child.receive(COMPILE_SECONDS)
+    def _compile_all(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[dict[str, Any]]:
+        """An answer for each schedule; each compiler takes the next one as soon as it is free."""
+        todo, answers = deque(enumerate(schedules)), {}
 
-    @contextlib.contextmanager
-    def _as_verdict(self, compiled: dict[int, dict[str, Any]], i: int) -> Iterator[None]:
-        try:
-            yield
-        except ChildFailed as failed:
-            verdict = "timeout" if failed.verdict == "timeout" else "compile_failed"
-            compiled[i] = {"verdict": verdict, "code_hash": "", "compile_seconds": 0.0, "detail": failed.detail}
+        def work(child: Child) -> None:
+            while todo:
+                try:
+                    i, schedule = todo.popleft()
+                except IndexError:  # the other one took the last
+                    return
+                answers[i] = self._compile(child, kernel, schedule)
 
-    def _time(
-        self, child: Child, kernel: Kernel, schedule: Schedule, answer: dict[str, Any], cutoff: float | None
-    ) -> Trial:
-        verdict, samples, detail = answer["verdict"], [], answer["detail"]
-        if verdict == "ok":
+        with ThreadPoolExecutor(len(self.compilers)) as pool:
             try:
-                if child.pipe is None or child.kernel != kernel.key:
-                    self._setup(child, kernel)
-                request = {"do": "measure", "schedule": schedule_to_json(schedule), "cutoff": cutoff}
-                measured = child.ask(request, RUN_SECONDS)
-                verdict, samples, detail = measured["verdict"], measured["samples"], measured["detail"]
-            except ChildFailed as failed:
-                verdict, detail = failed.verdict, failed.detail
-        return Trial(
-            kernel.key, schedule, verdict, tuple(samples), answer["compile_seconds"], answer["code_hash"], detail
-        )
+                for future in [pool.submit(work, child) for child in self.compilers]:
+                    future.result()
+            finally:
+                todo.clear()
+        return [answers[i] for i in range(len(schedules))]
 
-    def duel(self, kernel: Kernel, schedules: Sequence[Schedule]) -> list[tuple[float, ...]]:
-        """Interleaved samples of several schedules in a fresh process: one that has searched was seen to time slower."""
-        child = Child(self.device)
+    def _compile(self, child: Child, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
+        """The child's answer, or its failure in the same form."""
         try:
-            self._setup(child, kernel)
-            with device_lock(self.device, exclusive=True):
-                answer = child.ask(
-                    {"do": "duel", "schedules": [schedule_to_json(s) for s in schedules]}, 4 * RUN_SECONDS
-                )
-            return [tuple(samples) for samples in answer["samples"]]
+            if child.pipe is None or child.kernel != kernel.key:
+                self._hold(child, kernel, self.seed)
+            return child.ask({"do": "compile", "schedule": schedule_to_json(schedule)}, COMPILE_SECONDS)
         except ChildFailed as failed:
-            raise DeviceError(f"the final timing of {kernel.name} failed: {failed.detail}; run again") from None
+            if failed.verdict == "environment":
+                raise DeviceError(
+                    f"{self.device} cannot compile: {failed.detail}; all finished trials are kept"
+                ) from None
+            verdict = "timeout" if failed.verdict == "timeout" else "compile_failed"
+            return {"verdict": verdict, "program": None, "compile_seconds": 0.0, "detail": failed.detail}
+
+    def _time(self, kernel: Kernel, schedule: Schedule, answer: dict[str, Any], cutoff: float | None) -> Trial:
+        """Let the bench verify and time a compiled candidate."""
+        trial = Trial(kernel.key, schedule, answer["verdict"], compile_seconds=answer["compile_seconds"],
+                      detail=answer["detail"], input_seed=self.seed)  # fmt: skip
+        program = answer["program"]
+        if program is None:
+            return trial
+        trial = replace(trial, code_hash=program["code_hash"])
+        try:
+            self._prepare(self.bench, kernel, self.seed)
+            limit = RUN_SECONDS + RUN_FACTOR * self.plain_seconds
+            found = self.bench.ask({"do": "measure", "program": program, "cutoff": cutoff}, limit)
+        except ChildFailed as failed:
+            return replace(trial, verdict=failed.verdict, detail=failed.detail)
+        self.programs[kernel.key, schedule] = program
+        while len(self.programs) > KEPT_PROGRAMS:
+            self.programs.popitem(last=False)
+        compiling = answer["compile_seconds"] + found["load_seconds"]
+        return replace(trial, verdict=found["verdict"], samples=tuple(found["samples"]), detail=found["detail"], compile_seconds=compiling,
+                       verify_seconds=found["verify_seconds"], timing_seconds=found["timing_seconds"])  # fmt: skip
+
+    # **** comparisons ****
+
+    def duel(
+        self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True, seconds: float | None = None
+    ) -> list[tuple[float, ...]]:
+        """Interleaved samples of several schedules, verified before and after.
+
+        `fresh`: in a new process, since one that has searched was seen to time slower, and on inputs that none of them
+        has seen; otherwise on the bench. `seconds` are spent on each. Raises Refuted when one of them fails, DeviceError
+        when the device does.
+        """
+        with device_lock(self.device, exclusive=False):
+            programs = [self._program(kernel, schedule) for schedule in schedules]
+        child = Child(self.device, runs_candidates=True) if fresh else self.bench
+        seed = secrets.randbits(31) if fresh else self.seed
+        seconds = seconds or (DUEL_SECONDS if fresh else SETTLE_SECONDS)
+        try:
+            with device_lock(self.device, exclusive=True):
+                self._prepare(child, kernel, seed)
+                limit = len(programs) * (RUN_SECONDS + RUN_FACTOR * self.plain_seconds)
+                answer = child.ask({"do": "duel", "programs": programs, "seconds": seconds}, limit)
+        except ChildFailed as failed:  # whose fault it is cannot be seen: the first one is what is on trial
+            self.check_device()
+            raise self._refuted(kernel, schedules[0], failed.verdict, failed.detail, seed) from None
         finally:
-            child.kill()
+            if fresh:
+                child.kill()
+        if "wrong" in answer:
+            raise self._refuted(kernel, schedules[answer["index"]], "wrong_output", answer["wrong"], seed)
+        return [tuple(samples) for samples in answer["samples"]]
+
+    def _program(self, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
+        if (kernel.key, schedule) in self.programs:
+            return self.programs[kernel.key, schedule]
+        answer = self._compile(self.compilers[0], kernel, schedule)
+        if answer["program"] is None:
+            raise self._refuted(kernel, schedule, answer["verdict"], answer["detail"], self.seed)
+        return answer["program"]
+
+    def _refuted(self, kernel: Kernel, schedule: Schedule, verdict: str, detail: str, seed: int) -> Refuted:
+        return Refuted(Trial(kernel.key, schedule, verdict, detail=detail, kind="recheck", input_seed=seed))
 
 
 def commit(records: Records, measurer: Measurer, kernel: Kernel, trials: Sequence[Trial]) -> None:
@@ -249,10 +263,13 @@ def commit(records: Records, measurer: Measurer, kernel: Kernel, trials: Sequenc
         records.add_trial(measurer.fingerprint, trial, PROTOCOL)
 
 
-def judge(kernel: Kernel, schedule: Schedule, times: Sequence[tuple[float, ...]]) -> Final:
-    """Accept a winner only if it beats hand-coded by more than the noise floor and than the run's own A/A difference."""
+def judge(kernel: Kernel, schedule: Schedule, times: Sequence[tuple[float, ...]], floor: float = NOISE_FLOOR) -> Final:
+    """Accept a winner only if it beats hand-coded by more than the noise floor and than the run's own A/A difference.
+
+    `times` are samples in seconds of the winner, of hand-coded, and of hand-coded once more.
+    """
     tuned, hand, control = times
     medians = [statistics.median(t) for t in (tuned, hand, control)]
-    noise = max(NOISE_FLOOR, abs(medians[1] / medians[2] - 1.0))
+    noise = max(floor, abs(medians[1] / medians[2] - 1.0), abs(medians[2] / medians[1] - 1.0))
     accepted = medians[0] < min(medians[1:]) * (1.0 - noise)
-    return Final(kernel.key, schedule, tuned, hand, control, accepted)
+    return Final(kernel.key, schedule, tuned, hand, control, accepted, PROTOCOL)

@@ -14,15 +14,19 @@ from typing import Any
 from tqdm import tqdm
 
 from autotune.capture import Program
+from autotune.claims import share
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule, schedule_to_json
-from autotune.records import Final, Records, Trial, default_path
-from autotune.runner import Measurer, Runner, commit, judge
+from autotune.measure import PROTOCOL
+from autotune.noise import floor_at
+from autotune.records import Final, History, Records, Trial, default_path
+from autotune.runner import ACCIDENTS, Measurer, Refuted, Runner, commit, judge
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES, make_strategy
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
+CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 
 
@@ -114,6 +118,14 @@ class Report:
         return "\n".join(lines)
 
 
+def contenders(history: History) -> list[Schedule]:
+    """The fastest verified schedules, each binary once: those within CLOSE of the best, fastest first."""
+    good = sorted(history.good, key=lambda t: t.seconds or 0.0)
+    distinct = {t.code_hash or t.schedule: t for t in reversed(good)}
+    close = [t for t in good if t in distinct.values() and (t.seconds or 0.0) <= CLOSE * (good[0].seconds or 0.0)]
+    return list(dict.fromkeys(t.schedule for t in close))[:CONTENDERS]
+
+
 def _short(opt: Sequence[Any]) -> str:
     return f"{opt[0]}:{'' if opt[1] is None else opt[1]}:{'' if opt[2] is None else opt[2]}"
 
@@ -137,26 +149,36 @@ class Tuner:
     ) -> tuple[list[KernelResult], bool]:
         """(results, whether all was done). Baselines first, so that the kernels can be put in order of total time."""
         bar = tqdm(total=len(kernels) * (self.trials + 2), desc="tuning", unit="trial", disable=not self.progress)
+        where = self.records.path, self.measurer.fingerprint
         with bar:
-            for kernel in kernels:
+
+            def begin(kernel: Kernel) -> None:
                 self.baselines(kernel)
                 bar.update(2)
-            order = sorted(kernels, key=lambda k: -self.hand_coded_seconds(k) * calls[k.key])
-            for kernel in order:
+
+            def search(kernel: Kernel) -> None:
                 bar.set_postfix_str(kernel.name)
                 self.search(kernel, budget, bar.update)
-        for kernel in tqdm(order, desc="final timing", disable=not self.progress):
-            self.finish(kernel)
+
+            share(*where, kernels, begin)
+            order = sorted(kernels, key=lambda k: -self.hand_coded_seconds(k) * calls[k.key])
+            share(*where, order, search, lambda: budget.left(1) > 0)
+        with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
+            share(*where, order, lambda kernel: (self.finish(kernel), bar.update(1)))
         done = all(self.history_spent(k) >= self.trials for k in kernels) or budget.left(1) > 0
         return [self.result(k, calls[k.key]) for k in order], done
 
     def baselines(self, kernel: Kernel) -> None:
-        if "hand_coded" not in self._history(kernel).baselines:
+        known = self._history(kernel).baselines
+        if "hand_coded" not in known or any(known[kind].verdict in ACCIDENTS for kind in ("unoptimized", "hand_coded")):
             commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
 
     def search(self, kernel: Kernel, budget: Budget, tick: Callable[[int], Any] = lambda n: None) -> None:
         """Spend this kernel's trials; those that are on record already count as spent."""
         history = self._history(kernel)
+        if history.best is None:  # not even un-optimized does it run here: it is left as it is
+            tick(self.trials)
+            return
         tick(min(history.spent, self.trials))
         strategy = make_strategy(self.strategy, kernel, self.renderer, self.seed, self.guide)
         strategy.tell(history.trials)
@@ -180,6 +202,7 @@ class Tuner:
             self.measurer.measure(kernel, asked, cutoff, done)
             history.trials += trials
             strategy.tell(trials)
+        self.settle(kernel)  # now, while its buffers and binaries are at hand
 
     def _answer(self, kernel: Kernel) -> None:
         """Zero trials: the policy's single answer, compiled and verified, held against hand-coded like any winner."""
@@ -190,27 +213,55 @@ class Tuner:
     def _labelled(self, trial: Trial) -> Trial:
         return replace(trial, strategy=self.strategy, seed=self.seed)
 
+    def settle(self, kernel: Kernel) -> Schedule | None:
+        """The fastest schedule, by sequential halving over those that single timings cannot tell apart; None without any."""
+        while True:
+            rivals = contenders(self._history(kernel))
+            try:
+                while len(rivals) > 1:
+                    medians = dict(zip(rivals, map(statistics.median, self._compare(kernel, rivals)), strict=True))
+                    rivals = sorted(rivals, key=lambda s: medians[s])[: (len(rivals) + 1) // 2]
+                return rivals[0] if rivals else None
+            except Refuted as refuted:
+                commit(self.records, self.measurer, kernel, [refuted.trial])
+
+    def _compare(self, kernel: Kernel, rivals: Sequence[Schedule]) -> list[tuple[float, ...]]:
+        times = self.records.duel(kernel.key, self.measurer.fingerprint, rivals)
+        if times is None:
+            times = self.measurer.duel(kernel, rivals, fresh=False)
+            self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
+        return times
+
     def finish(self, kernel: Kernel) -> Final | None:
         """Time the winner against hand-coded in a fresh process, unless that was done for this very schedule."""
-        history = self._history(kernel)
-        best, hand = history.best, history.baselines.get("hand_coded")
-        if best is None or hand is None or best.schedule == hand.schedule:
-            return None
-        final = self.records.final(kernel.key, self.measurer.fingerprint)
-        if final is None or final.schedule != best.schedule:
-            rivals = [best.schedule, hand.schedule, hand.schedule]
-            times = self.measurer.duel(kernel, rivals)
+        hand = self._history(kernel).baselines.get("hand_coded")
+        while (best := self.settle(kernel)) is not None:
+            if hand is None or hand.seconds is None or best == hand.schedule:
+                return None
+            final = self.records.final(kernel.key, self.measurer.fingerprint)
+            if final is not None and final.schedule == best and final.protocol >= PROTOCOL:
+                return final
+            rivals = [best, hand.schedule, hand.schedule]
+            try:
+                times = self.measurer.duel(kernel, rivals)
+            except Refuted as refuted:
+                commit(self.records, self.measurer, kernel, [refuted.trial])
+                if refuted.trial.schedule == hand.schedule:
+                    return None
+                continue
             self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
-            final = judge(kernel, best.schedule, times)
+            floor = floor_at(self.records.noise(self.measurer.fingerprint), hand.seconds)
+            final = judge(kernel, best, times, floor)
             self.records.add_final(self.measurer.fingerprint, final)
-        return final
+            return final
+        return None
 
     def result(self, kernel: Kernel, calls: int) -> KernelResult:
         history = self._history(kernel)
         final = self.records.final(kernel.key, self.measurer.fingerprint)
         hand = self.hand_coded_seconds(kernel)
         tuned, schedule = hand, None
-        if final is not None:
+        if final is not None and final.protocol >= PROTOCOL:
             hand = statistics.median(final.hand_coded)
             tuned, schedule = (statistics.median(final.tuned), final.schedule) if final.accepted else (hand, None)
         verdicts = Counter(t.verdict for t in history.trials if t.kind == "trial")
@@ -224,7 +275,7 @@ class Tuner:
     def history_spent(self, kernel: Kernel) -> int:
         return self._history(kernel).spent
 
-    def _history(self, kernel: Kernel) -> Any:
+    def _history(self, kernel: Kernel) -> History:
         return self.records.history(kernel.key, self.measurer.fingerprint)
 
 

@@ -1,4 +1,4 @@
-"""The child process in which candidates are compiled and run: `python -m autotune.worker DEVICE`.
+"""The child process in which candidates are compiled or run: `python -m autotune.worker DEVICE`.
 
 It reads one JSON request a line and answers one JSON line each, so that whatever a candidate does to it (a crash, an
 endless loop) is seen by its parent as silence. It never reads pickles and never imports the user's script.
@@ -6,16 +6,37 @@ endless loop) is seen by its parent as silence. It never reads pickles and never
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import queue
 import signal
+import sqlite3
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from tinygrad import Tensor
+
+from autotune.compiler import Program
 from autotune.errors import AutotuneError
 from autotune.kernel import kernel_from_json, schedule_from_json, schedule_to_json
-from autotune.measure import Bench, compile_outcome
+from autotune.measure import Bench, WrongOutput, compile_outcome
+
+
+def program_to_json(program: Program) -> dict[str, Any]:
+    """Its fields and its `code_hash`."""
+    library = base64.b64encode(program.library).decode()
+    return {**program.__dict__, "library": library, "code_hash": program.code_hash}
+
+
+def program_from_json(data: dict[str, Any]) -> Program:
+    """The counterpart of `program_to_json`: between our own processes only, no file holds one."""
+    signature = tuple((name, slot, dtype, tuple(shape)) for name, slot, dtype, shape in data["signature"])
+    launches = tuple((tuple(g), None if local is None else tuple(local), tuple(v)) for g, local, v in data["launches"])
+    return Program(base64.b64decode(data["library"]), signature, tuple(data["slots"]), tuple(data["outputs"]),
+                   tuple(data["inputs"]), launches)  # fmt: skip
 
 
 class Worker:
@@ -24,31 +45,40 @@ class Worker:
     def __init__(self, device: str):
         self.device = device
         self.bench: Bench | None = None
-        self.key = ""
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request. The `do` field names one of the methods below."""
         actions: dict[str, Callable[..., dict[str, Any]]] = {
-            "kernel": self.kernel, "compile": self.compile, "measure": self.measure, "duel": self.duel,
+            "probe": self.probe, "kernel": self.kernel, "prepare": self.prepare, "compile": self.compile,
+            "measure": self.measure, "duel": self.duel,
         }  # fmt: skip
         return actions[request.pop("do")](**request)
 
-    def kernel(self, kernel: dict[str, Any]) -> dict[str, Any]:
-        if kernel["key"] != self.key or self.bench is None:
-            self.bench = Bench(kernel_from_json(kernel), self.device)
-            self.key = kernel["key"]
-        return {"baselines": [schedule_to_json(s) for s in self.bench.baseline_schedules()]}
+    def probe(self) -> dict[str, Any]:
+        """Does the device work at all?"""
+        return {"works": (Tensor([1.0, 2.0], device=self.device) + 1).tolist() == [2.0, 3.0]}
+
+    def kernel(self, kernel: dict[str, Any], seed: int) -> dict[str, Any]:
+        self.bench = None  # its buffers go before those of the next kernel come
+        self.bench = Bench(kernel_from_json(kernel), self.device, seed)
+        return {"baselines": [schedule_to_json(s) for s in self.bench.baseline_schedules]}
+
+    def prepare(self) -> dict[str, Any]:
+        return {"seconds": self._bench().prepare()}
 
     def compile(self, schedule: list[Any]) -> dict[str, Any]:
-        verdict, code_hash, seconds, detail = compile_outcome(self._bench(), schedule_from_json(schedule))
-        return {"verdict": verdict, "code_hash": code_hash, "compile_seconds": seconds, "detail": detail}
+        verdict, program, seconds, detail = compile_outcome(self._bench(), schedule_from_json(schedule))
+        data = None if program is None else program_to_json(program)
+        return {"verdict": verdict, "program": data, "compile_seconds": seconds, "detail": detail}
 
-    def measure(self, schedule: list[Any], cutoff: float | None) -> dict[str, Any]:
-        outcome = self._bench().measure(schedule_from_json(schedule), cutoff)
-        return {"verdict": outcome.verdict, "samples": outcome.samples, "detail": outcome.detail}
+    def measure(self, program: dict[str, Any], cutoff: float | None) -> dict[str, Any]:
+        return self._bench().measure(program_from_json(program), cutoff).__dict__
 
-    def duel(self, schedules: list[Any]) -> dict[str, Any]:
-        return {"samples": self._bench().duel([schedule_from_json(s) for s in schedules])}
+    def duel(self, programs: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+        try:
+            return {"samples": self._bench().duel([program_from_json(p) for p in programs], seconds)}
+        except WrongOutput as wrong:
+            return {"wrong": str(wrong), "index": wrong.index}
 
     def _bench(self) -> Bench:
         if self.bench is None:
@@ -56,16 +86,15 @@ class Worker:
         return self.bench
 
 
-def serve(requests: TextIO, answers: TextIO, device: str) -> None:
-    """Answer requests until the parent closes the pipe."""
+def serve(requests: Iterator[str], answers: TextIO, device: str) -> None:
+    """Answer requests as long as there are any."""
     worker = Worker(device)
     for line in requests:
         try:
             answer = worker.handle(json.loads(line))
-        except MemoryError:
-            answer = {"error": "MemoryError: the candidate does not fit into memory"}
         except Exception as error:  # told to the parent, which decides whose fault it is
-            answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+            outside = isinstance(error, OSError | sqlite3.Error)  # no compiler, a full disk: no candidate's fault
+            answer = {"error": f"{type(error).__name__}: {str(error)[:300]}", "environment": outside}
         try:
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
@@ -73,11 +102,28 @@ def serve(requests: TextIO, answers: TextIO, device: str) -> None:
             return
 
 
+def lines_until_the_parent_dies(requests: TextIO) -> Iterator[str]:
+    """Lines of a pipe. Its end is seen even while a candidate runs, and ends this process with what it started."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in requests:
+            lines.put(line)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it finishes the trial under way
+    if sys.platform == "linux":
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # where memory runs out, it is this process that goes
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a compiler or kernel prints must not look like an answer
-    serve(sys.stdin, answers, sys.argv[1])
+    serve(lines_until_the_parent_dies(sys.stdin), answers, sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class RandomSearch:
         self.root = root_state(kernel, renderer)
         self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
         self.seen: set[Schedule] = set()
+        self.told: set[Schedule] = set()  # of them those of earlier runs, which drew with the same seed
 
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules; fewer, or none, where the space is exhausted."""
@@ -29,6 +30,9 @@ class RandomSearch:
         failures = 0
         while len(found) < count and failures < ATTEMPTS:
             schedule = self._draw()
+            if schedule in self.told:  # this draw was made before: the search goes on from there
+                self.told.discard(schedule)
+                continue
             if schedule in self.seen:
                 failures += 1
                 continue
@@ -38,6 +42,7 @@ class RandomSearch:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remember what was measured, so that it is not asked for again."""
+        self.told.update(t.schedule for t in trials if t.schedule not in self.seen)
         self.seen.update(t.schedule for t in trials)
 
     def _draw(self) -> Schedule:

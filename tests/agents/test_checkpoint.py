@@ -1,9 +1,11 @@
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
 
-from agents.checkpoint import CheckpointError, load, save
+from agents.checkpoint import CheckpointError, digest, load, save
 
 ARRAYS = {
     "a/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -64,3 +66,67 @@ def test_what_does_not_fit_is_refused_in_one_line(saved, tmp_path):
 
     with pytest.raises(CheckpointError, match="vocabulary abc, expected xyz"):
         load(saved, accept=accept)
+
+
+# *** files that another hand has written, with the right checksum where that is possible ***
+
+GOOD = {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+def write(path, header, data: bytes = bytes(8), length: int | None = None):
+    """A safetensors file of this header, which is text or becomes it."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
+
+
+def signed(entries: dict, meta: str = "{}") -> dict:
+    return {"__metadata__": {"meta": meta, "sha256": digest({"x": np.zeros(2, np.float32)}, meta)}, **entries}
+
+
+def test_a_file_written_by_hand_is_read(tmp_path):
+    arrays, meta = load(write(tmp_path / "a.safetensors", signed(GOOD, '{"a": 1}')))
+    assert arrays["x"].tolist() == [0, 0] and arrays["x"].dtype == np.float32 and meta == {"a": 1}
+
+
+def entry(**more) -> dict:
+    return signed({"x": {**GOOD["x"], **more}})
+
+
+@pytest.mark.parametrize("header", [
+    entry(shape=[3]), entry(shape=[2**40]), entry(shape=[-2]), entry(shape=[2, 2.0]), entry(shape=[True, 2]), entry(shape="2"),
+    entry(shape=[1] * 9 + [2]), entry(shape=[10**30]), entry(data_offsets=[0, 2**62]), entry(data_offsets=[-8, 0]), entry(data_offsets=[8, 16]),
+    entry(data_offsets=[0]), entry(dtype="OBJECT"), entry(dtype=["F32"]), entry(dtype="BF16"), entry(shape=[1], data_offsets=[0, 4]),
+    signed({"x": 3}), signed({"x": {}}), signed({**GOOD, "y": GOOD["x"]}), signed({}), GOOD, {"__metadata__": 3, **GOOD},
+    {"__metadata__": {"meta": "{}"}, **GOOD}, {"__metadata__": {"meta": 3, "sha256": ""}, **GOOD}, signed(GOOD, "[]"), signed(GOOD, "{"),
+    signed(GOOD, "[" * 100_000), "[]", "3", "", "[" * 100_000, '{"__metadata__":{},"__metadata__":{}}', "\u00e9",
+])  # fmt: skip
+def test_a_header_that_lies_is_refused(tmp_path, header):
+    with pytest.raises(CheckpointError, match="damaged") as error:
+        load(write(tmp_path / "a.safetensors", header))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("length", [2**31, 2**40, 2**63, 2**64 - 1])
+def test_a_header_longer_than_the_file_is_refused(tmp_path, length):
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(write(tmp_path / "a.safetensors", signed(GOOD), length=length))
+
+
+def test_a_file_beyond_all_reason_is_not_even_read(tmp_path):
+    path = write(tmp_path / "a.safetensors", signed(GOOD))
+    with open(path, "r+b") as file:
+        file.truncate(2**40)  # no block of it is ever written
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(path)
+
+
+def test_no_pickle_is_ever_read(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    (tmp_path / "a.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(tmp_path / "a")
+    assert not (tmp_path / "pwned").exists()

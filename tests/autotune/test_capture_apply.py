@@ -19,6 +19,7 @@ from tinygrad.engine import realize
 import autotune
 from autotune.compiler import KernelInfo, Ops, Opt, OptOps, UOp, default_device, fingerprint, hand_coded, renderer_of
 from autotune.install import export_beam
+from autotune.measure import PROTOCOL
 from autotune.records import Final, Records, Trial, fingerprint_id
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,9 @@ def array(*shape: int, seed: int = 0) -> Tensor:
     return Tensor(np.random.default_rng(seed).standard_normal(shape).astype(np.float32)).realize()
 
 
-def records_with(path: Path, program: autotune.Program, accepted: bool = True, device: dict | None = None) -> Records:
+def records_with(
+    path: Path, program: autotune.Program, accepted: bool = True, device: dict | None = None, protocol: int = PROTOCOL
+) -> Records:
     """A records file as tuning leaves it, written by hand: baselines, and a winner for every kernel."""
     records, renderer = Records(path), renderer_of(DEVICE)
     own = records.add_fingerprint(device or fingerprint(DEVICE))
@@ -57,7 +60,7 @@ def records_with(path: Path, program: autotune.Program, accepted: bool = True, d
         records.add_kernel(kernel)
         for kind, schedule in (("unoptimized", ()), ("hand_coded", hand_coded(kernel.ast, renderer))):
             records.add_trial(own, Trial(kernel.key, schedule, "ok", (1e-6,), kind=kind), 1)
-        records.add_final(own, Final(kernel.key, WINNER, (1.0,), (2.0,), (2.0,), accepted))
+        records.add_final(own, Final(kernel.key, WINNER, (1.0,), (2.0,), (2.0,), accepted, protocol))
     return records
 
 
@@ -161,13 +164,14 @@ def test_accepted_schedules_run_and_give_the_same_output(tmp_path):
     assert (applied.tuned, applied.plain) == (1, 1)
 
 
-@pytest.mark.parametrize("case", ["not accepted", "another machine"])
+@pytest.mark.parametrize("case", ["not accepted", "another machine", "an older protocol"])
 def test_what_is_not_accepted_here_runs_as_tinygrad_would(tmp_path, case):
     x = array(36, 10 + len(case))
     with autotune.capture() as program:
         (x * 4 - 1).realize()
     device = {**fingerprint(DEVICE), "model": "elsewhere"} if case == "another machine" else None
-    records_with(tmp_path / "r.db", program, accepted=case == "another machine", device=device).close()
+    protocol = PROTOCOL - (case == "an older protocol")
+    records_with(tmp_path / "r.db", program, case != "not accepted", device, protocol).close()
     with autotune.apply(tmp_path / "r.db") as applied, launched() as during:
         (x * 4 - 1).realize()
     assert during == [hand_coded(next(iter(program.kernels.values())).ast, renderer_of(DEVICE))] and applied.tuned == 0

@@ -18,6 +18,7 @@ from shell import RANDOM, autotune, count, fails, folder, members, run, start
 
 from autotune import cli
 from autotune.compiler import Opt, OptOps
+from autotune.measure import PROTOCOL
 from autotune.records import Final, Records
 from autotune.script import capture_script
 
@@ -46,7 +47,7 @@ def winner(folder: Path, tuned: tuple[Path, str, str, dict]) -> Path:
     with closing(Records(path)) as records:
         (own,) = records.fingerprints()
         key = tuned[3]["kernels"][0]["key"]
-        records.add_final(own, Final(key, WINNER, (1e-6,) * 3, (2e-6,) * 3, (2e-6,) * 3, True))
+        records.add_final(own, Final(key, WINNER, (1e-6,) * 3, (2e-6,) * 3, (2e-6,) * 3, True, PROTOCOL))
     return path
 
 

@@ -15,8 +15,17 @@ from tinygrad import Tensor
 from autotune import corpus
 from autotune.compiler import Ops, Opt, OptOps, UOp
 from autotune.errors import CodecError
-from autotune.kernel import MAX_NODES, Kernel, kernel_from_json, kernel_to_json, schedule_from_json, schedule_to_json
+from autotune.kernel import (
+    MAX_NODES,
+    Kernel,
+    kernel_from_json,
+    kernel_of_nodes,
+    kernel_to_json,
+    schedule_from_json,
+    schedule_to_json,
+)
 from autotune.space import ACTIONS
+from autotune.strict import MAX_TEXT, parse, shown
 
 
 def test_the_whole_corpus_comes_back():
@@ -65,6 +74,14 @@ def edit_param(place: int, value):
     return lambda d: next(r for r in d["nodes"] if r[0] == "PARAM" and r[3][4])[3].__setitem__(place, value)
 
 
+def nested(depth: int) -> list:
+    """A list in a list in a list ..."""
+    found: list = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 BAD = {
     "unknown op": lambda d: row_of(d, "ADD").__setitem__(0, "EVIL"),
     "custom code": lambda d: row_of(d, "ADD").__setitem__(0, "CUSTOM"),
@@ -102,6 +119,18 @@ BAD = {
     "bool version": lambda d: d.__setitem__("version", True),
     "no nodes": lambda d: d.__setitem__("nodes", []),
     "nodes are no list": lambda d: d.__setitem__("nodes", {"0": d["nodes"][0]}),
+    "one source of two": lambda d: row_of(d, "ADD")[2].pop(),
+    "no source of a store": lambda d: row_of(d, "STORE").__setitem__(2, []),
+    "a loop without an end": lambda d: row_of(d, "CONST").__setitem__(3, ["int", 2**50]),
+    "a loop of no size": lambda d: row_of(d, "CONST").__setitem__(3, ["int", 0]),
+    "a size that is no number": lambda d: row_of(d, "CONST").__setitem__(3, ["invalid", 0]),
+    "a size without a name": edit_param(4, None),
+    "a size without limits": edit_param(2, None),
+    "limits the wrong way round": edit_param(2, [64, 1]),
+    "deep op": lambda d: row_of(d, "ADD").__setitem__(0, nested(10_000)),
+    "deep version": lambda d: d.__setitem__("version", nested(10_000)),
+    "version of many digits": lambda d: d.__setitem__("version", 10**6000),
+    "slot of many digits": edit_param(0, 10**6000),
     "huge node list": lambda d: d.__setitem__("nodes", d["nodes"][:1] * (MAX_NODES + 1)),
     "last node cut": lambda d: d["nodes"].pop(),
     "control characters in the name": lambda d: d.__setitem__("name", "a\x1b[2J"),
@@ -128,6 +157,37 @@ def test_names_that_are_no_identifiers_are_refused_though_the_key_fits(name):
         nodes.append(UOp(node.op, node.dtype, tuple(nodes[s] for s in sources), arg))
     with pytest.raises(CodecError, match="bad parameter"):
         reread(Kernel.from_ast(nodes[-1]))
+
+
+def test_a_key_that_fits_does_not_make_a_kernel_without_end():
+    """Loops of 2^48 each, and as many as they like: what is counted of them must stay a number."""
+    size, loops = ["CONST", "weakint", [], ["int", 2**48]], 30
+    rows = [size, *(["RANGE", "weakint", [0], [i, "WEAK"]] for i in range(loops))]
+    assert kernel_of_nodes([*rows[:4], ["SINK", "void", [1, 2, 3], None]]).iterations == 2.0 ** (3 * 48)
+    with pytest.raises(CodecError, match="never end"):
+        kernel_of_nodes([*rows, ["SINK", "void", list(range(1, loops + 1)), None]])
+
+
+def test_a_kernel_of_too_many_nodes_is_not_stored_either(monkeypatch):
+    monkeypatch.setattr("autotune.kernel.MAX_NODES", 3)
+    with pytest.raises(CodecError, match="more than 3 nodes"):
+        kernel_to_json(add_one())
+
+
+@pytest.mark.parametrize("text", [
+    "NaN", "[-Infinity]", '{"a": 1, "a": 2}', "[" * 100_000, '{"a":' * 100_000, "9" * 10**6, '"' + "x" * MAX_TEXT + '"', "", "[1,]", "'a'", "0x10",
+])  # fmt: skip
+def test_what_is_no_json_of_ours_is_refused(text):
+    with pytest.raises(CodecError) as caught:
+        parse(text)
+    assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
+
+
+def test_any_value_is_shown_in_a_few_characters():
+    assert shown("a\nb") == r"'a\nb'" and shown([1, [2]]) == "a list of 2" and shown(None) == "None"
+    assert (
+        shown(10**6000) == "a huge number" and shown(nested(10_000)) == "a list of 1" and len(shown("x" * 10**6)) <= 62
+    )
 
 
 @pytest.mark.parametrize("data", [None, 3, [], "x", {}, {"nodes": 1}])
@@ -206,7 +266,7 @@ def test_every_action_comes_back():
     [["UPCAST", "0", 4]], [["UPCAST", True, 4]], [["UPCAST", 0, True]], [["UPCAST", 0, 4.0]], [["UPCAST", 0, math.nan]], [["UPCAST", 0, 2**70]],
     [["UPCAST", 2**70, 4]], [["UPCAST", -1, 4]], [["UPCAST", 0, -4]], [["UPCAST", None, 4]], [["UPCAST", 0, None]], [["UPCAST", 0, [4]]],
     [["SWAP", 0, None]], [["TC", 0, [1, 2, 3, 4, 5]]], [["TC", 0, [1, True, 3]]], [["TC", 0, "x"]], [["NOLOCALS", 0, 1]],
-    [["UPCAST", 0, 4]] * 65,
+    [["UPCAST", 0, 4]] * 65, [nested(10_000)], [["UPCAST", nested(10_000), 4]], [["UPCAST", 0, nested(10_000)]], [["UPCAST", 10**6000, 4]],
 ])  # fmt: skip
 def test_malformed_schedules_are_refused(data):
     with pytest.raises(CodecError):

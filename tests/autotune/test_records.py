@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 from tiny import U2, U4, add_one, symbolic, total
 
+from autotune import schema
 from autotune.compiler import Opt, OptOps
-from autotune.errors import RecordsError
+from autotune.errors import CodecError, RecordsError
+from autotune.kernel import kernel_to_json
 from autotune.records import SCHEMA, VERDICTS, Final, History, Records, Trial, default_path, fingerprint_id
+from autotune.rows import MAX_DETAIL, MAX_SAMPLES
+from autotune.schema import STEPS
 
 FIELDS = {"backend": "CPU", "model": "some machine"}
 OTHER = {**FIELDS, "model": "another machine"}
@@ -42,7 +47,7 @@ def fill(records: Records, *trials: Trial) -> str:
 
 def test_trials_come_back_whole_and_in_order(records):
     full = trial((U4, TC, Opt(OptOps.NOLOCALS)), compile_seconds=0.25, code_hash="abc", detail="é 'quoted'; DROP TABLE trials",
-                 strategy="ppo", seed=7)  # fmt: skip
+                 strategy="ppo", seed=7, verify_seconds=0.5, timing_seconds=1.5, input_seed=11)  # fmt: skip
     trials = [full, trial(samples=(0.1 + 0.2, 1e-300)), trial((), (), "timeout", kind="unoptimized")]
     own = fill(records, *trials)
     assert records.history(full.kernel, own).trials == trials
@@ -83,7 +88,7 @@ def test_each_verdict_is_stored(records, verdict):
 
 @pytest.mark.parametrize("typo", ["OK", "crash", "", "wrong-output"])
 def test_other_verdicts_are_refused(records, typo):
-    with pytest.raises(ValueError, match="no verdict is called"):
+    with pytest.raises(CodecError, match="verdict: .* is none of ok, illegal"):
         fill(records, trial(verdict=typo))
     assert records.all_trials(fingerprint_id(FIELDS)) == []
 
@@ -135,6 +140,132 @@ def test_duels_come_back(records):
     assert records.duel("k", own, pair) == second  # the latest
     assert records.duel("k", own, pair[::-1]) is None is records.duel("k", "elsewhere", pair)
     assert [row[1:] for row in records.all_duels(own)] == [("k", tuple(pair), first), ("k", tuple(pair), second)]
+
+
+def test_winners_of_an_older_protocol_do_not_count(records):
+    own = records.add_fingerprint(FIELDS)
+    for key, versions in {
+        "old": (1,),
+        "new": (2,),
+        "measured again": (1, 2),
+        "lately by an old program": (2, 1),
+    }.items():
+        for version in versions:
+            records.add_final(own, replace(final(True, (U4,) * version, key), protocol=version))
+    assert records.final("new", own).protocol == 2
+    assert set(records.winners(own)) == {"old", "new", "measured again", "lately by an old program"}
+    assert records.winners(own, 2) == dict.fromkeys(("new", "measured again", "lately by an old program"), (U4, U4))
+    records.add_final(own, replace(final(False, (), "new"), protocol=2))
+    assert (
+        set(records.winners(own, 2)) == {"measured again", "lately by an old program"} and records.winners(own, 3) == {}
+    )
+
+
+def test_the_latest_final_is_the_one_made_last_wherever_it_stands(records):
+    """A merge appends what another machine made before."""
+    own = records.add_fingerprint(FIELDS)
+    records.add_final(own, final(True, (U4,)))
+    records.add_final(own, final(True, (U2,)))
+    records.db.execute("UPDATE finals SET created = 1000000 WHERE id = 2")
+    assert records.winners(own) == {"k": (U4,)} == {"k": records.final("k", own).schedule}
+
+
+def test_noise_comes_back_and_the_latest_counts(records):
+    own = records.add_fingerprint(FIELDS)
+    assert records.noise(own) is None
+    records.add_noise(own, [(1e-6, 0.25), (1e-3, 0.0)])
+    records.add_noise(own, ((2e-6, 0.125),))
+    assert records.noise(own) == ((2e-6, 0.125),) and records.noise("elsewhere") is None
+
+
+def test_a_long_detail_is_cut_and_half_a_character_replaced(records):
+    own = fill(records, trial(detail="x" * 5000), trial(detail="a\ud800\nb"))
+    assert [t.detail for t in records.history(add_one().key, own).trials] == ["x" * MAX_DETAIL, "a?\nb"]
+
+
+@pytest.mark.parametrize(("bad", "says"), [
+    ({"samples": ()}, "0 samples with the verdict ok"), ({"samples": (0.0,)}, "samples: 0.0"), ({"samples": (math.nan,)}, "samples: nan"),
+    ({"verdict": "crashed"}, "3 samples with the verdict crashed"), ({"samples": (1e-6,) * (MAX_SAMPLES + 1)}, "samples: .* at most 10000"),
+    ({"kind": "guess"}, "kind: 'guess' is none of"), ({"seed": -1}, "seed: -1"), ({"seed": 2**63}, "seed: "),
+    ({"compile_seconds": math.inf}, "compile_seconds: inf"), ({"verify_seconds": -1.0}, "verify_seconds: -1.0"),
+    ({"strategy": "a\x1b[2J"}, "strategy: .* no printable text"), ({"kernel": "k" * 65}, "kernel: .* at most 64"),
+])  # fmt: skip
+def test_a_trial_that_is_none_is_not_written(records, bad, says):
+    with pytest.raises(CodecError, match=says):
+        fill(records, replace(trial(), **bad))
+    assert records.everything()["trials"] == {}
+
+
+def test_all_rows_or_none_are_added(records):
+    own = fill(records, trial())
+    (row,) = records.rows("trials").values()
+    other = {**row, "created": row["created"] + 1}
+    assert records.add_missing([("trials", row), ("trials", other), ("trials", other)]) == {"trials": 1}
+    with pytest.raises(KeyError):
+        records.add_missing([("trials", {**row, "created": 5.0}), ("trials", {})])
+    assert len(records.history(add_one().key, own).trials) == 2 and not records.db.in_transaction
+
+
+# **** files of an older program ****
+
+
+@pytest.fixture
+def old(tmp_path) -> Path:
+    """A file of schema 1, with a row in each of its tables."""
+    path = tmp_path / "old.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(STEPS[0])
+        db.execute(
+            "INSERT INTO fingerprints VALUES (?, ?)", (fingerprint_id(FIELDS), json.dumps(FIELDS, sort_keys=True))
+        )
+        kernel = add_one()
+        db.execute(
+            "INSERT INTO kernels VALUES (?, ?, '', ?)", (kernel.key, kernel.name, json.dumps(kernel_to_json(kernel)))
+        )
+        place = (kernel.key, fingerprint_id(FIELDS))
+        db.execute("INSERT INTO trials VALUES (NULL, ?, ?, 'trial', '[[\"UPCAST\", 0, 4]]', 'ok', '[1.0]', 0.5, 'c', 'd', 's', 3, 1, 7.0)",
+                   place)  # fmt: skip
+        db.execute("INSERT INTO duels VALUES (NULL, ?, ?, '[[]]', '[[2.0]]', 8.0)", place)
+        db.execute("INSERT INTO finals VALUES (NULL, ?, ?, '[]', '[1.0]', '[2.0]', '[3.0]', 1, 9.0)", place)
+        db.commit()
+    return path
+
+
+def check_old(records: Records) -> None:
+    key, own = add_one().key, fingerprint_id(FIELDS)
+    kept = Trial(key, (U4,), "ok", (1.0,), 0.5, "c", "d", "trial", "s", 3, 0.0, 0.0, 0)
+    assert records.all_trials(own) == [(7.0, kept)] and records.all_duels(own) == [(8.0, key, ((),), [(2.0,)])]
+    assert records.final(key, own) == Final(key, (), (1.0,), (2.0,), (3.0,), True, 1)
+    assert records.winners(own) == {key: ()} and records.winners(own, 2) == {} and records.noise(own) is None
+    assert records.kernels() == [add_one()] and records.fingerprints() == {own: FIELDS}
+
+
+def test_an_older_file_is_read_as_it_is(old):
+    before = old.read_bytes()
+    records = Records(old, read_only=True)
+    check_old(records)
+    records.close()
+    assert old.read_bytes() == before
+
+
+def test_an_older_file_is_brought_up_to_date_when_it_is_written(old):
+    records = Records(old)
+    check_old(records)
+    own = fingerprint_id(FIELDS)
+    fill(records, trial(input_seed=5))
+    records.add_noise(own, [(1.0, 0.5)])
+    records.close()
+    again = Records(old, read_only=True)
+    assert again.schema == SCHEMA and again.noise(own) == ((1.0, 0.5),)
+    assert [t.input_seed for t in again.history(add_one().key, own).trials] == [0, 5]
+
+
+def test_an_interrupted_update_changes_nothing(old, monkeypatch):
+    monkeypatch.setattr(schema, "STEPS", (STEPS[0], STEPS[1] + "CREATE TABLE trials (twice TEXT);"))
+    with pytest.raises(RecordsError, match="already exists"):
+        Records(old)
+    monkeypatch.undo()
+    check_old(Records(old))
 
 
 # **** files that are none ****
@@ -197,8 +328,71 @@ def test_a_stored_kernel_that_was_tampered_with_is_named(records):
     evil["nodes"][-4][0] = "CUSTOM"
     for bad in (json.dumps(evil), "{", text.replace("300", "301")):
         records.db.execute("UPDATE kernels SET ast = ?", (bad,))
-        with pytest.raises(RecordsError, match=add_one().key):
+        with pytest.raises(RecordsError, match="records.db: kernels row 1 is malformed: ast: "):
             records.kernels()
+
+
+@pytest.mark.parametrize(("table", "column", "value"), [
+    ("trials", "verdict", "fine"), ("trials", "samples", "[1e-6"), ("trials", "samples", "[0]"), ("trials", "samples", "[NaN]"),
+    ("trials", "samples", "[1e999]"), ("trials", "samples", "[]"), ("trials", "samples", "[true]"), ("trials", "samples", "[" * 100_000),
+    ("trials", "samples", "[" + "9" * 5000 + "]"), ("trials", "samples", json.dumps([1.0] * (MAX_SAMPLES + 1))), ("trials", "samples", b"[1.0]"),
+    ("trials", "schedule", '[["EXEC", 0, 4]]'), ("trials", "schedule", '{"a": 1, "a": 2}'), ("trials", "kernel", "a\nb"),
+    ("trials", "detail", "x" * (MAX_DETAIL + 1)), ("trials", "seed", "seven"), ("trials", "created", -1.0), ("trials", "created", 1e11),
+    ("trials", "protocol", 0), ("trials", "kind", b"trial"), ("fingerprints", "fields", '{"model": "another"}'), ("fingerprints", "fields", "[]"),
+    ("duels", "samples", "[[1.0]]"), ("duels", "samples", "[[1.0], []]"), ("finals", "accepted", 2), ("finals", "tuned", "[]"),
+    ("noise", "curve", "[[2.0, 0.1], [1.0, 0.1]]"), ("noise", "curve", "[]"), ("noise", "curve", "[[1.0]]"), ("kernels", "family", "other"),
+])  # fmt: skip
+def test_a_malformed_row_is_named(records, table, column, value):
+    own = fill(records, trial())
+    records.add_kernel(add_one())
+    records.add_duel(add_one().key, own, [(U4,), ()], [(1.0,), (2.0,)])
+    records.add_final(own, final(True))
+    records.add_noise(own, [(1.0, 0.5)])
+    records.db.execute(f"UPDATE {table} SET {column} = ?", (value,))
+    with pytest.raises(RecordsError, match=rf"records\.db: {table} row 1 is malformed: ") as caught:
+        records.everything()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("statement", [
+    "CREATE VIEW v AS SELECT 1", "CREATE TABLE more (x)", "CREATE INDEX i ON trials (length(detail))", "DROP TABLE noise",
+    "CREATE TRIGGER t AFTER INSERT ON trials BEGIN UPDATE finals SET accepted = 1; END",
+    "ALTER TABLE trials RENAME TO t; CREATE VIEW trials AS SELECT * FROM t",
+])  # fmt: skip
+def test_a_file_that_holds_more_than_rows_is_refused(records, statement):
+    fill(records, trial())
+    records.db.executescript(statement)
+    records.close()
+    for read_only in (True, False):
+        assert "not as this program makes it" in message(records.path, read_only)
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM meta", "INSERT INTO meta VALUES (2)", "UPDATE meta SET schema = 'two'"]
+)
+def test_a_file_without_one_schema_is_refused(records, statement):
+    records.db.execute(statement)
+    records.close()
+    assert "does not say which schema" in message(records.path)
+
+
+def test_a_huge_value_is_never_handed_out(records):
+    fill(records, trial())
+    with contextlib.closing(sqlite3.connect(records.path, isolation_level=None)) as db:
+        db.execute("UPDATE trials SET detail = zeroblob(50000000)")
+    with pytest.raises(RecordsError, match="too big"):
+        records.all_trials(fingerprint_id(FIELDS))
+
+
+def test_a_damaged_page_is_an_error_wherever_it_is_met(records):
+    own = fill(records, *[trial(samples=(1e-6,) * 60)] * 200)
+    records.close()
+    data = bytearray(records.path.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 4096] = b"\xff" * 4096
+    records.path.write_bytes(data)
+    with pytest.raises(RecordsError, match="malformed"):
+        Records(records.path, read_only=True).all_trials(own)
 
 
 def test_nothing_rounds_a_sample(records):

@@ -1,0 +1,93 @@
+"""The commands that move records about and check them: `merge`, `export`, `import`, `verify`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+from pathlib import Path
+
+from tqdm import tqdm
+
+from autotune import foreign
+from autotune.compiler import default_device, fingerprint
+from autotune.exchange import describe, export, import_, merge
+from autotune.kernel import schedule_to_json
+from autotune.noise import QUANTILE, REPEATS, Length, curve_of, measure_noise
+from autotune.recheck import SLOWER, Checked, choose, recheck
+from autotune.records import Records, fingerprint_id
+from autotune.runner import Runner, commit
+from autotune.strict import one_line
+
+
+def merge_command(args: argparse.Namespace) -> int:
+    with contextlib.closing(Records(args.records)) as records:
+        for path in args.files:
+            _tell(records, f"{path}: {merge(records, path)}")
+    return 0
+
+
+def import_command(args: argparse.Namespace) -> int:
+    with contextlib.closing(Records(args.records)) as records:
+        _tell(records, f"{args.file}: {import_(records, args.file)}")
+    return 0
+
+
+def _tell(records: Records, line: str) -> None:
+    print(line)
+    others = foreign.others(records, fingerprint(default_device()))
+    print(foreign.summary(others), flush=True)
+
+
+def export_command(args: argparse.Namespace) -> int:
+    with contextlib.closing(Records(args.records, read_only=True)) as records:
+        print(f"{args.file}: wrote {describe(export(records, args.file))}")
+    return 0
+
+
+def verify_command(args: argparse.Namespace) -> int:
+    """Exit status 1 if any schedule does not hold: that goes on record, and it is served no more. A time may move."""
+    device = default_device()
+    own = fingerprint_id(fingerprint(device))
+    with contextlib.closing(Records(args.records, read_only=True)) as records:
+        claims = choose(records, own, args.count, args.seed)
+    if not claims:
+        print(f"{args.records} holds nothing for {device} (fingerprint {own}); tune a script first")
+        return 0
+    with contextlib.closing(Runner(device)) as runner, contextlib.closing(Records(args.records)) as records:
+        checked = []
+        for one in tqdm(recheck(claims, runner), total=len(claims), desc="verifying", unit="record"):
+            print(_line(one), flush=True)
+            checked.append(one)
+            if not one.holds:
+                commit(records, runner, one.claim.kernel, [one.now])
+    wrong, slower = sum(not c.holds for c in checked), sum(c.slower for c in checked)
+    print(f"{len(checked)} checked, of them winners: {sum(c.claim.winner for c in checked)}; no longer right: {wrong}; "
+          f"right, but slower than recorded by more than {SLOWER - 1:.0%}: {slower}")  # fmt: skip
+    return 1 if wrong else 0
+
+
+def noise_command(device: str, path: Path) -> None:
+    """Measure and keep how far apart timings of the same kernel come out; later tuning asks its winners for more than that."""
+    print(f"{device}: {REPEATS} comparisons of each kernel with itself; the floor is their {QUANTILE:.0%} quantile")
+    print(f"{'kernel':>12} {'median':>8} {'floor':>8} {'worst':>8}")
+    with contextlib.closing(Runner(device)) as runner, contextlib.closing(Records(path)) as records:
+        records.add_fingerprint(runner.fields)
+        records.add_noise(runner.fingerprint, curve_of(measure_noise(runner, tell=_tell_noise)))
+
+
+def _tell_noise(length: Length) -> None:
+    median, worst = statistics.median(length.differences), max(length.differences)
+    print(f"{length.seconds * 1e3:9.3f} ms {median:8.2%} {length.floor:8.2%} {worst:8.2%}", flush=True)
+
+
+def _line(one: Checked) -> str:
+    kind, was = "winner" if one.claim.winner else "trial", f"{one.claim.seconds * 1e3:8.3f} ms"
+    words = json.dumps(schedule_to_json(one.claim.schedule), separators=(",", ":"))
+    if one.now.seconds is None:
+        return (
+            f"{kind:6} {one.claim.kernel.name[:34]:34} {one.now.verdict:14} {was}  {words}  {one_line(one.now.detail)}"
+        )
+    now = f"{one.now.seconds * 1e3:8.3f} ms"
+    return f"{kind:6} {one.claim.kernel.name[:34]:34} {'slower' if one.slower else 'ok':14} {was} -> {now} {one.ratio:5.2f}  {words}"

@@ -1,0 +1,75 @@
+"""Do recorded schedules still hold? Each is compiled, verified and timed again on this machine."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from autotune.kernel import Kernel, Schedule
+from autotune.records import Records, Trial
+from autotune.runner import Measurer
+
+# A time counts as moved beyond this ratio. Medians of one machine differ by some percent from day to day (clocks, memory
+# layout, neighbours), and a process that has measured others before was seen to time 6 to 8 % slower than a fresh one.
+SLOWER = 1.10
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the records say of one schedule."""
+
+    kernel: Kernel
+    schedule: Schedule
+    seconds: float
+    winner: bool  # accepted, and so served to programs
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A claim, and the trial that it was put to now."""
+
+    claim: Claim
+    now: Trial
+
+    @property
+    def holds(self) -> bool:
+        """Whether it still compiles and gives the right outputs."""
+        return self.now.verdict == "ok"
+
+    @property
+    def ratio(self) -> float:
+        """Time now over time on record; nan where there is none now."""
+        return float("nan") if self.now.seconds is None else self.now.seconds / self.claim.seconds
+
+    @property
+    def slower(self) -> bool:
+        return self.ratio > SLOWER
+
+
+def choose(records: Records, fingerprint: str, count: int, seed: int) -> list[Claim]:
+    """Up to `count` claims of a device, in random order: accepted winners first, then other schedules that were right."""
+    kernels = {k.key: k for k in records.kernels()}
+    rng = random.Random(seed)
+    finals = records.finals(fingerprint)
+    winners = [Claim(kernels[key], f.schedule, statistics.median(f.tuned), True)
+               for key, f in sorted(finals.items()) if f.accepted and key in kernels]  # fmt: skip
+    rng.shuffle(winners)
+    seen = {(c.kernel.key, c.schedule) for c in winners}
+    others: dict[tuple[str, Schedule], Claim] = {}
+    for _, trial in records.all_trials(fingerprint):
+        name = trial.kernel, trial.schedule
+        if trial.seconds is not None and trial.kernel in kernels and name not in seen:
+            others[name] = Claim(kernels[trial.kernel], trial.schedule, trial.seconds, False)
+    rest = list(others.values())
+    rng.shuffle(rest)
+    return [*winners, *rest][:count]
+
+
+def recheck(claims: list[Claim], measurer: Measurer) -> Iterator[Checked]:
+    """Measure each claim again, kernel by kernel; the trials are of kind "recheck"."""
+    for key in dict.fromkeys(c.kernel.key for c in claims):
+        own = [c for c in claims if c.kernel.key == key]
+        for claim, now in zip(own, measurer.measure(own[0].kernel, [c.schedule for c in own], None), strict=True):
+            yield Checked(claim, replace(now, kind="recheck"))

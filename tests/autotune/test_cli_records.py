@@ -1,0 +1,113 @@
+"""`merge`, `export`, `import`, `verify`, and what `report` says of other devices."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from shell import autotune, fails, folder
+from test_exchange import PAD_UNROLL
+from tiny import U2, add_one, total
+
+from autotune import cli
+from autotune.compiler import default_device, fingerprint
+from autotune.records import Final, Records, Trial
+
+__all__ = ["folder"]  # the fixture
+
+
+def fill(path: Path, device: str) -> Path:
+    """A file with a winner and a trial for this device, and a trial of a machine that is not this one."""
+    with closing(Records(path)) as records:
+        own = records.add_fingerprint(fingerprint(device))
+        other = records.add_fingerprint({**fingerprint(device), "model": "another", "setting.NOOPT": "7"})
+        records.add_kernel(add_one())
+        records.add_trial(own, Trial(add_one().key, (), "ok", (1e3,), kind="hand_coded"), 1)
+        records.add_trial(other, Trial(add_one().key, (), "ok", (1e-3,)), 1)
+        records.add_final(own, Final(add_one().key, (U2,), (1e3,), (2e3,), (2e3,), True, 9))
+    return path
+
+
+@pytest.fixture
+def filled(tmp_path):
+    return fill(tmp_path / "filled.db", default_device())
+
+
+def main(*arguments: object) -> int:
+    return cli.main([str(a) for a in arguments])
+
+
+def test_out_and_in_again(filled, tmp_path, capsys):
+    out, new = tmp_path / "out.jsonl", tmp_path / "new.db"
+    assert main("export", "--records", filled, out) == 0
+    assert capsys.readouterr().out == f"{out}: wrote 1 kernels, 2 fingerprints, 2 trials, 0 duels, 1 finals, 0 noise\n"
+    foreign = ("other devices on record: 1, with 1 trials and 0 winners that are not served here; "
+               "the nearest differs in model, NOOPT\n")  # fmt: skip
+    counts = "added 1 kernels, 2 fingerprints, 2 trials, 0 duels, 1 finals, 0 noise; 0 rows were there already\n"
+    assert main("import", "--records", new, out) == 0
+    assert capsys.readouterr().out == f"{out}: {counts}{foreign}"
+    assert main("merge", "--records", new, filled, filled) == 0
+    none = (
+        counts.replace("added 1", "added 0")
+        .replace("2 f", "0 f")
+        .replace("2 t", "0 t")
+        .replace("1 f", "0 f")
+        .replace("; 0", "; 6")
+    )
+    assert capsys.readouterr().out == f"{filled}: {none}{foreign}" * 2
+
+
+def test_report_shows_other_devices_and_serves_none_of_them(filled, tmp_path, capsys):
+    assert main("report", "--records", filled, "--json", tmp_path / "r.json") == 0
+    printed = capsys.readouterr().out
+    assert "on record for other devices, and not served here:" in printed and "model, NOOPT" in printed
+    result = json.loads((tmp_path / "r.json").read_text())
+    (other,) = result["foreign"]
+    assert (other["kernels"], other["trials"], other["winners"], other["differs"]) == (
+        1,
+        1,
+        0,
+        ["model", "setting.NOOPT"],
+    )
+    assert [k["schedule"] for k in result["kernels"]] == [[["UPCAST", 0, 2]]]
+
+
+def test_verify_tells_what_holds(folder, tmp_path):
+    """Once with a winner that is right, and once with a lie beside it."""
+    filled = fill(tmp_path / "filled.db", "CPU")
+    status, printed, err = autotune(folder, "verify", "--records", filled)
+    assert status == 0, err
+    first, second, last = printed.splitlines()
+    assert first.startswith("winner e 300") and " ok " in first and second.startswith("trial  e 300")
+    assert (
+        last == "2 checked, of them winners: 1; no longer right: 0; right, but slower than recorded by more than 10%: 0"
+    )
+    with closing(Records(filled)) as records:
+        records.add_kernel(total(930))
+        records.add_final(
+            records.rows("trials")[1]["fingerprint"], Final(total(930).key, PAD_UNROLL, (1e-9,), (1.0,), (1.0,), True)
+        )
+    status, printed, err = autotune(folder, "verify", "-n", "2", "--records", filled)
+    assert status == 1, err
+    assert "wrong_output" in printed and "1 of 1 elements differ" in printed
+    assert printed.splitlines()[-1].startswith("2 checked, of them winners: 2; no longer right: 1;")
+
+
+def test_verify_without_anything_to_verify(tmp_path, capsys):
+    Records(tmp_path / "empty.db").close()
+    assert main("verify", "--records", tmp_path / "empty.db") == 0 and "holds nothing for" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_one_line(filled, tmp_path, capsys):
+    records, text = tmp_path / "mine.db", tmp_path / "text.txt"
+    text.write_text("certainly neither an export nor a database\n" * 200)
+    assert "no records file" in fails(capsys, 1, "merge", "--records", records, tmp_path / "none.db")
+    assert "no SQLite file" in fails(capsys, 1, "merge", "--records", records, text)
+    assert "no export of tinygrad-autotune" in fails(capsys, 1, "import", "--records", records, text)
+    assert "No such file" in fails(capsys, 1, "import", "--records", records, tmp_path / "none.jsonl")
+    assert "no records file" in fails(capsys, 1, "export", "--records", tmp_path / "none.db", tmp_path / "x")
+    assert "Is a directory" in fails(capsys, 1, "export", "--records", filled, tmp_path)
+    assert "no whole number from 1 on" in fails(capsys, 2, "verify", "--records", filled, "-n", "0")
+    assert "FILE" in fails(capsys, 2, "merge", "--records", records)

@@ -1,0 +1,116 @@
+"""Checkpoints of the guide: they come back whole, and one that lies about its sizes or numbers is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+
+from agents import checkpoint
+from agents.ppo import PPOConfig
+from autotune.errors import UsageError
+from autotune.guide import Guide, find_checkpoint
+from sims import EnsembleConfig
+
+SHAPES = {"p0": (2, 16, 4), "p1": (2, 1, 4), "p2": (2, 4, 4), "p3": (2, 1, 4), "p4": (2, 4, 1), "p5": (2, 1, 1),
+          "mean": (6,), "inverse": (6,), "spread": (2,)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(arrays, meta data) of a small guide, as it would be after training."""
+    guide = Guide(8, 6, PPOConfig(hidden=4, n_envs=2), EnsembleConfig(members=2, hidden=4, layers=2), 0)
+    rng = np.random.default_rng(0)
+    guide.simulator.load_state({name: rng.random(shape) for name, shape in SHAPES.items()})
+    path = tmp_path_factory.mktemp("guide") / "small"
+    guide.save(path, {"backend": "CPU"})
+    return checkpoint.load(path)
+
+
+def test_a_guide_comes_back_whole(saved, tmp_path):
+    checkpoint.save(tmp_path / "a", *saved)
+    guide = Guide.load(tmp_path / "a")
+    guide.save(tmp_path / "b", {"backend": "CPU"})
+    arrays, meta = checkpoint.load(tmp_path / "b")
+    assert guide.fitted and meta == saved[1] and arrays.keys() == saved[0].keys()
+    assert all(np.array_equal(arrays[name], array) for name, array in saved[0].items())
+
+
+def edit(*path, value):
+    """Change one value of the meta data."""
+
+    def change(arrays: dict, meta: dict) -> None:
+        for name in path[:-1]:
+            meta = meta[name]
+        meta[path[-1]] = value
+
+    return change
+
+
+def swap(name: str, make):
+    return lambda arrays, meta: arrays.__setitem__(name, make(arrays[name]))
+
+
+WRONG = {
+    "a width that no array has": edit("ppo", "hidden", value=10**6),
+    "a width beyond all reason": edit("ppo", "hidden", value=10**12),
+    "a wider state": edit("state_dim", value=10**6),
+    "no state": edit("state_dim", value=0),
+    "more members": edit("simulator", "members", value=10**6),
+    "more layers": edit("simulator", "layers", value=10**6),
+    "fewer layers": edit("simulator", "layers", value=1),
+    "a wider simulator": edit("simulator", "hidden", value=8),
+    "another summary": edit("summary_dim", value=7),
+    "negative": edit("simulator", "steps", value=-1),
+    "nan": edit("ppo", "clip", value=math.nan),
+    "infinity": edit("ppo", "lr", value=math.inf),
+    "text": edit("ppo", "lr", value="0.1"),
+    "a flag for a number": edit("ppo", "n_envs", value=True),
+    "a number for a flag": edit("ppo", "memory", value=1),
+    "unknown setting": edit("ppo", "code", value="x"),
+    "no settings": edit("ppo", value=[]),
+    "no minibatch": edit("ppo", "minibatches", value=0),
+    "batch that does not divide": edit("simulator", "rows_per_kernel", value=3),
+    "seed is a list": edit("seed", value=[]),
+    "no random state": edit("agent", "rng", value={}),
+    "random state of another kind": edit("agent", "rng", "state", value={"state": "x", "inc": 1}),
+    "updates is text": edit("agent", "updates", value="many"),
+    "agent is a list": edit("agent", value=[]),
+    "array is missing": lambda arrays, meta: arrays.pop("agent.parameter/value.bias"),
+    "nan in an array": swap("agent.adam_v/value.bias", lambda a: a * math.nan),
+    "infinite in single precision": swap("simulator.spread", lambda a: a * 1e300),
+    "whole numbers": swap("agent.parameter/value.bias", lambda a: a.astype(np.int64)),
+    "array of another shape": swap("agent.parameter/encoder1.weight", lambda a: a[:1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_guide_that_does_not_fit_is_refused_in_one_line(saved, tmp_path, case):
+    arrays, meta = dict(saved[0]), copy.deepcopy(saved[1])
+    WRONG[case](arrays, meta)
+    checkpoint.save(tmp_path / "bad", arrays, meta)
+    with pytest.raises(UsageError, match="does not fit this program: .*train a new one") as caught:
+        Guide.load(tmp_path / "bad")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_another_vocabulary_is_told_briefly(saved, tmp_path):
+    for vocabulary in ("of another time" * 100, ["a"] * 10**5, None):
+        checkpoint.save(tmp_path / "alien", saved[0], {**saved[1], "vocabulary": vocabulary})
+        with pytest.raises(UsageError, match="speaks another vocabulary") as caught:
+            Guide.load(tmp_path / "alien")
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", '{"backend": 5}', '{"backend": "CPU"}', "[" * 100_000, '{"draft": NaN}']
+)
+def test_a_description_that_says_nothing_is_passed_over(tmp_path, text):
+    """`find_checkpoint` looks at the JSON of every run."""
+    for name, content in {"1": json.dumps({"backend": "CPU:1", "draft": False}), "2": text}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.json").write_text(content)
+    assert find_checkpoint(None, "CPU", tmp_path) == tmp_path / "1" / "best"
