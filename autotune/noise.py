@@ -45,7 +45,7 @@ def measure_noise(
     """
     found = []
     for size in SIZES:
-        kernel = _kernel(size, runner.device)
+        kernel = kernel_of_size(size, runner.device)
         hand = runner.baselines(kernel)[-1]
         differences, seconds = [], []
         for _ in range(repeats):
@@ -57,7 +57,8 @@ def measure_noise(
     return found
 
 
-def _kernel(size: int, device: str) -> Kernel:
+def kernel_of_size(size: int, device: str) -> Kernel:
+    """An element-wise kernel of so many elements."""
     linear, _ = (Tensor.empty(size, device=device).sqrt() + 1).linear_with_vars()
     (raw,) = (call.src[0] for call in linear.src if call.src[0].op is Ops.SINK)
     return Kernel.from_ast(canonical(raw, renderer_of(device)))

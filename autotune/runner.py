@@ -209,9 +209,15 @@ class Runner:
         self.programs[kernel.key, schedule] = program
         while len(self.programs) > KEPT_PROGRAMS:
             self.programs.popitem(last=False)
-        compiling = answer["compile_seconds"] + found["load_seconds"]
-        return replace(trial, verdict=found["verdict"], samples=tuple(found["samples"]), detail=found["detail"], compile_seconds=compiling,
-                       verify_seconds=found["verify_seconds"], timing_seconds=found["timing_seconds"])  # fmt: skip
+        return replace(
+            trial,
+            verdict=found["verdict"],
+            samples=tuple(found["samples"]),
+            detail=found["detail"],
+            compile_seconds=answer["compile_seconds"] + found["load_seconds"],
+            verify_seconds=found["verify_seconds"],
+            timing_seconds=found["timing_seconds"],
+        )
 
     # **** comparisons ****
 

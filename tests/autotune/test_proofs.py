@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from shell import ROOT
 
 
@@ -23,12 +24,14 @@ def test_killed_runs_lose_nothing_and_spend_nothing_twice(tmp_path):
     assert figures["kills of tuner"] + figures["kills of worker"] == 2
 
 
+@pytest.mark.slow
 def test_cold_searches_come_to_their_end(tmp_path):
     figures = prove("cold", tmp_path / "out.json", "--count", "3")
     assert figures["searches"] == figures["kernels"] == 3 and figures["verdicts"]["ok"] > 0
     assert not (tmp_path / "out.part").exists()
 
 
+@pytest.mark.slow
 def test_tuners_at_the_same_time_share_one_budget(tmp_path):
     figures = prove("concurrently", tmp_path / "out.json", "--count", "1", "--trials", "3", "--seed", "1")
     assert figures["rounds in which all ran at once"] == 1

@@ -132,6 +132,18 @@ def test_finals_come_back_and_the_latest_counts(records):
     assert records.winners(own) == {"other": ()} and records.winners(fingerprint_id(OTHER)) == {"k": (U2,)}
 
 
+def test_a_winner_that_failed_when_it_was_looked_at_again_is_served_no_more(records):
+    own = records.add_fingerprint(FIELDS)
+    records.add_final(own, final(True))
+    records.add_trial(own, Trial("k", (U4,), "ok", (1.0,), kind="recheck"), 2)
+    assert records.winners(own) == {"k": (U4,)}
+    records.add_trial(own, Trial("k", (U2,), "crashed", kind="recheck"), 2)
+    records.add_trial(own, Trial("k", (U4,), "crashed"), 2)  # a trial is no recheck
+    assert records.winners(own) == {"k": (U4,)}
+    records.add_trial(own, Trial("k", (U4,), "wrong_output", kind="recheck"), 2)
+    assert records.winners(own) == {}
+
+
 def test_duels_come_back(records):
     own = records.add_fingerprint(FIELDS)
     pair, first, second = [(U4,), ()], [(1.0, 2.0), (3.0, 4.0)], [(5.0,), (6.0,)]
