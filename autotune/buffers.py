@@ -36,8 +36,9 @@ class GuardedBuffer:
 
     def write(self, data: np.ndarray | int) -> None:
         """Fill with an array's bytes, or with one byte over and over; the guards are made whole again."""
-        self._contents[:] = self.guard
-        inside = self._contents[self.front : self.front + self.nbytes]
+        end = self.front + self.nbytes
+        self._contents[: self.front] = self._contents[end:] = self.guard
+        inside = self._contents[self.front : end]
         inside[:] = data if isinstance(data, int) else data.view(np.uint8)
         write_buffer(self.base, self._contents.data)
 

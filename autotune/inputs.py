@@ -36,6 +36,7 @@ class Case:
 
 CASES = (Case("integers", LARGEST, 0xFF), Case("negative", MIDDLE, 0x00), Case("edges", SMALLEST, 0x5A),
          Case("nonfinite", MIDDLE, 0x00), Case("touched", MIDDLE, 0x5A), Case("ordinary", MIDDLE, 0xFF))  # fmt: skip
+PERIOD = 262_139  # after so many elements floats repeat, to save time; a prime, so that no shift of a tile's size fits
 TOUCHED = 0.02  # of the elements, and one at least
 
 
@@ -83,7 +84,9 @@ def make_input(dtype: DType, elements: int, case: Case, rules: Rules, seed: int,
         return rng.random(elements) < 0.5
     if dtype not in FLOATS:
         return _integers(rng, dtype, elements, case, rules, slot)
-    values: np.ndarray = FLOAT_CASES[case.name](rng, elements, dtype)
+    values: np.ndarray = FLOAT_CASES[case.name](rng, min(elements, PERIOD), dtype)
+    if elements > PERIOD:
+        values = _negative(rng, elements, dtype) if case.name == "negative" else np.resize(values, elements)
     if case.name == "nonfinite" and rules.nonfinite:
         values[rng.integers(0, elements, 3)] = (np.inf, -np.inf, np.nan)
     if dtype is dtypes.bfloat16:
@@ -95,7 +98,7 @@ def _touched(dtype: DType, n: int, rules: Rules, seed: int, slot: int) -> np.nda
     rng = np.random.default_rng([seed, len(CASES), slot])
     ordinary = make_input(dtype, n, CASES[-1], rules, seed, slot)
     others = make_input(dtype, n, CASES[-1], rules, seed + 1, slot)
-    where = rng.random(n) < TOUCHED
+    where = np.resize(rng.random(min(n, PERIOD)) < TOUCHED, n)
     where[rng.integers(n)] = True
     return np.where(where, others, ordinary)
 
@@ -119,7 +122,7 @@ def _small_integers(rng: np.random.Generator, n: int, dtype: DType) -> np.ndarra
 
 
 def _negative(rng: np.random.Generator, n: int, dtype: DType) -> np.ndarray:
-    return -2.0 + (np.arange(n) + rng.random(n) / 2) / n
+    return -2.0 + (np.arange(n) + np.resize(rng.random(min(n, PERIOD)) / 2, n)) / n
 
 
 def _edges(rng: np.random.Generator, n: int, dtype: DType) -> np.ndarray:

@@ -23,7 +23,7 @@ from autotune.errors import IllegalAction
 from autotune.inputs import CASES, Case, make_input, rules_of, sizes_of
 from autotune.kernel import Kernel, Schedule
 from autotune.reference import NoReference, reference
-from autotune.verify import Expected, expect, formula_bound, values_of
+from autotune.verify import Expected, expect, formula_bound, holds, values_of
 
 PROTOCOL = 2
 MIN_SECONDS, MIN_SAMPLES, MAX_SAMPLES = 0.02, 3, 60  # of timing one candidate
@@ -79,6 +79,7 @@ class Bench:
                 self.inputs[case.name] = {
                     s: make_input(p.dtype, p.max_numel(), case, self.rules, self.seed, s)
                     for s, p in self.params.items()
+                    if s not in self.written_only
                 }
         if not self.expected:
             twin = self._twin()
@@ -91,6 +92,11 @@ class Bench:
     def plain(self) -> Candidate:
         """The un-optimized kernel."""
         return self.load(self.compile(()))
+
+    @functools.cached_property
+    def written_only(self) -> set[int]:
+        """Slots of the buffers that the un-optimized kernel writes and does not read."""
+        return set(self.plain.program.outputs) - set(self.plain.program.inputs)
 
     def _twin(self) -> _Twin | None:
         try:
@@ -109,7 +115,7 @@ class Bench:
                 raw, unwritten = self._plainly(case, slot)
                 v = values_of(raw, dtype)
                 bound = formula_bound(v.astype(np.float64), dtype, self.terms)
-            poison = case.poison if slot not in self.plain.program.inputs else 0
+            poison = case.poison if slot in self.written_only else 0
             found[slot] = expect(v, bound, dtype, unwritten, poison, functools.partial(lambda s: plain()[s], slot))
         return found
 
@@ -225,8 +231,8 @@ class Candidate:
             self._fill(slot, case, case.poison if poison is None else poison)
 
     def _fill(self, slot: int, case: Case, poison: int) -> None:
-        written_only = slot in self.program.outputs and slot not in self.program.inputs
-        self.bench.buffers[slot].write(poison if written_only else self.bench.inputs[case.name][slot])
+        contents = poison if slot in self.bench.written_only else self.bench.inputs[case.name][slot]
+        self.bench.buffers[slot].write(contents)
 
     def run(self, case: Case) -> float:
         """Seconds of one run on the buffers as they are."""
@@ -283,9 +289,10 @@ class _Twin:
 
     def _outputs(self, case: Case, poison: int) -> dict[int, np.ndarray]:
         if (case.name, poison) not in self.results:
+            self.results = {key: kept for key, kept in self.results.items() if key[0] == case.name}
             for slot, buffer in self.buffers.items():
-                own = slot in self.program.outputs and slot not in self.program.inputs
-                buffer.write(poison if own else self._input(case, slot))
+                bound = slot not in self.bench.params
+                buffer.write(poison if bound or slot in self.bench.written_only else self._input(case, slot))
             self.run({slot: b.buffer for slot, b in self.buffers.items()}, case.size)
             self.results[case.name, poison] = {s: self.buffers[s].read()[0].copy() for s in self.program.outputs}
         return self.results[case.name, poison]
@@ -298,9 +305,9 @@ class _Twin:
 
 def unwritten_in(raw: np.ndarray, itemsize: int, again: Callable[[], np.ndarray], poison: int) -> np.ndarray | None:
     """Which elements still hold the poison of one run, and that of `again`, which uses 0x00; None where there are none."""
-    if not (left := (raw.reshape(-1, itemsize) == poison).all(axis=1)).any():
+    if not (left := holds(raw, itemsize, poison)).any():
         return None
-    left &= (again().reshape(-1, itemsize) == 0x00).all(axis=1)
+    left &= holds(again(), itemsize, 0x00)
     return left if left.any() else None
 
 

@@ -12,6 +12,7 @@ from autotune.compiler import DType, dtypes
 from autotune.inputs import NUMPY
 from autotune.reference import EPSILON
 
+BLOCK = 1 << 16  # elements at a time: temporaries that stay in the cache
 SMALLEST_NORMAL = {
     dtypes.float16: 2.0**-14,
     dtypes.bfloat16: 2.0**-126,
@@ -52,8 +53,7 @@ class Expected:
         if self.is_nan is not None:
             good |= np.isnan(got) & self.is_nan
         if self.unwritten is not None:
-            bytes_of = raw.reshape(len(got), -1)
-            good = np.where(self.unwritten, (bytes_of == self.poison).all(axis=1), good)
+            good = np.where(self.unwritten, holds(raw, self.dtype.itemsize, self.poison), good)
         if good.all() or (good := good | self._as_plain(got)).all():
             return None
         return self._sentence(got, np.flatnonzero(~good))
@@ -94,6 +94,17 @@ def expect(v: np.ndarray, bound: np.ndarray | None, dtype: DType, unwritten: np.
         return Expected(dtype, np.where(unsure, lowest, v).astype(v.dtype), np.where(unsure, highest, v).astype(v.dtype),
                         None, unwritten, poison, plain)  # fmt: skip
     kind = np.float32 if dtype is dtypes.bfloat16 else NUMPY[dtype]
+    low: np.ndarray = np.empty(len(v), kind)
+    high = np.empty_like(low)
+    for start in range(0, len(v), BLOCK):
+        part = slice(start, start + BLOCK)
+        low[part], high[part] = _limits(v[part], None if bound is None else bound[part], dtype, kind)
+    is_nan = np.isnan(v)
+    return Expected(dtype, low, high, is_nan if is_nan.any() else None, unwritten, poison, plain)
+
+
+def _limits(v: np.ndarray, bound: np.ndarray | None, dtype: DType, kind: type) -> tuple[np.ndarray, np.ndarray]:
+    """Both limits, rounded outward to `kind` wherever they are apart."""
     with np.errstate(all="ignore"):
         room = np.zeros(len(v)) if bound is None else np.nan_to_num(bound, nan=0.0, posinf=math.inf)
         room = np.where(room > 0, room + EPSILON[dtype] / 2 * np.abs(v), 0.0)
@@ -101,9 +112,12 @@ def expect(v: np.ndarray, bound: np.ndarray | None, dtype: DType, unwritten: np.
         room[~np.isfinite(v)] = 0.0
         low, high = (v - room).astype(kind), (v + room).astype(kind)
         low = np.where(room > 0, np.nextafter(low, kind(-np.inf)), low)
-        high = np.where(room > 0, np.nextafter(high, kind(np.inf)), high)
-    is_nan = np.isnan(v)
-    return Expected(dtype, low, high, is_nan if is_nan.any() else None, unwritten, poison, plain)
+        return low, np.where(room > 0, np.nextafter(high, kind(np.inf)), high)
+
+
+def holds(raw: np.ndarray, itemsize: int, byte: int) -> np.ndarray:
+    """Which elements of a buffer's bytes are this byte over and over."""
+    return raw.view(f"u{itemsize}") == int.from_bytes(bytes([byte] * itemsize), "little")
 
 
 def formula_bound(values: np.ndarray, dtype: DType, terms: int) -> np.ndarray | None:

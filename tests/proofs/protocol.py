@@ -30,7 +30,7 @@ from autotune.records import Records, Trial
 from autotune.runner import NOISE_FLOOR, Runner, commit, judge
 from autotune.search.random import RandomSearch
 
-SIZES = (1 << 12, 1 << 17, 1 << 22)  # elements of the kernels that are compared with themselves
+SIZES = (1 << 12, 1 << 17, 1 << 20)  # elements of the kernels that are compared with themselves
 DIFFERENCES = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10, 0.15, 0.20)
 SEEN = 0.95  # of all comparisons: then a difference counts as one that can be told apart
 GAPS = (1.02, 1.05, 1.10, 1.50)  # wanted ratios between the two schedules of a pair
