@@ -101,16 +101,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--workers", type=int, default=2, help="processes that compile")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th kernel: N processes may share a file")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device, deadline = default_device(), time.monotonic() + 60 * args.minutes
     kernels = [k for split in corpus.SPLITS for k in corpus.load(split)]
     order = np.random.default_rng(args.seed).permutation(len(kernels))
+    part, parts = map(int, args.part.split("/"))
+    share = args.count // parts
     path = args.records or Path("runs") / f"fuzz-{device.lower()}.db"
     records, runner = Records(path), Runner(device, args.workers)
     records.add_fingerprint(runner.fields)
     try:
-        fuzz([kernels[i] for i in order], records, runner, args.count, args.seed, deadline)
+        fuzz([kernels[i] for i in order[part::parts]], records, runner, share, args.seed, deadline)
     finally:
         runner.close()
     found = summary(records, runner.fingerprint, device)
