@@ -21,15 +21,14 @@ from typing import Any, NoReturn
 
 from tinygrad import Context
 
-from autotune import foreign
 from autotune.cli_records import export_command, import_command, merge_command, noise_command, verify_command
 from autotune.compiler import default_device, fingerprint, renderer_of
 from autotune.errors import AutotuneError, UsageError
 from autotune.guide import Guide, find_checkpoint
 from autotune.install import apply, export_beam
 from autotune.kernel import schedule_to_json
-from autotune.recording import Recording
-from autotune.records import Records, default_path, fingerprint_id
+from autotune.measuring.recording import Recording
+from autotune.records import Records, default_path, fingerprint_id, foreign
 from autotune.script import capture_script, check_captured, check_script, run_script, say
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import KernelResult, Tuner, tune

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from autotune import foreign
 from autotune.compiler import default_device, fingerprint
-from autotune.exchange import describe, export, import_, merge
 from autotune.kernel import schedule_to_json
-from autotune.noise import QUANTILE, REPEATS, Length, curve_of, measure_noise
-from autotune.recheck import SLOWER, Checked, choose, recheck
-from autotune.records import Records, fingerprint_id
-from autotune.runner import Runner, commit
+from autotune.measuring.noise import QUANTILE, REPEATS, Length, curve_of, measure_noise
+from autotune.measuring.recheck import SLOWER, Checked, choose, recheck
+from autotune.measuring.runner import Runner, commit
+from autotune.records import Records, fingerprint_id, foreign
+from autotune.records.exchange import describe, export, import_, merge
 from autotune.strict import one_line
 
 

@@ -17,8 +17,8 @@ from autotune import corpus
 from autotune.compiler import default_device, renderer_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
+from autotune.measuring.runner import Measurer, Runner, commit
 from autotune.records import Records, Trial
-from autotune.runner import Measurer, Runner, commit
 from autotune.search import STRATEGIES, make_strategy
 
 

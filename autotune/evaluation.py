@@ -13,8 +13,8 @@ from tqdm import tqdm
 from autotune.compiler import Renderer
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule, schedule_to_json
+from autotune.measuring.runner import Measurer, commit, judge
 from autotune.records import History, Records
-from autotune.runner import Measurer, commit, judge
 from autotune.search import make_strategy
 from autotune.tuner import BATCH, CUTOFF
 

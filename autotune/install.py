@@ -18,7 +18,7 @@ from autotune.compiler import (
 )
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
-from autotune.measure import PROTOCOL
+from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, default_path, fingerprint_id
 
 

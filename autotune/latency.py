@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from autotune.compiler import default_device
 from autotune.errors import ScriptError
-from autotune.runner import device_lock
+from autotune.measuring.runner import device_lock
 
 WARM_UP = 3  # calls before timing: a TinyJit runs plainly, then captures, then replays
 

@@ -26,8 +26,8 @@ from autotune.episodes import Seen, sample_episodes
 from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
+from autotune.measuring.runner import Measurer, commit
 from autotune.records import Records
-from autotune.runner import Measurer, commit
 from autotune.space import State, root_state
 from sims import EnsembleConfig, SimulatorError
 

@@ -14,15 +14,15 @@ from typing import Any
 from tqdm import tqdm
 
 from autotune.capture import Program
-from autotune.claims import share
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule, schedule_to_json
-from autotune.measure import PROTOCOL
-from autotune.noise import floor_at
+from autotune.measuring.bench import PROTOCOL
+from autotune.measuring.noise import floor_at
+from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Runner, commit, judge
 from autotune.records import Final, History, Records, Trial, default_path
-from autotune.runner import ACCIDENTS, Measurer, Refuted, Runner, commit, judge
+from autotune.records.claims import share
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES, make_strategy
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from

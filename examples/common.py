@@ -23,8 +23,8 @@ from autotune.data import Dataset, add_shipped
 from autotune.errors import AutotuneError
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
+from autotune.measuring.runner import Runner, judge
 from autotune.records import Records, default_path
-from autotune.runner import Runner, judge
 from autotune.search import DEFAULT, STRATEGIES
 from autotune.training import Clock, TrainConfig, Trainer
 from autotune.tuner import Budget, Tuner

@@ -22,8 +22,8 @@ from sacred.utils import SacredError
 
 from autotune.compiler import default_device, renderer_of
 from autotune.errors import AutotuneError
+from autotune.measuring.runner import Measurer, Runner
 from autotune.records import Records
-from autotune.runner import Measurer, Runner
 from autotune.training import Clock
 
 SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors stalls with tqdm and child processes

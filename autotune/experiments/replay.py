@@ -14,7 +14,7 @@ from autotune.experiments import Session
 from autotune.experiments.evaluate import evaluate
 from autotune.experiments.train import train
 from autotune.experiments.tuning import tune_program
-from autotune.recording import Recording
+from autotune.measuring.recording import Recording
 from autotune.records import Records
 from autotune.training import Clock
 

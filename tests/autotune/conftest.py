@@ -4,7 +4,7 @@ import pytest
 
 from autotune.compiler import renderer_of
 from autotune.errors import DeviceError
-from autotune.runner import Runner
+from autotune.measuring.runner import Runner
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tinygrad.engine import realize
 import autotune
 from autotune.compiler import KernelInfo, Ops, Opt, OptOps, UOp, default_device, fingerprint, hand_coded, renderer_of
 from autotune.install import export_beam
-from autotune.measure import PROTOCOL
+from autotune.measuring.bench import PROTOCOL
 from autotune.records import Final, Records, Trial, fingerprint_id
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from shell import RANDOM, autotune, count, fails, folder, members, run, start
 
 from autotune import cli
 from autotune.compiler import Opt, OptOps
-from autotune.measure import PROTOCOL
+from autotune.measuring.bench import PROTOCOL
 from autotune.records import Final, Records
 from autotune.script import capture_script
 

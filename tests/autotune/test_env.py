@@ -16,7 +16,7 @@ from tinygrad import Tensor
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.env import EnvConfig, KernelEnv, KernelVectorEnv, Task
 from autotune.errors import IllegalAction, ReplayError
-from autotune.recording import Recording
+from autotune.measuring.recording import Recording
 from autotune.records import Records, Trial
 from autotune.space import ACTION_INDEX, MAX_STEPS, STOP_INDEX, legal_mask
 

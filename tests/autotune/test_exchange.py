@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from tiny import U2, U4, add_one, symbolic, total
 
-from autotune import foreign
 from autotune.compiler import Opt, OptOps
 from autotune.errors import RecordsError
-from autotune.exchange import export, import_, merge
-from autotune.recheck import SLOWER, Checked, Claim, choose, recheck
-from autotune.records import Final, Records, Trial, fingerprint_id
-from autotune.schema import STEPS
+from autotune.measuring.recheck import SLOWER, Checked, Claim, choose, recheck
+from autotune.records import Final, Records, Trial, fingerprint_id, foreign
+from autotune.records.exchange import export, import_, merge
+from autotune.records.schema import STEPS
 from autotune.strict import MAX_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,13 +7,13 @@ import pytest
 from tiny import U2, U4, add_one, in_place, kernel_of, slots, symbolic, total
 from tinygrad import Context, Tensor
 
-from autotune import measure
-from autotune.buffers import GUARD
 from autotune.compiler import Opt, OptOps, compile_schedule, dtypes
-from autotune.inputs import CASES, sizes_of
 from autotune.kernel import Kernel
-from autotune.measure import MAX_SAMPLES, MIN_SAMPLES, MIN_SECONDS, Bench, Outcome, WrongOutput, compile_outcome
-from autotune.verify import values_of
+from autotune.measuring import bench as bench_module
+from autotune.measuring.bench import MAX_SAMPLES, MIN_SAMPLES, MIN_SECONDS, Bench, Outcome, WrongOutput, compile_outcome
+from autotune.measuring.buffers import GUARD
+from autotune.measuring.inputs import CASES, sizes_of
+from autotune.measuring.verify import values_of
 
 
 def measured(kernel: Kernel, program_of: Kernel, schedule=(), device: str = "CPU") -> Outcome:
@@ -110,14 +110,14 @@ def test_what_is_wrong_for_rare_inputs_only_is_caught(wrong, case):
 def test_a_program_that_turns_wrong_is_caught_after_timing(monkeypatch):
     """Another candidate's outputs after timing: here the input changes under it, which the last check must see."""
     bench = Bench(add_one(), "CPU")
-    samples = measure.Candidate.samples
+    samples = bench_module.Candidate.samples
 
     def turns(self, cutoff):
         found = samples(self, cutoff)
         self._run = bench.load(compile_schedule(add_one(299).ast, (), bench.renderer, 0, bench.sizes))._run
         return found
 
-    monkeypatch.setattr(measure.Candidate, "samples", turns)
+    monkeypatch.setattr(bench_module.Candidate, "samples", turns)
     outcome = bench.measure(bench.compile((U4,)), None)
     assert outcome.verdict == "wrong_output" and "inputs 'touched' of seed 0, after timing" in outcome.detail
 
@@ -174,11 +174,11 @@ def test_a_seed_names_the_inputs():
 
 def test_without_float64_the_plain_kernel_is_the_reference(monkeypatch):
     def none(bench):
-        raise measure.NoReference("no float64 here")
+        raise bench_module.NoReference("no float64 here")
 
     kernel = kernel_of(Tensor.empty(16, 24) @ Tensor.empty(24, 32))
     wrong = kernel_of(Tensor.empty(16, 24) @ Tensor.empty(24, 32) * 1.001)
-    monkeypatch.setattr(measure, "_Twin", none)
+    monkeypatch.setattr(bench_module, "_Twin", none)
     assert verdict(kernel, kernel) == ("ok", "") and verdict(kernel, wrong)[0] == "wrong_output"
     raw = Bench(kernel, "CPU")
     raw.prepare()
@@ -188,7 +188,7 @@ def test_without_float64_the_plain_kernel_is_the_reference(monkeypatch):
 # **** timing ****
 
 
-def bench_and_program(kernel: Kernel, schedule=()) -> tuple[Bench, measure.Program]:
+def bench_and_program(kernel: Kernel, schedule=()) -> tuple[Bench, bench_module.Program]:
     bench = Bench(kernel, "CPU")
     return bench, bench.compile(schedule)
 
@@ -223,13 +223,13 @@ def test_outputs_are_poisoned_before_every_timed_run(monkeypatch):
 
 def test_a_duel_interleaves(monkeypatch):
     bench, order = Bench(add_one(), "CPU"), []
-    sample = measure.Candidate.sample
-    monkeypatch.setattr(measure.Candidate, "sample", lambda self: order.append(self.program) or sample(self))
+    sample = bench_module.Candidate.sample
+    monkeypatch.setattr(bench_module.Candidate, "sample", lambda self: order.append(self.program) or sample(self))
     programs = [bench.compile(()), bench.compile((U4,)), bench.compile((U2,))]
     samples = bench.duel(programs)
     rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
     assert all(r == programs for r in rounds)
-    assert len(samples[0]) == len(samples[1]) == len(samples[2]) == len(rounds) >= measure.DUEL_MIN_ROUNDS
+    assert len(samples[0]) == len(samples[1]) == len(samples[2]) == len(rounds) >= bench_module.DUEL_MIN_ROUNDS
 
 
 def test_a_duel_names_who_is_wrong():
@@ -246,9 +246,9 @@ def test_failed_compilations_have_typed_verdicts(monkeypatch, tmp_path):
     found, program, seconds, detail = compile_outcome(bench, (Opt(OptOps.UPCAST, 0, 7),))
     assert (found, program, seconds) == ("illegal", None, 0.0) and "UPCAST" in detail
     assert compile_outcome(bench, (Opt(OptOps.UPCAST, 5, 2),))[0] == "illegal"
-    monkeypatch.setattr(measure, "MAX_UOPS", 3)
+    monkeypatch.setattr(bench_module, "MAX_UOPS", 3)
     assert compile_outcome(bench, (U2,))[0] == "too_big"
-    monkeypatch.setattr(measure, "MAX_UOPS", 3000)
+    monkeypatch.setattr(bench_module, "MAX_UOPS", 3000)
     with Context(CACHELEVEL=0):  # or a compilation of long ago would be served
         (tmp_path / "clang").write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "clang").chmod(0o755)

@@ -20,9 +20,9 @@ from tiny import U2, U4, add_one
 from autotune import corpus
 from autotune.compiler import hand_coded, renderer_of
 from autotune.kernel import Kernel, Schedule
-from autotune.measure import PROTOCOL
+from autotune.measuring.bench import PROTOCOL
+from autotune.measuring.runner import NOISE_FLOOR, Refuted
 from autotune.records import History, Records, Trial
-from autotune.runner import NOISE_FLOOR, Refuted
 from autotune.tuner import CONTENDERS, Budget, Tuner, contenders
 
 CPU = renderer_of("CPU")

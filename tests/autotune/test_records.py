@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 from tiny import U2, U4, add_one, symbolic, total
 
-from autotune import schema
 from autotune.compiler import Opt, OptOps
 from autotune.errors import CodecError, RecordsError
 from autotune.kernel import kernel_to_json
-from autotune.records import SCHEMA, VERDICTS, Final, History, Records, Trial, default_path, fingerprint_id
-from autotune.rows import MAX_DETAIL, MAX_SAMPLES
-from autotune.schema import STEPS
+from autotune.records import SCHEMA, VERDICTS, Final, History, Records, Trial, default_path, fingerprint_id, schema
+from autotune.records.rows import MAX_DETAIL, MAX_SAMPLES
+from autotune.records.schema import STEPS
 
 FIELDS = {"backend": "CPU", "model": "some machine"}
 OTHER = {**FIELDS, "model": "another machine"}

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from tiny import U2, U4, add_one, kernel_of
 from tinygrad import Tensor
 
-from autotune import child as child_module
-from autotune import runner as runner_module
-from autotune.child import Child, ChildFailed
 from autotune.compiler import Opt, OptOps
 from autotune.errors import DeviceError
-from autotune.measure import MAX_SAMPLES, MIN_SAMPLES
-from autotune.runner import NOISE_FLOOR, Refuted, Runner, device_lock, judge
+from autotune.measuring import child as child_module
+from autotune.measuring import runner as runner_module
+from autotune.measuring.bench import MAX_SAMPLES, MIN_SAMPLES
+from autotune.measuring.child import Child, ChildFailed
+from autotune.measuring.runner import NOISE_FLOOR, Refuted, Runner, device_lock, judge
 
 U3, U5 = Opt(OptOps.UPCAST, 0, 3), Opt(OptOps.UPCAST, 0, 5)
 BAD = Opt(OptOps.UPCAST, 0, 7)
@@ -129,7 +129,7 @@ def test_a_machine_that_cannot_compile_is_an_error_and_no_verdict(monkeypatch):
 
 def test_a_child_ends_with_its_parent(tmp_path):
     """Also in the middle of a kernel that never ends: this one sleeps in the child's place of a compiler."""
-    code = ("import sys, time; from autotune.child import Child; c = Child('CPU'); c.ask({'do': 'probe'}, 60.0);"
+    code = ("import sys, time; from autotune.measuring.child import Child; c = Child('CPU'); c.ask({'do': 'probe'}, 60.0);"
             "print(c.pipe.pid, flush=True); time.sleep(60)")  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())
@@ -223,7 +223,7 @@ def test_who_fails_in_a_duel_is_refuted(runner, monkeypatch):
 
 HOLDS = """
 import sys
-from autotune.runner import device_lock
+from autotune.measuring.runner import device_lock
 with device_lock("TEST:1", exclusive={exclusive}):
     print("held", flush=True)
     sys.stdin.readline()

@@ -30,8 +30,8 @@ from tiny import add_one, in_place, symbolic
 from autotune.compiler import renderer_of
 from autotune.corpus import load
 from autotune.kernel import Kernel
+from autotune.measuring.runner import Runner
 from autotune.records import Records
-from autotune.runner import Runner
 from autotune.tuner import Budget, Tuner
 
 TRIALS = 2

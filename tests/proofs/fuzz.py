@@ -23,8 +23,8 @@ from autotune import corpus
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule, schedule_to_json
+from autotune.measuring.runner import Runner, commit
 from autotune.records import Records, Trial
-from autotune.runner import Runner, commit
 from autotune.space import ACTIONS, State, apply_to_state, legal_mask, root_state
 
 MAX_ACTIONS = 6

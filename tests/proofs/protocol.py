@@ -25,9 +25,9 @@ from tqdm import tqdm
 from autotune import corpus
 from autotune.compiler import default_device, renderer_of
 from autotune.kernel import Kernel, Schedule
-from autotune.noise import kernel_of_size
+from autotune.measuring.noise import kernel_of_size
+from autotune.measuring.runner import NOISE_FLOOR, Runner, commit, judge
 from autotune.records import Records, Trial
-from autotune.runner import NOISE_FLOOR, Runner, commit, judge
 from autotune.search.random import RandomSearch
 
 SIZES = (1 << 12, 1 << 17, 1 << 20)  # elements of the kernels that are compared with themselves

@@ -19,14 +19,14 @@ from typing import Any
 
 from tinygrad import Device, Tensor
 
-from autotune import child
-from autotune.child import Child
 from autotune.compiler import Ops, Opt, OptOps, canonical, compile_schedule, default_device, renderer_of
-from autotune.inputs import sizes_of
 from autotune.kernel import Kernel, Schedule
+from autotune.measuring import child
+from autotune.measuring.child import Child
+from autotune.measuring.inputs import sizes_of
+from autotune.measuring.runner import Refuted, Runner
+from autotune.measuring.worker import program_to_json
 from autotune.records import Trial
-from autotune.runner import Refuted, Runner
-from autotune.worker import program_to_json
 
 N = 300  # elements of the victim: y = x + 1
 TRICK: Schedule = (Opt(OptOps.UPCAST, 0, 2),)  # the schedule under whose name the programs are put in

@@ -28,13 +28,12 @@ from tinygrad import Tensor
 
 from agents import checkpoint
 from agents.ppo import PPOConfig
-from autotune import exchange
 from autotune.compiler import Ops, Opt, OptOps, UOp, uop_identity
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel, kernel_from_json, kernel_of_nodes, kernel_to_json
-from autotune.records import Final, Records, Trial
-from autotune.rows import TABLES
-from autotune.schema import STEPS
+from autotune.records import Final, Records, Trial, exchange
+from autotune.records.rows import TABLES
+from autotune.records.schema import STEPS
 from autotune.strict import parse
 from sims import EnsembleConfig
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotune.compiler import DType, dtypes
-from autotune.inputs import NUMPY
-from autotune.reference import EPSILON
+from autotune.measuring.inputs import NUMPY
+from autotune.measuring.reference import EPSILON
 
 BLOCK = 1 << 16  # elements at a time: temporaries that stay in the cache
 SMALLEST_NORMAL = {

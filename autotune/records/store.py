@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from autotune import schema
 from autotune.errors import CodecError, RecordsError
 from autotune.kernel import Kernel, Schedule
-from autotune.rows import (
+from autotune.records import schema
+from autotune.records.rows import (
     MAX_DETAIL,
     TABLES,
     VERDICTS,
@@ -29,7 +29,7 @@ from autotune.rows import (
     to_data,
     to_stored,
 )
-from autotune.schema import SCHEMA, transaction
+from autotune.records.schema import SCHEMA, transaction
 from autotune.strict import one_line
 
 __all__ = ["SCHEMA", "VERDICTS", "Final", "History", "Records", "Trial", "default_path", "fingerprint_id"]

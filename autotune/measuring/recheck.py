@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from autotune.kernel import Kernel, Schedule
+from autotune.measuring.runner import Measurer
 from autotune.records import Records, Trial
-from autotune.runner import Measurer
 
 # A time counts as moved beyond this ratio. Medians of one machine differ by some percent from day to day (clocks, memory
 # layout, neighbours), and a process that has measured others before was seen to time 6 to 8 % slower than a fresh one.

@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from autotune.child import Child, ChildFailed
 from autotune.compiler import fingerprint
 from autotune.errors import AutotuneError, DeviceError
 from autotune.kernel import Kernel, Schedule, kernel_to_json, schedule_from_json, schedule_to_json
-from autotune.measure import DUEL_SECONDS, PROTOCOL
+from autotune.measuring.bench import DUEL_SECONDS, PROTOCOL
+from autotune.measuring.child import Child, ChildFailed
 from autotune.records import Final, Records, Trial, fingerprint_id
 
 START_SECONDS, COMPILE_SECONDS, PREPARE_SECONDS = 60.0, 30.0, 120.0  # deadlines of a child's answers

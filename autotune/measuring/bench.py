@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.buffers import GuardedBuffer
 from autotune.compiler import AxisType, Ops, Program, Renderer, UOp, compile_schedule, hand_coded, renderer_of
 from autotune.errors import IllegalAction
-from autotune.inputs import CASES, Case, make_input, rules_of, sizes_of
 from autotune.kernel import Kernel, Schedule
-from autotune.reference import NoReference, reference
-from autotune.verify import Expected, expect, formula_bound, holds, values_of
+from autotune.measuring.buffers import GuardedBuffer
+from autotune.measuring.inputs import CASES, Case, make_input, rules_of, sizes_of
+from autotune.measuring.reference import NoReference, reference
+from autotune.measuring.verify import Expected, expect, formula_bound, holds, values_of
 
 PROTOCOL = 2
 MIN_SECONDS, MIN_SAMPLES, MAX_SAMPLES = 0.02, 3, 60  # of timing one candidate

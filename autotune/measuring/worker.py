@@ -1,4 +1,4 @@
-"""The child process in which candidates are compiled or run: `python -m autotune.worker DEVICE`.
+"""The child process in which candidates are compiled or run: `python -m autotune.measuring.worker DEVICE`.
 
 It reads one JSON request a line and answers one JSON line each, so that whatever a candidate does to it (a crash, an
 endless loop) is seen by its parent as silence. It never reads pickles and never imports the user's script.
@@ -22,7 +22,7 @@ from tinygrad import Tensor
 from autotune.compiler import Program
 from autotune.errors import AutotuneError
 from autotune.kernel import kernel_from_json, schedule_from_json, schedule_to_json
-from autotune.measure import Bench, WrongOutput, compile_outcome
+from autotune.measuring.bench import Bench, WrongOutput, compile_outcome
 
 
 def program_to_json(program: Program) -> dict[str, Any]:

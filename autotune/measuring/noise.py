@@ -12,8 +12,8 @@ from tinygrad import Tensor
 
 from autotune.compiler import Ops, canonical, renderer_of
 from autotune.kernel import Kernel
-from autotune.measure import DUEL_SECONDS
-from autotune.runner import NOISE_FLOOR, Runner
+from autotune.measuring.bench import DUEL_SECONDS
+from autotune.measuring.runner import NOISE_FLOOR, Runner
 
 SIZES = tuple(
     1 << power for power in (8, 12, 15, 18, 21, 24)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import CodecError, RecordsError
-from autotune.records import Records
-from autotune.rows import TABLES, Row, from_data, to_data
+from autotune.records.rows import TABLES, Row, from_data, to_data
+from autotune.records.store import Records
 from autotune.strict import MAX_TEXT, parse, shown
 
 FORMAT, VERSION = "tinygrad-autotune records", 1

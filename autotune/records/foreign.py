@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autotune.records import Records, fingerprint_id
+from autotune.records.store import Records, fingerprint_id
 
 
 @dataclass(frozen=True)

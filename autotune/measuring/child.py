@@ -30,7 +30,7 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """One `python -m autotune.worker` process, started when it is first asked."""
+    """One `python -m autotune.measuring.worker` process, started when it is first asked."""
 
     def __init__(self, device: str, runs_candidates: bool = False):
         self.device = device
@@ -46,7 +46,7 @@ class Child:
             env = {**os.environ, "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
             if self.runs_candidates:  # one was seen to write into every open file: tinygrad's disk cache must be none
                 env["CACHELEVEL"] = "0"
-            command = [sys.executable, "-m", "autotune.worker", self.device]
+            command = [sys.executable, "-m", "autotune.measuring.worker", self.device]
             self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0,
                                          process_group=0)  # fmt: skip  # Ctrl-C is for the parent alone
             self.kernel, self.prepared, self.buffer = "", False, b""

@@ -8,8 +8,8 @@ from typing import Any
 
 from autotune.errors import ReplayError
 from autotune.kernel import Kernel, Schedule, schedule_to_json
+from autotune.measuring.runner import Done, Refuted
 from autotune.records import Records, Trial
-from autotune.runner import Done, Refuted
 
 
 class Recording:
