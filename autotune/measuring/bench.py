@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.compiler import AxisType, Ops, Program, Renderer, UOp, compile_schedule, hand_coded, renderer_of
+from autotune.compiler import AxisType, Ops, Program, Renderer, compile_schedule, hand_coded, renderer_of
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
-from autotune.measuring.buffers import GuardedBuffer
+from autotune.measuring.buffers import GuardedBuffer, buffers_of
 from autotune.measuring.inputs import CASES, Case, make_input, rules_of, sizes_of
-from autotune.measuring.reference import NoReference, reference
-from autotune.measuring.verify import Expected, expect, formula_bound, holds, values_of
+from autotune.measuring.reference import NoReference
+from autotune.measuring.twin import Twin
+from autotune.measuring.verify import Expected, expect, formula_bound, unwritten_in, values_of
 
 PROTOCOL = 2
 MIN_SECONDS, MIN_SAMPLES, MAX_SAMPLES = 0.02, 3, 60  # of timing one candidate
@@ -57,7 +58,7 @@ class Bench:
         self.kernel, self.device, self.seed = kernel, device, seed
         self.renderer: Renderer = renderer_of(device)
         self.rules, self.sizes = rules_of(kernel), sizes_of(kernel)
-        self.params = _params(kernel.ast)
+        self.params = buffers_of(kernel.ast)
         self.inputs: dict[str, dict[int, np.ndarray]] = {}
         self.expected: dict[str, dict[int, Expected]] = {}
         self.buffers: dict[int, GuardedBuffer] = {}
@@ -98,13 +99,13 @@ class Bench:
         """Slots of the buffers that the un-optimized kernel writes and does not read."""
         return set(self.plain.program.outputs) - set(self.plain.program.inputs)
 
-    def _twin(self) -> _Twin | None:
+    def _twin(self) -> Twin | None:
         try:
-            return _Twin(self)
+            return Twin(self)
         except NoReference:
             return None
 
-    def _expect(self, case: Case, twin: _Twin | None) -> dict[int, Expected]:
+    def _expect(self, case: Case, twin: Twin | None) -> dict[int, Expected]:
         plain = functools.cache(lambda: self.plain.outputs(case))
         found = {}
         for slot in self.plain.program.outputs:
@@ -261,58 +262,6 @@ class Candidate:
         self.fill(case, poison)
         self.run(case)
         return {slot: self.bench.buffers[slot].read()[0].copy() for slot in self.program.outputs}
-
-
-class _Twin:
-    """The float64 twin of a kernel with buffers of its own. Raises NoReference, also where the device has no float64."""
-
-    def __init__(self, bench: Bench):
-        self.bench, self.reference = bench, reference(bench.kernel.ast)
-        try:
-            program = compile_schedule(self.reference.ast, (), bench.renderer, 0, bench.sizes)
-            self.run = program.load(bench.device)
-        except Exception as error:  # a compiler without float64 fails in its own way, and so does its runtime
-            raise NoReference(str(error)) from None
-        self.program, self.params = program, _params(self.reference.ast)
-        self.buffers = {s: GuardedBuffer(bench.device, p.dtype, p.max_numel(), s) for s, p in self.params.items()}
-        self.results: dict[tuple[str, int], dict[int, np.ndarray]] = {}
-
-    def expected(self, case: Case, slot: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """(values in float64, or as they are for other dtypes; error bound or None; where nothing is written or None)"""
-        raw, dtype = self._outputs(case, 0xFF)[slot], self.params[slot].dtype
-        bound_slot = self.reference.bounds.get(slot)
-        bound = None if bound_slot is None else self._outputs(case, 0xFF)[bound_slot].view(np.float64)
-        unwritten = None
-        if slot not in self.program.inputs:
-            unwritten = unwritten_in(raw, dtype.itemsize, lambda: self._outputs(case, 0x00)[slot], 0xFF)
-        return raw.view(np.bool_) if dtype.name == "bool" else values_of(raw, dtype), bound, unwritten
-
-    def _outputs(self, case: Case, poison: int) -> dict[int, np.ndarray]:
-        if (case.name, poison) not in self.results:
-            self.results = {key: kept for key, kept in self.results.items() if key[0] == case.name}
-            for slot, buffer in self.buffers.items():
-                bound = slot not in self.bench.params
-                buffer.write(poison if bound or slot in self.bench.written_only else self._input(case, slot))
-            self.run({slot: b.buffer for slot, b in self.buffers.items()}, case.size)
-            self.results[case.name, poison] = {s: self.buffers[s].read()[0].copy() for s in self.program.outputs}
-        return self.results[case.name, poison]
-
-    def _input(self, case: Case, slot: int) -> np.ndarray:
-        data, dtype = self.bench.inputs[case.name][slot], self.bench.params[slot].dtype
-        is_float = self.params[slot].dtype is not dtype
-        return values_of(data.view(np.uint8), dtype).astype(np.float64) if is_float else data
-
-
-def unwritten_in(raw: np.ndarray, itemsize: int, again: Callable[[], np.ndarray], poison: int) -> np.ndarray | None:
-    """Which elements still hold the poison of one run, and that of `again`, which uses 0x00; None where there are none."""
-    if not (left := holds(raw, itemsize, poison)).any():
-        return None
-    left &= holds(again(), itemsize, 0x00)
-    return left if left.any() else None
-
-
-def _params(ast: UOp) -> dict[int, UOp]:
-    return {u.arg.slot: u for u in ast.toposort() if u.op is Ops.PARAM and u.arg.slot >= 0}
 
 
 def compile_outcome(bench: Bench, schedule: Schedule) -> tuple[str, Program | None, float, str]:

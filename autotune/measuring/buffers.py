@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from autotune.compiler import Buffer, BufferSpec, DType, dtypes, has_offsets, read_buffer, write_buffer
+from autotune.compiler import Buffer, BufferSpec, DType, Ops, UOp, dtypes, has_offsets, read_buffer, write_buffer
 
 GUARD = 4096  # bytes in front and behind; a whole page, so that the data keeps the alignment of a fresh buffer
 FENCE = 16 << 20  # bytes of address space on both sides that cannot be touched, on the CPU: far strays crash the child
@@ -49,6 +49,11 @@ class GuardedBuffer:
         if not (self._contents[: self.front] == self.guard).all():
             return self._contents[self.front : end], "in front of the start"
         return self._contents[self.front : end], "" if (self._contents[end:] == self.guard).all() else "behind the end"
+
+
+def buffers_of(ast: UOp) -> dict[int, UOp]:
+    """The buffers of a kernel by slot, as the PARAMs that stand for them."""
+    return {u.arg.slot: u for u in ast.toposort() if u.op is Ops.PARAM and u.arg.slot >= 0}
 
 
 class _Fence:

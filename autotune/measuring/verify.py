@@ -120,6 +120,14 @@ def holds(raw: np.ndarray, itemsize: int, byte: int) -> np.ndarray:
     return raw.view(f"u{itemsize}") == int.from_bytes(bytes([byte] * itemsize), "little")
 
 
+def unwritten_in(raw: np.ndarray, itemsize: int, again: Callable[[], np.ndarray], poison: int) -> np.ndarray | None:
+    """Which elements still hold the poison of one run, and that of `again`, which uses 0x00; None where there are none."""
+    if not (left := holds(raw, itemsize, poison)).any():
+        return None
+    left &= holds(again(), itemsize, 0x00)
+    return left if left.any() else None
+
+
 def formula_bound(values: np.ndarray, dtype: DType, terms: int) -> np.ndarray | None:
     """Where a kernel has no float64 reference: 16 eps sqrt(terms) of the largest finite output, and 64 eps of its own.
 

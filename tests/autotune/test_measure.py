@@ -178,7 +178,7 @@ def test_without_float64_the_plain_kernel_is_the_reference(monkeypatch):
 
     kernel = kernel_of(Tensor.empty(16, 24) @ Tensor.empty(24, 32))
     wrong = kernel_of(Tensor.empty(16, 24) @ Tensor.empty(24, 32) * 1.001)
-    monkeypatch.setattr(bench_module, "_Twin", none)
+    monkeypatch.setattr(bench_module, "Twin", none)
     assert verdict(kernel, kernel) == ("ok", "") and verdict(kernel, wrong)[0] == "wrong_output"
     raw = Bench(kernel, "CPU")
     raw.prepare()

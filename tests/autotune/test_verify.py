@@ -12,11 +12,11 @@ from tiny import add_one, in_place, kernel_of
 from tinygrad import Tensor
 
 from autotune.compiler import DTYPES, Ops, dtypes, read_buffer, write_buffer
-from autotune.measuring.bench import Bench, unwritten_in
+from autotune.measuring.bench import Bench
 from autotune.measuring.buffers import GUARD, GuardedBuffer
 from autotune.measuring.inputs import CASES, NUMPY, Rules, make_input, rules_of
 from autotune.measuring.reference import EPSILON, NoReference, reference
-from autotune.measuring.verify import expect, formula_bound
+from autotune.measuring.verify import expect, formula_bound, unwritten_in
 
 FREE = Rules(True, False, frozenset())
 EDGES = next(c for c in CASES if c.name == "edges")
