@@ -67,6 +67,7 @@ def test_an_unsure_integer_may_hold_anything():
 def test_nan_and_infinity_must_stand_where_they_stood():
     inf, nan = math.inf, math.nan
     assert problem([inf, -inf, nan, 1], [inf, -inf, nan, 1], [0, 0, 0, 0.1]) is None
+    assert problem([nan, nan], [nan, 1], [0, 0.1], plain=as_bytes(nan, 1)) is not None  # one is no excuse for the other
     for wrong in ([nan, 1, 1], [1, inf, 1], [inf, 1, 1], [3e38, 1, 1]):
         assert problem(wrong, [1, 1, 1], [0.1] * 3, plain=as_bytes(1, 1, 1)) is not None
         assert problem([1, 1, 1], wrong, [0.1] * 3, plain=as_bytes(*wrong)) is not None
