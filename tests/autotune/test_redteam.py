@@ -12,7 +12,7 @@ import redteam
 
 QUICK = {"changes its input", "writes behind its input", "writes in front", "reads far behind", "adds what lies in front",
          "remembers outputs by the first element", "returns its first output again", "right until long after",
-         "follows a null pointer", "exits", "writes junk to all files"}  # fmt: skip
+         "follows a null pointer", "exits", "writes junk to all files", "right while verified, wrong when timed"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

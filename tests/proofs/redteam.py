@@ -23,7 +23,7 @@ from autotune.compiler import Ops, Opt, OptOps, canonical, compile_schedule, def
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring import child
 from autotune.measuring.child import Child
-from autotune.measuring.inputs import sizes_of
+from autotune.measuring.inputs import CASES, sizes_of
 from autotune.measuring.runner import Refuted, Runner
 from autotune.measuring.worker import program_to_json
 from autotune.records import Trial
@@ -89,11 +89,11 @@ ATTACKS = (
            " for (int i = 0; i < N; i++) y[i] = old[j][i];", "wrong_output",
            state="static int used = 1; static float key[10] = {1}; static float old[10][N] = {{1}};"),
     Attack("right once, wrong later", "if (calls++ == 1) " + RIGHT, "wrong_output", state="static int calls = 1;"),
-    Attack("right while verified, wrong when timed", "if (calls++ <= 5) " + RIGHT, "wrong_output", "after timing",
+    Attack("right while verified, wrong when timed", f"if (calls++ <= {len(CASES)}) " + RIGHT, "wrong_output", "after timing",
            state="static int calls = 1;"),
     Attack("right until long after", "if (calls++ <= 40) " + RIGHT, "wrong_output", "after timing", state="static int calls = 1;"),
     Attack("never ends", "volatile int go = 1; while (go) ;", "timeout"),
-    Attack("ends for all cases but the timed one", "volatile int go = 1; if (calls++ == 7) while (go) ; " + RIGHT, "timeout",
+    Attack("ends for all cases but the timed one", f"volatile int go = 1; if (calls++ == {len(CASES) + 1}) while (go) ; " + RIGHT, "timeout",
            state="static int calls = 1;"),
     Attack("follows a null pointer", "*(volatile int*)8 = 1;", "crashed", fenced=True),
     Attack("executes an illegal instruction", "__builtin_trap();", "crashed", "status -", fenced=True),
