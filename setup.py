@@ -11,7 +11,15 @@ setup(
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
-    packages=["autotune", "autotune.measuring", "autotune.records", "autotune.search", "autotune.experiments", "agents", "sims"],
+    packages=[
+        "autotune",
+        "autotune.measuring",
+        "autotune.records",
+        "autotune.search",
+        "autotune.experiments",
+        "agents",
+        "sims",
+    ],
     package_data={"autotune": ["data/*"]},
     install_requires=[
         "tinygrad==0.14.0",  # its compiler has no stable interface: autotune/compiler.py is written for this release
