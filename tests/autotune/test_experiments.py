@@ -35,6 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # a whole training; CI runs one by way of the README
 def test_training_leaves_checkpoints_records_metrics_and_a_result(trained: Path):
     run = trained / "runs" / "1"
     names = {p.name for p in run.iterdir()}
@@ -55,6 +56,7 @@ def test_a_test_run_is_no_checkpoint_to_use(trained: Path, monkeypatch: pytest.M
         find_checkpoint(None, "CL", runs)
 
 
+@pytest.mark.slow  # a whole training; CI runs one by way of the README
 def test_training_replays_bit_for_bit_and_a_changed_figure_is_named(trained: Path):
     done = python(trained, "autotune", "replay", "runs/1")
     assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout[-1500:] + done.stderr[-1500:]
