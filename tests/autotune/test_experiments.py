@@ -47,6 +47,7 @@ def test_training_leaves_checkpoints_records_metrics_and_a_result(trained: Path)
     assert figures["summary"]["mixed"]["trials"] == figures["summary"]["random"]["trials"] == 4
 
 
+@pytest.mark.slow
 def test_a_test_run_is_no_checkpoint_to_use(trained: Path, monkeypatch: pytest.MonkeyPatch):
     runs = trained / "runs"
     assert find_checkpoint(None, "CPU", runs) == find_checkpoint(None, "CL", runs) == guide.SHIPPED / "guide-cpu"
@@ -70,6 +71,7 @@ def test_training_replays_bit_for_bit_and_a_changed_figure_is_named(trained: Pat
     assert "kernels[0].ms.mixed" in done.stdout and "updates: recorded 3, now 2" in done.stdout
 
 
+@pytest.mark.slow
 def test_tuning_replays_at_the_recorded_count_and_live_reports_differences(trained: Path):
     done = python(trained, "autotune.experiments.tuning", "with", "fast")
     assert done.returncode == 0, done.stderr[-2000:]
