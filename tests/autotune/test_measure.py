@@ -122,6 +122,22 @@ def test_a_program_that_turns_wrong_is_caught_after_timing(monkeypatch):
     assert outcome.verdict == "wrong_output" and "inputs 'touched' of seed 0, after timing" in outcome.detail
 
 
+def test_a_second_opinion_hides_nothing_of_what_the_candidate_did(monkeypatch):
+    """It runs the un-optimized kernel on the same buffers: the candidate's touched input must have been seen before."""
+    bench = Bench(add_one(), "CPU")
+    candidate = bench.load(bench.compile((U4,)))
+    bench.prepare()
+    monkeypatch.setattr(bench.expected["ordinary"][0], "low", np.full(300, np.inf, np.float32))  # plain() is asked
+    candidate.fill(CASES[-1])
+    candidate.run(CASES[-1])
+    bench.check(candidate, CASES[-1])  # the control: the second opinion finds it right
+    candidate.fill(CASES[-1])
+    candidate.run(CASES[-1])
+    bench.buffers[1].write(0x00)
+    with pytest.raises(WrongOutput, match="changed its input buffer 1"):
+        bench.check(candidate, CASES[-1])
+
+
 # **** programs that need care ****
 
 
