@@ -10,6 +10,7 @@ ordinary   normal deviates; these are timed
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,9 +45,7 @@ TOUCHED = 0.02  # of the elements, and one at least
 class Rules:
     """What may be fed to a kernel without asking it for what it does not define."""
 
-    nonfinite: (
-        bool  # False: it takes maxima or compares floats, and what a NaN does there is left open; inf - inf is one
-    )
+    nonfinite: bool  # False: what a NaN becomes is left open, by maxima, by comparisons of floats, by zeros that mask
     divides: bool  # by integers that it reads: zeros would stop the program
     addresses: frozenset[int]  # slots whose integers are used as addresses: wild ones may point anywhere
 
@@ -59,9 +58,22 @@ def rules_of(kernel: Kernel) -> Rules:
         or (u.op is Ops.REDUCE and u.arg[0] is Ops.MAX and u.dtype in FLOATS)
         for u in nodes
     )
+    padded = _padded(nodes)
+    masked = any(u.op is Ops.MUL and not padded.isdisjoint(u.src) for u in nodes)
     divides = any(u.op in DIVISIONS and _loads(u.src[1]) for u in nodes)
     addresses = {slot for u in nodes if u.op is Ops.INDEX for address in u.src[1:] for slot in _loads(address)}
-    return Rules(not ordered, divides, frozenset(addresses))
+    return Rules(not (ordered or masked), divides, frozenset(addresses))
+
+
+def _padded(nodes: Iterable[UOp]) -> set[UOp]:
+    """The floats that may be a constant zero of a choice, such as a padding's: where a schedule makes the choice known,
+    tinygrad folds zero times anything to zero, NaN included. `nodes` come in topological order."""
+    found: set[UOp] = set()
+    for u in nodes:
+        zero = u.op is Ops.WHERE and any(s.op is Ops.CONST and s.val == 0 for s in u.src[1:])
+        if u.dtype in FLOATS and (zero or (u.op is not Ops.INDEX and not found.isdisjoint(u.src))):
+            found.add(u)
+    return found
 
 
 def _loads(u: UOp) -> set[int]:

@@ -242,6 +242,10 @@ def test_rules_by_hand():
     x, i = Tensor.empty(300), Tensor.empty(300, dtype="int32")
     assert rules_of(add_one()) == FREE and not rules_of(kernel_of(x.relu())).nonfinite
     assert not rules_of(kernel_of(x.max())).nonfinite and rules_of(kernel_of(i.max())).nonfinite
+    padded = x.pad(((2, 2),))
+    assert rules_of(kernel_of((padded + 1).sum())).nonfinite
+    assert not rules_of(kernel_of(padded * Tensor.empty(304))).nonfinite  # zero times NaN is folded, or is not
+    assert not rules_of(kernel_of((padded + Tensor.empty(304)) * Tensor.empty(304))).nonfinite
     assert rules_of(kernel_of(x // Tensor.empty(300))).divides is False
     divided = rules_of(kernel_of(Tensor.empty(300, dtype="int32") // i))
     assert divided.divides and make_input(dtypes.int32, 500, EDGES, divided, 0, 1).min() >= 1
