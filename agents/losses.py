@@ -8,7 +8,7 @@ from tinygrad import Tensor
 
 from agents.networks import entropy
 
-METRICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "ratio", "ratio_error", "gradient_norm")
+METRICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "ratio", "ratio_error")
 
 
 class Batch(NamedTuple):
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 def ppo_loss(
     log_probs: Tensor, value: Tensor, batch: Batch, entropy_coef: Tensor, clip: float, value_coef: float
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The scalar to minimise, and METRICS but for the gradient's norm (Schulman et al. 2017, eqs. 7 and 9).
+    """The scalar to minimise, and METRICS (Schulman et al. 2017, eqs. 7 and 9).
 
         r = exp(log pi(a) - log pi_old(a))
         L = -mean min(r A, clip(r, 1 - e, 1 + e) A) + c_v mean (V - G)^2 / 2 - c_e mean H

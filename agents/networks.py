@@ -51,11 +51,11 @@ class LSTMPolicy:
     ):
         self.state_dim, self.n_actions, self.action_dim = state_dim, n_actions, action_dim
         self.hidden, self.memory = hidden, memory
-        arrays = self._initial(np.random.default_rng(seed))
+        arrays = self.initial(np.random.default_rng(seed))
         self.shapes = {name: array.shape for name, array in arrays.items()}
         self.theta = Tensor(self.flatten(arrays)).realize()
 
-    def _initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Orthogonal weights, zero biases. Gains sqrt 2 (trunk), 0.01 (policy), 1 (value): Andrychowicz et
         al. 2021."""
         D, A, F, H, trunk = self.state_dim, self.n_actions, self.action_dim, self.hidden, math.sqrt(2)
@@ -84,6 +84,10 @@ class LSTMPolicy:
                 "pointer.score": orthogonal(rng, POINTER, 1, 0.01),
             }
         return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+    @property
+    def dims(self) -> tuple[int, int, int, int, bool]:
+        return self.state_dim, self.n_actions, self.action_dim, self.hidden, self.memory
 
     # *** parameters: the names on the outside, one vector [P] within ***
 

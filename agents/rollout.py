@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +25,18 @@ class Agent(Protocol):
         self, observation: Observation, hidden: np.ndarray, reset: np.ndarray, temperature: float = 1.0
     ) -> Action: ...
     def value(self, observation: Observation, hidden: np.ndarray, reset: np.ndarray) -> np.ndarray: ...
+
+
+class Learner(Agent, Protocol):
+    """The one signature of all agents. Those that learn from a log are given rollouts that another agent made."""
+
+    name: str
+    rng: np.random.Generator
+    updates: int
+
+    def update(self, rollout: Rollout) -> dict[str, float]: ...
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
+    def load_state(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None: ...
 
 
 class Episode(NamedTuple):
@@ -58,6 +72,7 @@ class Runner:
         self.hidden = agent.initial_hidden(env.n_envs)
         self.reset = np.ones(env.n_envs, np.float32)
         self.total, self.length = np.zeros(env.n_envs), np.zeros(env.n_envs, np.int64)
+        self.seconds = {"environment": 0.0, "inference": 0.0}  # where the time of `collect` went, since the start
 
     def collect(self, steps: int, temperature: float = 1.0) -> tuple[Rollout, list[Episode]]:
         """`steps` steps of every environment, and the episodes that ended in them."""
@@ -74,8 +89,12 @@ class Runner:
 
     def _step(self, temperature: float, episodes: list[Episode]) -> dict[str, Any]:
         seen, reset = self.observation, self.reset
+        started = time.perf_counter()
         choice = self.agent.act(seen, self.hidden, reset, temperature)
+        acted = time.perf_counter()
         step = self.env.step(choice.action)
+        self.seconds["inference"] += acted - started
+        self.seconds["environment"] += time.perf_counter() - acted
         bootstrap = np.zeros_like(choice.value)
         if step.truncated.any():
             if step.final is None:

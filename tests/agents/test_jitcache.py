@@ -87,7 +87,7 @@ from agents.ppo import PPO
 from agents.rollout import Runner
 agent = PPO(3, 4, 2, SMALL, 0, sys.argv[1])
 metrics = agent.update(Runner(Noise(), agent, 0).collect(4)[0])
-print(agent._train.captures + agent._forward.captures, hashlib.sha256(agent.policy.theta.numpy().tobytes()).hexdigest())
+print(agent.trained._jit.captures + agent._forward.captures, hashlib.sha256(agent.policy.theta.numpy().tobytes()).hexdigest())
 """
 
 

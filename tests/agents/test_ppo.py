@@ -6,8 +6,8 @@ import pytest
 from tinygrad import Context, Tensor
 
 from agents import checkpoint
+from agents.learner import Diverged
 from agents.losses import METRICS, Batch, ppo_loss
-from agents.ppo import Diverged
 from agents.returns import gae
 from agents.rollout import Runner
 
@@ -44,7 +44,7 @@ def test_each_side_of_the_clip(ratio, advantage, loss, slope):
         target=one(3.0),
     )
     total, metrics = ppo_loss(log_probs, one(1.0), batch, Tensor([0.0]), clip=0.2, value_coef=0.5)
-    found = dict(zip(METRICS, (m.item() for m in metrics), strict=False))
+    found = dict(zip(METRICS, (m.item() for m in metrics), strict=True))
     assert found["policy_loss"] == pytest.approx(loss, rel=1e-5) and found["value_loss"] == pytest.approx(2.0)
     assert total.item() == pytest.approx(loss + 0.5 * 2.0, rel=1e-5)
     assert found["kl"] == pytest.approx(ratio - 1 - np.log(ratio), abs=1e-5) and found["clip_fraction"] == (
