@@ -44,7 +44,9 @@ INERT = {
     "ALLOW_DEVICE_USAGE",
     "DEBUG_RANGEIFY",
 }
-_loaded: dict[str, Any] = {}  # key -> captured JIT. Agents of one shape share it, since it holds nothing of theirs
+_loaded: dict[
+    tuple[Path | None, str], Any
+] = {}  # captured JITs. Agents of one shape share them: they hold nothing of theirs
 
 
 def default_dir() -> Path:
@@ -118,19 +120,19 @@ class CachedJit:
             if not helpers.JIT:
                 return self.fn(*tensors)
             key = self.key(tensors)
-            if key not in _loaded:
+            if (self.directory, key) not in _loaded:
                 jit = self._load(key)
                 if jit is None:
                     return self._capture(key, tensors)
-                _loaded[key] = jit
-            return _loaded[key](*tensors)
+                _loaded[self.directory, key] = jit
+            return _loaded[self.directory, key](*tensors)
 
     def _capture(self, key: str, tensors: Sequence[Tensor]) -> Any:
         jit: Any = TinyJit(self.fn)
         jit.cnt = 1  # capture at the first call: the eager one before it only serves lazily created inputs
         result = jit(*tensors)
         self.captures += 1
-        _loaded[key] = jit
+        _loaded[self.directory, key] = jit
         self._save(key, jit)
         return result
 

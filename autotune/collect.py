@@ -23,17 +23,21 @@ from autotune.search import STRATEGIES, make_strategy
 
 
 def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device: str, count: int, seed: int,
-                   strategy: str = "random", guide: Guide | None = None) -> int:  # fmt: skip
-    """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new."""
+                   strategy: str = "random", guide: Guide | None = None, batch: int = 64) -> int:  # fmt: skip
+    """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new.
+
+    A strategy hears of its trials after each `batch`.
+    """
     history = records.history(kernel.key, measurer.fingerprint)
     if "hand_coded" not in history.baselines:
         commit(records, measurer, kernel, measurer.baselines(kernel))
-    if (missing := count - history.spent) <= 0:
-        return 0
     search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)
     search.tell(history.trials)
-    done = functools.partial(_commit_one, records, measurer, kernel)
-    return len(measurer.measure(kernel, search.ask(missing), None, done))
+    done, missing, new = functools.partial(_commit_one, records, measurer, kernel), count - history.spent, 0
+    while new < missing and (asked := search.ask(min(batch, missing - new))):
+        search.tell(measurer.measure(kernel, asked, None, done))
+        new += len(asked)
+    return new
 
 
 def _commit_one(records: Records, measurer: Measurer, kernel: Kernel, trial: Trial) -> None:

@@ -41,8 +41,8 @@ class Task:
     allowed: Callable[[Kernel], Iterable[Schedule]] | None = None  # replay: the closed set of recorded schedules
     config: EnvConfig = field(default_factory=EnvConfig)
     _roots: dict[str, State] = field(default_factory=dict, repr=False)
-    _prefixes: dict[str, set[Schedule]] = field(default_factory=dict, repr=False)
-    _ends: dict[str, set[Schedule]] = field(default_factory=dict, repr=False)
+    _moves: dict[str, dict[Schedule, np.ndarray]] = field(default_factory=dict, repr=False)
+    _views: dict[tuple[str, Schedule], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def root(self, kernel: Kernel) -> State:
         if kernel.key not in self._roots:
@@ -54,17 +54,30 @@ class Task:
         if self.allowed is None:
             return legal_mask(state)
         key = state.kernel.key
-        if key not in self._ends:
-            ends = {s for s in self.allowed(state.kernel) if all(opt in ACTION_INDEX for opt in s)} | {()}
-            self._ends[key] = ends
-            self._prefixes[key] = {s[:n] for s in ends for n in range(len(s) + 1)}
-        mask = np.zeros(N_ACTIONS, dtype=bool)
-        mask[STOP_INDEX] = state.schedule in self._ends[key]
-        depth = len(state.schedule)
-        for prefix in self._prefixes[key]:
-            if len(prefix) == depth + 1 and prefix[:depth] == state.schedule:
-                mask[ACTION_INDEX[prefix[-1]]] = True
-        return mask
+        if key not in self._moves:
+            self._moves[key] = _moves(
+                {s for s in self.allowed(state.kernel) if all(opt in ACTION_INDEX for opt in s)} | {()}
+            )
+        return self._moves[key][state.schedule].copy()
+
+    def view(self, state: State, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What an agent sees (state [D], actions [A, F]); kept in replay, where there are few states."""
+        if self.allowed is None:
+            return observe(state, mask)
+        key = state.kernel.key, state.schedule
+        if key not in self._views:
+            self._views[key] = observe(state, mask)
+        return self._views[key]
+
+
+def _moves(ends: Iterable[Schedule]) -> dict[Schedule, np.ndarray]:
+    """The mask [A] after each prefix of some schedules: STOP where one ends, and the actions that lead on to one."""
+    masks: dict[Schedule, np.ndarray] = {}
+    for schedule in ends:
+        for n in range(len(schedule) + 1):
+            mask = masks.setdefault(schedule[:n], np.zeros(N_ACTIONS, dtype=bool))
+            mask[STOP_INDEX if n == len(schedule) else ACTION_INDEX[schedule[n]]] = True
+    return masks
 
 
 class Episode:
@@ -91,17 +104,18 @@ class KernelVectorEnv:
 
     action_dim, n_actions = ACTION_WIDTH, N_ACTIONS
 
-    def __init__(self, task: Task, n_envs: int):
+    def __init__(self, task: Task, n_envs: int, in_order: bool = False):
+        """`in_order`: kernels come one after the other, for an evaluation; otherwise they are drawn."""
         if not task.kernels:
             raise ValueError("an environment needs at least one kernel")
-        self.task, self.n_envs = task, n_envs
+        self.task, self.n_envs, self.in_order, self.begun = task, n_envs, in_order, 0
         self.rng = np.random.default_rng(0)
         self.episodes: list[Episode] = []
         self.finished: list[tuple[Kernel, Schedule, float]] = []  # (kernel, schedule, return) of terminated episodes
         self.state_dim = len(self._observe_one(self._next())[0])
 
     def reset(self, seed: int) -> Observation:
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.begun, self.finished = np.random.default_rng(seed), 0, []
         self.episodes = [self._next() for _ in range(self.n_envs)]
         self._enter(self.episodes)
         return self._observation(self.episodes)
@@ -120,9 +134,18 @@ class KernelVectorEnv:
         self._enter([self.episodes[i] for i in ended])
         return Step(self._observation(self.episodes), reward.astype(np.float32), stopped, truncated, final)
 
+    def restart(self, rows: np.ndarray) -> Observation:
+        """Gives up the episodes in `rows` (indices), at the cost of no trial, and begins new ones there."""
+        for i in rows:
+            self.episodes[i] = self._next()
+        self._enter([self.episodes[i] for i in rows])
+        return self._observation(self.episodes)
+
     def _next(self) -> Episode:
         kernels = self.task.kernels
-        return Episode(self.task, kernels[int(self.rng.integers(len(kernels)))])
+        index = self.begun % len(kernels) if self.in_order else int(self.rng.integers(len(kernels)))
+        self.begun += 1
+        return Episode(self.task, kernels[index])
 
     def _enter(self, episodes: list[Episode]) -> None:
         if self.task.potential is not None and episodes:
@@ -151,7 +174,7 @@ class KernelVectorEnv:
         return total - predicted
 
     def _observe_one(self, episode: Episode) -> tuple[np.ndarray, np.ndarray]:
-        return observe(episode.state, episode.mask)
+        return self.task.view(episode.state, episode.mask)
 
     def _observation(self, episodes: list[Episode]) -> Observation:
         rows = [self._observe_one(e) for e in episodes]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from autotune.capture import Program
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.errors import UsageError
-from autotune.guide import Guide
+from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel, Schedule, schedule_to_json
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.noise import floor_at
@@ -287,13 +287,17 @@ def tune(
     """Tune kernels (those of `capture()`, or a list) on the device that DEV names, and return a Report.
 
     `trials` times the number of kernels is allowed in all, `seconds` bounds the wall time; what is on record already is
-    not spent again. Raises AutotuneError subclasses only.
+    not spent again. Without a checkpoint a learned strategy takes the newest of this backend, else one that ships. Raises AutotuneError subclasses only.
     """
     device = default_device()
     chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
     calls = kernels.calls if isinstance(kernels, Program) else {k.key: 1 for k in chosen}
     renderer = renderer_of(device)
-    guide = checkpoint if isinstance(checkpoint, Guide) or checkpoint is None else Guide.load(Path(checkpoint))
+    if isinstance(checkpoint, Guide):
+        guide: Guide | None = checkpoint
+    else:
+        named = Path(checkpoint) if checkpoint else None
+        guide = Guide.load(find_checkpoint(named, device)) if strategy in NEEDS_GUIDE else None
     opened = records if isinstance(records, Records) else Records(records or default_path())
     runner = Runner(device)
     try:

@@ -12,6 +12,7 @@ from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
 from autotune.search.policy import MixedSearch, PolicySearch
 from autotune.search.random import RandomSearch
+from autotune.search.tree import TreeSearch
 
 
 class Strategy(Protocol):
@@ -35,6 +36,8 @@ STRATEGIES: dict[str, Factory] = {
     "mixed": _guided(MixedSearch),
     "policy": _guided(PolicySearch),
     "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
+    "ucb": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed),
+    "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
 NEEDS_GUIDE = {"mixed", "policy"}
 DEFAULT = "mixed"

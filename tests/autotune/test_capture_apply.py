@@ -267,3 +267,14 @@ def test_a_kernel_without_a_winner_is_exported_hand_coded(tmp_path, monkeypatch)
     (kernel,) = program.kernels.values()
     assert export_beam(records, 2) == 1 and written == {(hand_coded(kernel.ast, renderer_of(DEVICE)), 2): 1}
     assert fingerprint_id(fingerprint(DEVICE)) in records.fingerprints()
+
+
+@pytest.mark.slow
+def test_without_a_strategy_the_learned_one_is_used(tmp_path):
+    """As the README says: no strategy and no checkpoint named."""
+    with autotune.capture() as program:
+        (array(40, 50) + 1).realize()
+    autotune.tune(program, records=tmp_path / "r.db", trials=1, progress=False)
+    records = Records(tmp_path / "r.db", read_only=True)
+    (own,) = records.fingerprints()
+    assert [t.strategy for _, t in records.all_trials(own) if t.kind == "trial"] == ["mixed"]

@@ -28,6 +28,7 @@ from autotune.records import Records, Trial
 from autotune.space import ACTIONS, State, apply_to_state, legal_mask, root_state
 
 MAX_ACTIONS = 6
+KINDS = {"wrong_output": "wrong", "crashed": "wrong", "timeout": "endless"}  # a timeout is a compilation of over 30 s
 KNOWN_WRONG = "PADTO"  # on a reduce axis: see tests/autotune/test_known_bugs.py
 
 
@@ -80,18 +81,21 @@ def _commit(records: Records, runner: Runner, kernel: Kernel, names: dict[Schedu
 
 
 def summary(records: Records, fingerprint: str, device: str) -> dict[str, Any]:
-    """Counts per verdict, by how a schedule was drawn and by kind of Opt, and every answer that was wrong."""
+    """Counts per verdict, by how a schedule was drawn and by kind of Opt, every answer that was wrong, and what never came to an end."""
     names = {k.key: k.name for k in records.kernels()}
     trials = [t for _, t in records.all_trials(fingerprint)]
     verdicts = {how: dict(Counter(t.verdict for t in trials if (t.strategy or t.kind) == how))
                 for how in ("offered", "any", "unoptimized", "hand_coded")}  # fmt: skip
     opts = Counter(name for t in trials for name in {opt.op.name for opt in t.schedule})
-    wrong = [{"kernel": t.kernel, "name": names[t.kernel], "drawn": t.strategy or t.kind, "verdict": t.verdict,
-              "schedule": schedule_to_json(t.schedule), "detail": t.detail, "input_seed": t.input_seed}
-             for t in trials if t.verdict in ("wrong_output", "crashed", "timeout")]  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {"wrong": [], "endless": []}
+    for t in trials:
+        if (kind := KINDS.get(t.verdict)) is not None:
+            found[kind].append({"kernel": t.kernel, "name": names[t.kernel], "drawn": t.strategy or t.kind,
+                                "verdict": t.verdict, "schedule": schedule_to_json(t.schedule), "detail": t.detail,
+                                "input_seed": t.input_seed})  # fmt: skip
     count = sum(t.kind == "trial" for t in trials)
     return {"device": device, "schedules": count, "kernels": len(names), "verdicts": verdicts,
-            "schedules_with": dict(sorted(opts.items())), "wrong": wrong}  # fmt: skip
+            "schedules_with": dict(sorted(opts.items())), **found}  # fmt: skip
 
 
 def main() -> None:
@@ -117,8 +121,8 @@ def main() -> None:
     finally:
         runner.close()
     found = summary(records, runner.fingerprint, device)
-    print(json.dumps({**found, "wrong": len(found["wrong"])}, indent=1))
-    for row in found["wrong"]:
+    print(json.dumps({**found, **{kind: len(found[kind]) for kind in ("wrong", "endless")}}, indent=1))
+    for row in found["wrong"] + found["endless"]:
         print(row["drawn"], row["name"], row["verdict"], row["schedule"], row["detail"])
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

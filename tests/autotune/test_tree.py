@@ -1,0 +1,88 @@
+"""The tree of measured schedules: what it asks for, what it prefers, where it ends."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tiny import add_one, kernel_of
+from tinygrad import Tensor
+
+from autotune.compiler import renderer_of
+from autotune.kernel import Schedule
+from autotune.records import Trial
+from autotune.search import make_strategy
+from autotune.search.tree import TreeSearch
+from autotune.space import ACTIONS
+
+CPU = renderer_of("CPU")
+KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+
+
+def trial(schedule: Schedule, seconds: float | None, kernel=KERNEL) -> Trial:
+    return Trial(kernel.key, schedule, "ok" if seconds else "crashed", (seconds,) if seconds else ())
+
+
+def grown(count: int, cost, exploration=0.5, seed=0) -> tuple[TreeSearch, list[Schedule]]:
+    """A tree of `count` schedules whose seconds are cost(schedule), and these in order."""
+    search, asked = TreeSearch(KERNEL, CPU, seed, exploration), []
+    search.tell([trial((), cost(()))])
+    for _ in range(count // 4):
+        batch = search.ask(4)
+        search.tell([trial(s, cost(s)) for s in batch])
+        asked += batch
+    return search, asked
+
+
+def test_every_prefix_is_measured_and_nothing_twice():
+    _, asked = grown(40, lambda s: 1.0 + len(s))
+    assert len(asked) == len(set(asked)) == 40
+    assert {s[:-1] for s in asked} <= set(asked) | {()}
+
+
+def test_greedy_stays_below_the_best_and_ucb_looks_elsewhere_too():
+    """Only what begins as the first schedule does is fast: greedy builds on it, a large constant spreads out."""
+    first = grown(4, lambda s: 1.0)[1][0]
+    cost = lambda s: 2.0 ** -len(s) if s[:1] == first[:1] else 1.0  # noqa: E731
+    share = [np.mean([s[:1] == first[:1] for s in grown(40, cost, c)[1]]) for c in (0.0, 0.5, 50.0)]
+    assert share[0] >= share[1] > share[2] and share[0] > 0.5 and share[2] < 0.35
+
+
+def test_the_bound_by_hand():
+    search = TreeSearch(KERNEL, CPU, 0, exploration=2.0)
+    search.tell([trial((), 8.0)])
+    a, b = search.ask(2)
+    search.tell([trial(a, 2.0), trial(b, 8.0)])  # worths 1 and 0 of log2 times 1 and 3; the root's visits are 3
+    child = {c.state.schedule: c for c in search.root.children.values()}
+    explored = 2.0 * math.sqrt(math.log(3))
+    assert search._bound(child[a], search.root) == pytest.approx(1 + explored)
+    assert search._bound(child[b], search.root) == pytest.approx(0 + explored)
+
+
+def test_nothing_is_built_on_a_failure():
+    search = TreeSearch(KERNEL, CPU, 0)
+    (failing,) = search.ask(1)
+    search.tell([trial(failing, None)])
+    assert all(s[:1] != failing for _ in range(10) for s in search.ask(4))
+
+
+def test_told_schedules_are_not_asked_for_again_and_foreign_ones_are_passed_over():
+    _, asked = grown(20, lambda s: 1.0)
+    other = TreeSearch(KERNEL, CPU, 0)
+    other.tell([trial(s, 1.0) for s in asked])
+    assert not set(other.ask(20)) & set(asked)
+    before = other.root.visits
+    pad = next(a for a in ACTIONS if a is not None and a.op.name == "TC")  # not offered on this device
+    other.tell([trial((pad,), 1.0)])
+    assert other.root.visits == before
+
+
+def test_a_small_space_is_walked_to_its_end():
+    kernel = add_one(2)
+    search, found = make_strategy("ucb", kernel, CPU, 0, None), []
+    while batch := search.ask(8):
+        search.tell([trial(s, 1.0, kernel) for s in batch])
+        found += batch
+        assert len(found) < 500
+    assert len(found) == len(set(found)) >= 1 and search.ask(1) == []
