@@ -10,14 +10,17 @@ READY := .venv/.ready
 DEV ?= CPU
 export DEV
 
+# where the learning tests leave their bars and figures, for tools/figures.py
+RUNGS ?= benchmarks/agents-rungs-$(1).xml
+
 # what `prove` runs; the other files of tests/proofs are what these share
 PROOFS := redteam fuzz killed cold concurrently protocol malformed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train infer test learn prove lint bench clean
+.PHONY: help setup train infer test learn bench-agents prove lint bench clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 setup: $(READY)  ## virtual environment in .venv, dependencies, clang, and PoCL for the CL tests
 
@@ -28,10 +31,15 @@ infer: $(READY)  ## tune ResNet-18 with the newest policy and run it
 	$(BIN)/python examples/resnet.py --infer
 
 test: $(READY)  ## all tests but the long ones
-	$(BIN)/python -m pytest -m "not learn and not slow"
+	$(BIN)/python -m pytest -m "not learn and not slow and not bench"
 
-learn: $(READY)  ## the tests that train an agent to a bar, and the slow ones
-	$(BIN)/python -m pytest -m "learn or slow"
+learn: $(READY)  ## the tests that train an agent to a bar, each beside a broken one, and the slow ones
+	$(BIN)/python -m pytest -m "learn or slow" --junitxml $(call RUNGS,learn)
+
+bench-agents: $(READY)  ## the agents' benchmarks: CartPole, their speed, all of them on recorded kernels (an hour)
+	$(BIN)/python -m pytest -m "bench" --junitxml $(call RUNGS,bench)
+	$(BIN)/python tools/bench_agents.py --json benchmarks/agents-speed.json
+	$(BIN)/python -m autotune.experiments.agents
 
 prove: $(READY)  ## attack the measuring and the records at full size, every proof of tests/proofs (hours)
 	@missed=; for name in $(PROOFS); do echo "**** $$name ****"; \

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tinygrad import Tensor
@@ -24,6 +24,7 @@ from agents.rollout import Action, Rollout
 
 Loss = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # (policy, coefs [K], *batch) -> scalar to minimise, metrics
 GROUPS = ("parameter", "adam_m", "adam_v")
+C = TypeVar("C")
 
 
 class Diverged(ArithmeticError):
@@ -244,3 +245,11 @@ def sample(log_probs: np.ndarray, rng: np.random.Generator, temperature: float =
 def to_tensors(*arrays: np.ndarray | None) -> list[Tensor]:
     """Realized inputs of a jitted function; absent ones are left out."""
     return [Tensor(np.ascontiguousarray(array)).realize() for array in arrays if array is not None]
+
+
+def config_from(cls: type[C], mapping: Mapping[str, Any]) -> C:
+    """A configuration (a dataclass) from a mapping, such as JSON holds. Raises ValueError naming keys it does not have."""
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    if unknown := [str(key) for key in mapping if key not in known]:
+        raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    return cls(**mapping)

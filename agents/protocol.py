@@ -39,6 +39,14 @@ class VectorEnv(Protocol):
     def step(self, actions: np.ndarray) -> Step: ...
 
 
+class Restartable(VectorEnv, Protocol):
+    """What an environment may offer besides: giving up single episodes."""
+
+    def restart(self, rows: np.ndarray) -> Observation:
+        """Begins new episodes in `rows` (indices); the others go on. Returns the observations of all rows."""
+        ...
+
+
 def check(observation: Observation) -> Observation:
     """Returns the observation, or raises InvalidObservation for the first row with nothing legal or a number
     not finite."""

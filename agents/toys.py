@@ -43,6 +43,12 @@ class Toy:
         self.begin(np.arange(self.n_envs))
         return self.observe()
 
+    def restart(self, rows: np.ndarray) -> Observation:
+        """See agents.protocol.Restartable."""
+        self.age[rows] = 0
+        self.begin(rows)
+        return self.observe()
+
     def step(self, actions: np.ndarray) -> Step:
         if not self.mask()[np.arange(self.n_envs), actions].all():
             raise ValueError("an illegal action was taken")
@@ -52,8 +58,7 @@ class Toy:
         final = self.observe() if truncated.any() else None
         ended = np.flatnonzero(terminated | truncated)
         if len(ended):
-            self.age[ended] = 0
-            self.begin(ended)
+            self.restart(ended)
         return Step(self.observe(), reward.astype(np.float32), terminated, truncated, final)
 
 
@@ -192,3 +197,104 @@ class EndlessReward(Toy):
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.ones(self.n_envs), np.zeros(self.n_envs, bool)
+
+
+class SparseChain(Toy):
+    """Walk n steps without a mistake, each by a secret one of some actions, and earn 1 in the last: what an
+    episode of n steps allows just once. A wrong step falls back to the start, and earns 0.2 / n if one stands there.
+
+    The optimum is 1; falling for the distractor earns 0.2; random play gets there once in `walks` ** n episodes, a
+    million (after NChain, Strens 2000, and DeepSea, Osband et al. 2020)."""
+
+    def __init__(self, n_envs: int, n: int = 10, walks: int = 4, steps: int | None = None, secret: int = 7):
+        super().__init__(n_envs, limit=10**9)
+        self.state_dim, self.n_actions, self.n, self.steps = n, walks, n, steps or n
+        self.secret = np.random.default_rng(secret).integers(0, walks, n)
+        self.place = np.zeros(n_envs, np.int64)
+
+    def begin(self, rows: np.ndarray) -> None:
+        self.place[rows] = 0
+
+    def state(self) -> np.ndarray:
+        return np.eye(self.n)[np.minimum(self.place, self.n - 1)]
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        right = actions == self.secret[self.place]
+        reward = np.where(right, 0.0, 0.2 / self.steps) * (self.place == 0)
+        self.place = np.where(right, self.place + 1, 0)
+        arrived = self.place == self.n
+        return reward + arrived, arrived | (self.age + 1 >= self.steps)
+
+
+class NoisyTV(SparseChain):
+    """The same chain, with time for two attempts and one more action, the last: stay, and watch. Next to the place,
+    the observation then shows `channels` numbers that were never seen before and mean nothing.
+
+    The optimum is 1. `tv_share` is the share of steps spent watching since the last reset (Burda et al. 2019,
+    "Large-scale study of curiosity-driven learning", section 5)."""
+
+    def __init__(self, n_envs: int, n: int = 8, walks: int = 4, channels: int = 4, secret: int = 7):
+        super().__init__(n_envs, n, walks, 2 * n, secret)
+        self.state_dim, self.n_actions = n + channels, walks + 1
+        self.screen = np.zeros((n_envs, channels))
+        self.watched = self.played = 0
+
+    @property
+    def tv_share(self) -> float:
+        return self.watched / max(1, self.played)
+
+    def reset(self, seed: int) -> Observation:
+        self.watched = self.played = 0
+        return super().reset(seed)
+
+    def begin(self, rows: np.ndarray) -> None:
+        super().begin(rows)
+        self.screen[rows] = 0
+
+    def state(self) -> np.ndarray:
+        return np.concatenate([super().state(), self.screen], axis=1)
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        watching, place = actions == self.n_actions - 1, self.place
+        reward, terminated = super().advance(actions)  # which took watching for a wrong step
+        self.place = np.where(watching, place, self.place)
+        noise = self.rng.standard_normal(self.screen.shape)
+        self.screen = np.where(watching[:, None], noise, 0.0)
+        self.watched += int(watching.sum())
+        self.played += len(actions)
+        return np.where(watching, 0.0, reward), terminated
+
+
+class Stitch(Toy):
+    """Two lanes of `length` stages. The secret answer of a stage leads to the high lane, or keeps one there; any other to
+    the low one, where everyone begins. To climb costs 1/2, to stay up pays 1, all else nothing.
+
+    Best: climb at once and stay up, `length` - 3/2. Who answers at random gets `chance`, and loses by climbing: what
+    makes it pay are right answers later on, which are spread over many episodes."""
+
+    def __init__(self, n_envs: int, length: int = 8, n: int = 4, secret: int = 7):
+        super().__init__(n_envs, limit=10**9)
+        self.state_dim, self.n_actions, self.length = 2 * length, n, length
+        self.secret, self.high = np.random.default_rng(secret).integers(0, n, length), np.zeros(n_envs, bool)
+
+    @property
+    def best(self) -> float:
+        return self.length - 1.5
+
+    @property
+    def chance(self) -> float:
+        """After the first stage one stands on the high lane with probability p = 1/n."""
+        p = 1 / self.n_actions
+        return -p / 2 + (self.length - 1) * (p * p - (1 - p) * p / 2)
+
+    def begin(self, rows: np.ndarray) -> None:
+        self.high[rows] = False
+
+    def state(self) -> np.ndarray:
+        return np.eye(self.state_dim)[self.age + self.length * self.high]
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        right = actions == self.secret[self.age]
+        reward = np.where(self.high, 1.0, -0.5) * right
+        self.high = right
+        return reward, self.age + 1 >= self.length

@@ -1,8 +1,9 @@
-"""Write figures from `benchmarks/*.json` into README.md and docs/measuring.md: printed, or put there with `--write`.
+"""Write figures from `benchmarks/` into README.md and docs/: printed, or put there with `--write`.
 
 Those of the README are the `--json` output of example runs, for instance
 `DEV=CPU python examples/resnet.py --infer --control --json benchmarks/resnet18-cpu.json`; `measuring-*.json` are what the
-proofs of tests/proofs wrote (`make prove`).
+proofs of tests/proofs wrote (`make prove`); `agents-*` what `make learn` and `make bench-agents` left, and the result.json of
+`python -m autotune.experiments.agents`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import argparse
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: tools/figures.py --write -->", "<!-- end of figures -->"
-PROOF = "measuring-"  # begins the names of the proofs' files
+PROOF, AGENTS = "measuring-", "agents-"  # begin the names of the proofs' files, and of the agents'
 
 
 def row(name: str, figures: dict) -> str:
@@ -42,7 +44,7 @@ def row(name: str, figures: dict) -> str:
 def table(folder: Path) -> str:
     head = ("program", "DEV", "trials a kernel", "hand-coded ms", "random ms", "tuned ms", "of hand-coded", "of random",
             "worst kernel", "whole program under TinyJit, ms", "tuning s", "file")  # fmt: skip
-    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(PROOF)]
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith((PROOF, AGENTS))]
     return _table(head, [row(path.name, json.loads(path.read_text())) for path in paths])
 
 
@@ -119,10 +121,69 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.4g}"
 
 
+# **** what the agents can do ****
+
+
+def agents(folder: Path) -> str:
+    """The rungs, the comparison on recorded kernels, and the speed of an update: what there is of them."""
+    parts = [_rungs(path) for path in sorted(folder.glob(f"{AGENTS}rungs-*.xml"))]
+    parts += [_comparison(json.loads(path.read_text())) for path in sorted(folder.glob(f"{AGENTS}replay-*.json"))]
+    parts += [_speed(json.loads(path.read_text())) for path in sorted(folder.glob(f"{AGENTS}speed*.json"))]
+    return "\n\n".join(parts)
+
+
+def _rungs(path: Path) -> str:
+    """Every line "NAME: bar BAR, FIGURES" that a learning test has printed, from pytest's own report."""
+    rows = []
+    for case in ElementTree.parse(path).getroot().iter("testcase"):
+        missed = any(child.tag in ("failure", "error") for child in case)
+        for line in (case.findtext("system-out") or "").splitlines():
+            if found := re.match(r"(.+?): bar (.+?), (.+)", line):
+                rows.append("| " + " | ".join([*found.groups(), "**missed**" if missed else "met"]) + " |")
+    return f"`{path.name}`:\n\n" + _table(
+        ("rung", "bar", "figure, and what a control or a broken agent scores", ""), rows
+    )
+
+
+def _interval(value: dict) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _comparison(result: dict) -> str:
+    """All agents on recorded kernels, best first."""
+    figures = result["figures"]
+    settings, summary = figures["settings"], figures["summary"]
+    kinds = list(next(iter(summary.values())))
+    rows = [f"| {name} | " + " | ".join(_interval(row[kind]) if kind in row else "" for kind in kinds) + " |"
+            for name, row in summary.items()]  # fmt: skip
+    references = ", ".join(f"{name} {value:.3f}" for name, value in figures["references"].items())
+    head = (f"DEV={result['device']}, recorded timings: {settings['env_steps']} environment steps each, {settings['seeds']} seeds, "
+            f"{len(figures['rows'][0]['greedy'])} held-out kernels; IQM of the score and its 95% interval. For scale: {references}.")  # fmt: skip
+    return head + "\n\n" + _table(("agent", *kinds), rows)
+
+
+def _speed(found: dict) -> str:
+    """The rate of an update beside the core's peak."""
+    update, start = found["update"], found["first_update_seconds"]
+    rows = [f"| {name} | {update['seconds'][name] * 1e3:.1f} | {rate:.1f} | {update['share_of_peak'][name]:.1%} |"
+            for name, rate in update["gflops"].items()]  # fmt: skip
+    slowest = [f"| {k['kernel']} | {k['calls']} | {k['ms']:.2f} | {k['gflops']:.1f} |" for k in update["slowest"]]
+    return "\n\n".join([
+        f"First update of a fresh process: {start['cached']:.2f} s with cached captures (bar: under {found['bar_seconds']} s), "
+        f"{start['captured']:.1f} s without. One update is {update['flops'] / 1e9:.2f} GFLOP in {update['kernels']} kernels; "
+        f"the core's measured matmul peak is {update['peak_gflops']:.0f} GFLOP/s. {update['tuned_kernels']} of "
+        f"{update['distinct_kernels']} distinct kernels were tuned with {update['trials']} trials.",
+        _table(("schedules", "ms an update", "GFLOP/s", "of peak"), rows),
+        "Where the rest of the time goes, after tuning:",
+        _table(("kernel", "calls", "ms", "GFLOP/s"), slowest),
+    ])  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
-    texts = {"README.md": table(ROOT / "benchmarks"), "docs/measuring.md": proofs(ROOT / "benchmarks")}
+    folder = ROOT / "benchmarks"
+    texts = {"README.md": table(folder), "docs/measuring.md": proofs(folder), "docs/agents.md": agents(folder)}
     if not parser.parse_args().write:
         print("\n\n".join(texts.values()))
         return

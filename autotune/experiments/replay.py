@@ -11,6 +11,7 @@ from typing import Any
 
 from autotune.errors import ReplayError, UsageError
 from autotune.experiments import Session
+from autotune.experiments.agents import compare as compare_agents
 from autotune.experiments.evaluate import evaluate
 from autotune.experiments.train import train
 from autotune.experiments.tuning import tune_program
@@ -19,8 +20,9 @@ from autotune.records import Records
 from autotune.training import Clock
 
 EXPERIMENTS: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
-    "train": train, "evaluate": evaluate, "tuning": tune_program,
+    "train": train, "evaluate": evaluate, "tuning": tune_program, "agents": compare_agents,
 }  # fmt: skip
+WITHOUT_DEVICE = ("agents",)  # experiments on recorded timings: there is nothing of their own to replay
 KEPT = ("guide.json", "guide.safetensors", "start.json", "start.safetensors", "program.json")  # what a run started from
 
 
@@ -32,7 +34,7 @@ def main(run: Path, live: bool) -> int:
         for file in KEPT:
             if (run / file).exists():
                 shutil.copy(run / file, out / file)
-        session = _live(out) if live else _recorded(run, out, recorded)
+        session = _live(out) if live or name in WITHOUT_DEVICE else _recorded(run, out, recorded)
         figures = json.loads(json.dumps(session.finish(EXPERIMENTS[name](session, settings))["figures"]))
     differences = list(compare(recorded["figures"], figures))
     for line in differences:

@@ -83,7 +83,22 @@ def test_tuning_replays_at_the_recorded_count_and_live_reports_differences(train
     assert live.returncode == 0 and "recorded" in live.stdout  # no machine gives the same microseconds twice
 
 
+@pytest.mark.slow
+def test_agents_are_compared_on_recordings_and_the_comparison_replays(tmp_path: Path):
+    done = python(tmp_path, "autotune.experiments.agents", "with", "fast")
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "runs" / "1"
+    figures = json.loads((run / "result.json").read_text())["figures"]
+    assert set(figures["summary"]) == {"random", "frequency", "ppo-lstm"} and len(figures["rows"]) == 6
+    for row in figures["rows"]:
+        assert all(drawn >= -20 for drawn in row["drawn"]) and len(row["greedy"]) == len(row["drawn"]) >= 30
+    assert figures["summary"]["random"]["over random"]["value"] == 0.5
+    assert (run / "job-ppo-lstm-1.json").exists()
+    assert "bit for bit" in python(tmp_path, "autotune", "replay", "runs/1").stdout
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["autotune.experiments.agents", "with", "agents=['nobody']"], "unknown agent 'nobody'"),
     (["autotune.experiments.train", "with", "nonsense=3"], "nonsense"),
     (["autotune.experiments.train", "with", "fast", "resume=nowhere/best"], "no checkpoint nowhere/best"),
     (["autotune.experiments.tuning", "with", "program=nothing"], "unknown program"),

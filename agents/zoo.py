@@ -1,0 +1,132 @@
+"""All agents by name, each with how it is built and what it learns from: what a comparison walks through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from agents.bonuses import RND, Curious, Disagreement
+from agents.dqn import DQN, DQNConfig
+from agents.exploration import ExplorationConfig, Explorer
+from agents.frequency import Frequency, FrequencyConfig
+from agents.imitation import Cloning, CloningConfig
+from agents.logs import Log, by_state
+from agents.offline import IQL, IQLConfig
+from agents.ppo import PPO, PPOConfig
+from agents.preferences import PreferenceConfig, PreferencePolicy, PreferencePPO, PreferencePPOConfig
+from agents.protocol import VectorEnv
+from agents.rollout import Learner, Runner
+from agents.stacking import FrameStack
+from agents.uniform import Uniform
+
+FRAMES = 4  # that a stacked agent sees
+
+
+class Settings(NamedTuple):
+    """What all agents of a comparison have in common."""
+
+    state_dim: int
+    n_actions: int
+    action_dim: int
+    steps: int  # T of a rollout
+    n_envs: int  # B
+    hidden: int  # width of all networks
+    updates: int  # over which settings are annealed
+    seed: int
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        return self.state_dim, self.n_actions, self.action_dim
+
+    @property
+    def common(self) -> dict[str, int]:
+        """Fields of LearnerConfig."""
+        return {"steps": self.steps, "n_envs": self.n_envs, "hidden": self.hidden, "anneal_updates": self.updates}
+
+
+@dataclass(frozen=True)
+class Kind:
+    build: Callable[[Settings], Learner]
+    offline: bool = False  # it learns from a log of random play, as long as what the others play themselves
+    frames: int = 1  # that it sees at once
+
+    def wrap(self, env: VectorEnv) -> VectorEnv:
+        """The environment as this kind of agent sees it."""
+        return env if self.frames == 1 else FrameStack(env, self.frames)
+
+
+def _ppo(s: Settings, **changed: object) -> PPO:
+    config = PPOConfig(**{**s.common, "lr": 1e-3, "lr_end": 1e-4, "entropy": 0.02, "entropy_end": 0.002, **changed})  # type: ignore[arg-type]
+    return PPO(*s.dims, config, s.seed)
+
+
+def _dqn(s: Settings) -> DQN:
+    return DQN(*s.dims, DQNConfig(**s.common, replay=32, gradient_steps=4), s.seed)  # type: ignore[arg-type]
+
+
+def _cloning(s: Settings) -> Cloning:
+    agent = Cloning(*s.dims, CloningConfig(**s.common, lr=1e-3, lr_end=1e-4, elite=0.15), s.seed)  # type: ignore[arg-type]
+    agent.group = by_state  # returns of one kernel's schedules say nothing of another's
+    return agent
+
+
+def _iql(s: Settings) -> IQL:
+    return IQL(*s.dims, IQLConfig(**s.common, lr=1e-3, lr_end=1e-4, polyak=0.02), s.seed)  # type: ignore[arg-type]
+
+
+def _preferences(s: Settings) -> PreferencePolicy:
+    agent = PreferencePolicy(*s.dims, PreferenceConfig(**s.common, lr=1e-3, lr_end=1e-4), s.seed)  # type: ignore[arg-type]
+    agent.group = by_state
+    return agent
+
+
+def _preference_ppo(s: Settings) -> PreferencePPO:
+    config = PreferencePPOConfig(**s.common, lr=1e-3, lr_end=1e-4, entropy=0.02, entropy_end=0.002)  # type: ignore[arg-type]
+    agent = PreferencePPO(*s.dims, config, s.seed)
+    agent.group = by_state
+    return agent
+
+
+def _curious(s: Settings, bonus: type[RND] | type[Disagreement]) -> Curious:
+    return Curious(_ppo(s), bonus(s.state_dim, s.n_actions, None, s.seed))
+
+
+def _explorer(s: Settings, **switches: float) -> Explorer:
+    return Explorer(_ppo(s), ExplorationConfig(**switches), s.seed)  # type: ignore[arg-type]
+
+
+AGENTS: dict[str, Kind] = {
+    "random": Kind(lambda s: Uniform(*s.dims, None, s.seed)),
+    "frequency": Kind(lambda s: Frequency(*s.dims, FrequencyConfig(limit=s.steps + 1), s.seed)),
+    "ppo-lstm": Kind(_ppo),
+    "ppo": Kind(lambda s: _ppo(s, memory=False)),
+    "ppo-stacked": Kind(lambda s: _ppo(s, memory=False), frames=FRAMES),
+    "ppo-rnd": Kind(lambda s: _curious(s, RND)),
+    "ppo-disagreement": Kind(lambda s: _curious(s, Disagreement)),
+    "ppo-ucb": Kind(lambda s: _explorer(s, ucb=0.5)),
+    "ppo-noise": Kind(lambda s: _explorer(s, noise=0.2, noise_updates=s.updates)),
+    "ppo-sticky": Kind(lambda s: _explorer(s, sticky=0.1)),
+    "dqn": Kind(_dqn),
+    "preferences-reward": Kind(_preference_ppo),
+    "cloning": Kind(_cloning, offline=True),
+    "iql": Kind(_iql, offline=True),
+    "preferences": Kind(_preferences, offline=True),
+}
+
+
+def teach(agent: Learner, kind: Kind, env: VectorEnv, settings: Settings) -> None:
+    """`updates` updates: from its own rollouts, or from samples of a log of as many rollouts of random play."""
+    if kind.offline:
+        log = Log.record(
+            env, Uniform(*settings.dims, None, settings.seed), settings.updates, settings.steps, settings.seed
+        )
+        rng = np.random.default_rng(settings.seed)
+        for _ in range(settings.updates):
+            agent.update(log.sample(rng, settings.n_envs))
+        return
+    runner = Runner(env, agent, settings.seed)
+    for _ in range(settings.updates):
+        agent.update(runner.collect(settings.steps)[0])

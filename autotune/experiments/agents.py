@@ -1,0 +1,153 @@
+"""`python -m autotune.experiments.agents`: all agents on recorded kernels, at equal environment steps. No device is measured.
+
+Each agent learns on the kernels of the training split, from its own steps or, where it learns from a log, from as many steps
+of random play. It is judged on held-out kernels: by the schedule that it chooses greedily, and by the best of a few that it
+draws. `with part=runs/3` goes on from what an earlier run has finished. `docs/agents.md` holds the table.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sacred.run import Run
+from tqdm import tqdm
+
+from agents.rollout import Learner, evaluate
+from agents.zoo import AGENTS, Kind, Settings, teach
+from autotune.compiler import default_device, renderer_of
+from autotune.env import KernelVectorEnv, Task
+from autotune.errors import UsageError
+from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.kernel import Schedule
+from autotune.recorded import Recorded, recorded_path
+from autotune.statistics import bootstrap, improvement, iqm
+
+experiment = make_experiment("agents")
+experiment.add_config({
+    "agents": list(AGENTS),
+    "seeds": 5,
+    "env_steps": 16384,  # that each agent sees, whether its own or logged
+    "hidden": 64,  # width of all networks
+    "draws": 4,  # schedules drawn of each kernel for the second score
+    "processes": 2,
+    "part": "",  # directory of an earlier run, whose finished jobs are taken over
+})  # fmt: skip
+experiment.add_named_config("fast", {"agents": ["random", "frequency", "ppo-lstm"], "seeds": 2, "env_steps": 128, "hidden": 8,
+                                     "draws": 2, "processes": 1})  # fmt: skip
+STEPS, ENVS = 8, 32  # T and B of all rollouts
+CONTROLS = ("random", "frequency")  # that every agent is held against
+
+
+@cache
+def world() -> Recorded:
+    return Recorded.load(recorded_path(default_device()))
+
+
+def play(agent: Learner, kind: Kind, task: Task, temperature: float) -> dict[str, Schedule]:
+    """The schedule that an agent chooses for each kernel of a task; nothing, (), for one that it never finished."""
+    inner = KernelVectorEnv(task, ENVS, in_order=True)
+    evaluate(kind.wrap(inner), agent, -(-len(task.kernels) // ENVS) * ENVS, temperature=temperature)
+    chosen: dict[str, Schedule] = {kernel.key: () for kernel in task.kernels}
+    for kernel, schedule, _ in reversed(inner.finished):  # of a kernel that came twice the first counts
+        chosen[kernel.key] = schedule
+    return chosen
+
+
+def run_one(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train one agent with one seed and judge it. The scores are those of `Recorded.score`, one a held-out kernel."""
+    recorded, renderer, kind = world(), renderer_of(default_device()), AGENTS[name]
+    env = kind.wrap(KernelVectorEnv(recorded.task("train", renderer), ENVS))
+    updates = settings["env_steps"] // (STEPS * ENVS)
+    shared = Settings(env.state_dim, env.n_actions, env.action_dim, STEPS, ENVS, settings["hidden"], updates, seed)
+    agent = kind.build(shared)
+    teach(agent, kind, env, shared)
+    task = recorded.task("held_out", renderer)
+
+    def score(temperature: float) -> list[float]:
+        chosen = play(agent, kind, task, temperature)
+        return [recorded.score(kernel, chosen[kernel.key]) for kernel in task.kernels]
+
+    drawn = np.array([score(1.0) for _ in range(settings["draws"])])
+    return {"agent": name, "seed": seed, "greedy": score(0.0), "drawn": drawn.max(0).tolist()}
+
+
+def run_all(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """All jobs, several processes side by side; each is kept in a file of its own as soon as it is done."""
+    jobs = [(name, seed) for seed in range(settings["seeds"]) for name in settings["agents"]]
+    if settings["part"]:
+        for path in Path(settings["part"]).glob("job-*.json"):
+            shutil.copy(path, out / path.name)
+    file = {job: out / f"job-{job[0]}-{job[1]}.json" for job in jobs}
+    todo = [job for job in jobs if not file[job].exists()]
+    with ProcessPoolExecutor(settings["processes"], multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(run_one, *job, settings): job for job in todo}
+        for done in tqdm(as_completed(running), total=len(todo), desc="agents"):
+            file[running[done]].write_text(json.dumps(done.result()))
+    return [json.loads(file[job].read_text()) for job in jobs]
+
+
+def scores_of(rows: Sequence[dict[str, Any]], agent: str, kind: str) -> np.ndarray:
+    """[seeds, kernels]"""
+    return np.array([row[kind] for row in rows if row["agent"] == agent])
+
+
+def summarise(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """IQM of both scores and probability of improvement over the controls, with intervals, best greedy IQM first."""
+    found = {}
+    for name in names:
+        greedy, drawn = scores_of(rows, name, "greedy"), scores_of(rows, name, "drawn")
+        found[name] = {"greedy": vars(bootstrap(iqm, greedy)), "drawn": vars(bootstrap(iqm, drawn))}
+        for control in CONTROLS:
+            if control in names:
+                found[name][f"over {control}"] = vars(
+                    bootstrap(improvement, greedy, scores_of(rows, control, "greedy"))
+                )
+    return dict(sorted(found.items(), key=lambda item: -item[1]["greedy"]["value"]))
+
+
+def references() -> dict[str, float]:
+    """What the scale means on held-out kernels."""
+    recorded = world()
+    entries = recorded.entries["held_out"]
+    hand = [(e.times[()] - e.hand_coded) / max(e.times[()] - e.best, 1e-9) for e in entries]
+    return {"hand-coded": iqm(np.array([hand])), "un-optimized": 0.0, "best recorded": 1.0}
+
+
+def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
+    """All agents, all seeds, and the table."""
+    if unknown := set(settings["agents"]) - set(AGENTS):
+        raise UsageError(f"unknown agent {sorted(unknown)[0]!r}; choose of {', '.join(AGENTS)}")
+    rows = run_all(session.out, settings)
+    summary = summarise(rows, settings["agents"])
+    print(table(summary))
+    return {"summary": summary, "references": references(), "rows": rows,
+            "settings": {k: v for k, v in settings.items() if k not in ("part", "processes")}}  # fmt: skip
+
+
+def table(summary: dict[str, Any]) -> str:
+    """For people: one line an agent, values with their intervals."""
+    kinds = list(next(iter(summary.values())))
+    lines = [f"{'agent':20}" + "".join(f"{kind:>26}" for kind in kinds)]
+    for name, row in summary.items():
+        cells = [f"{v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})" for v in row.values()]
+        lines.append(f"{name:20}" + "".join(f"{cell:>26}" for cell in cells))
+    return "\n".join(lines)
+
+
+@experiment.main
+def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
+    with session_of(_run) as session:
+        return session.finish(compare(session, dict(_config)))["figures"]["summary"]
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(experiment, sys.argv[1:]))

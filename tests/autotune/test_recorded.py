@@ -1,0 +1,108 @@
+"""A closed world of recorded timings: its file, its scores, and that nothing but what is recorded can be done in it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+
+from autotune import corpus
+from autotune.compiler import renderer_of
+from autotune.env import KernelVectorEnv
+from autotune.errors import UsageError
+from autotune.kernel import Schedule
+from autotune.recorded import Recorded, row_of
+from autotune.records import History, Trial
+from autotune.search.tree import TreeSearch
+from autotune.space import STOP_INDEX
+
+CPU = renderer_of("CPU")
+KERNELS = {split: corpus.load(split)[:2] for split in ("train", "held_out")}
+
+
+def history(kernel, seed: int = 0) -> tuple[History, dict[Schedule, float | None]]:
+    """Twelve schedules of a tree; their seconds halve with each action, the third fails."""
+    search = TreeSearch(kernel, CPU, seed)
+    asked = search.ask(12)
+    seconds = {s: None if i == 2 else 8.0 / 2 ** len(s) for i, s in enumerate(asked)}
+    trials = [Trial(kernel.key, s, "ok" if t else "crashed", (t,) if t else ()) for s, t in seconds.items()]
+    bases = [Trial(kernel.key, (), "ok", (8.0,), kind=k) for k in ("unoptimized", "hand_coded")]
+    return History(bases + trials), {(): 8.0, **seconds}
+
+
+@pytest.fixture
+def world(tmp_path):
+    path = tmp_path / "recorded.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        for split, kernels in KERNELS.items():
+            for kernel in kernels:
+                file.write(json.dumps(row_of(kernel, split, history(kernel)[0])) + "\n")
+    return Recorded.load(path)
+
+
+def test_a_row_comes_back_as_it_was_measured(world):
+    for split, kernels in KERNELS.items():
+        assert [e.kernel.key for e in world.entries[split]] == [k.key for k in kernels]
+        for kernel in kernels:
+            seconds = history(kernel)[1]
+            times = world.by_key[kernel.key].times
+            assert times.keys() == seconds.keys()
+            assert all(math.isnan(times[s]) if t is None else times[s] == pytest.approx(math.log2(t), abs=1e-3)
+                       for s, t in seconds.items())  # fmt: skip
+
+
+def test_scores_by_hand(world):
+    kernel = KERNELS["held_out"][0]
+    seconds = history(kernel)[1]
+    deepest = max(len(s) for s, t in seconds.items() if t is not None)
+    for schedule, t in seconds.items():
+        expected = 0.0 if t is None else len(schedule) / deepest  # log2(8 / t) is its length
+        assert world.score(kernel, schedule) == pytest.approx(expected, abs=1e-3)
+
+
+def test_only_what_is_recorded_can_be_done(world):
+    """Random play for a while: every episode ends on a recorded schedule, with the recorded return."""
+    env = KernelVectorEnv(world.task("train", CPU), 4)
+    seen, rng = env.reset(0), np.random.default_rng(0)
+    for _ in range(60):
+        step = env.step(np.array([rng.choice(np.flatnonzero(m)) for m in seen.mask]))
+        seen = step.observation
+    assert len(env.finished) > 20
+    for kernel, schedule, total in env.finished:
+        time = world.by_key[kernel.key].times[schedule]
+        assert total == pytest.approx(-3.0 if math.isnan(time) else 3.0 - time, abs=1e-3)
+    assert any(schedule for _, schedule, _ in env.finished)
+
+
+def test_in_order_every_kernel_has_its_turn(world):
+    task = world.task("train", CPU)
+    env = KernelVectorEnv(task, 3, in_order=True)
+    for _ in range(2):  # a reset begins anew
+        env.reset(5)
+        keys = [e.state.kernel.key for e in env.episodes]
+        env.step(np.full(3, STOP_INDEX))
+        keys += [e.state.kernel.key for e in env.episodes]
+        assert keys == [task.kernels[i % 2].key for i in range(6)] and len(env.finished) == 3
+
+
+def test_useless_kernels_are_left_out():
+    kernel = KERNELS["train"][0]
+    whole, _ = history(kernel)
+    assert row_of(kernel, "train", whole) is not None
+    slow = [t if t.kind != "trial" else Trial(kernel.key, t.schedule, "ok", (7.5,)) for t in whole.trials]
+    assert row_of(kernel, "train", History(slow)) is None  # nothing is more than a tenth faster
+    assert row_of(kernel, "train", History(whole.trials[1:])) is None  # a baseline is missing
+
+
+def test_what_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"recorded collect"):
+        Recorded.load(tmp_path / "none.jsonl.gz")
+    row = row_of(KERNELS["train"][0], "train", history(KERNELS["train"][0])[0])
+    path = tmp_path / "moved.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps({**row, "split": "held_out"}) + "\n")
+    with pytest.raises(UsageError, match="held_out"):
+        Recorded.load(path)
