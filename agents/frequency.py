@@ -41,8 +41,8 @@ class Frequency:
     """pi(a | step) ~ count[step, a] + prior over the legal actions: the cross-entropy method (Rubinstein 1999) with
     one categorical distribution for each step, whose elite is counted with decay.
 
-    It is blind but for the legality mask. The hidden state [n, 1] is the step of the episode. The value of everything is
-    the mean of the recent returns.
+    It is blind but for the legality mask. The hidden state [n, 1] is the step of the episode. The value of everything
+    is the mean of the recent returns.
     """
 
     name = "frequency"

@@ -9,11 +9,13 @@ equality.
 Rules, with eps of the value's own dtype, r = eps |v| (or the exact rounding error of v, where the operands are exact):
     a + b          error a + error b + r
     a * b          |a| error b + |b| error a + r
-    sum of n       sum of errors + eps (8 + 2 sqrt n) sum |x|, or 0 where all x are integers whose sums are exact
+    sum of n       sum of errors + eps (8 + 2 sqrt n) sum |x|, or 0 where all x are integers whose sums are exact;
+                   eps (8 + n / 2) sum |x| where nearly all x have one sign
     f(a)           |f'| error a + 4 r
     a < b, a != b  unsure where |a - b| <= error a + error b; a choice by an unsure condition may go either way
 A sum of n terms in any order errs by at most n eps/2 sum |x|; errors of random sign grow like sqrt n (Higham & Mary, A new
-approach to probabilistic rounding error analysis, 2019), of which 2 sqrt n is more than four standard deviations.
+approach to probabilistic rounding error analysis, 2019), of which 2 sqrt n is more than four standard deviations. Terms
+of one sign and nearly one size are all rounded the same way: then the worst case is what happens.
 """
 
 from __future__ import annotations
@@ -222,11 +224,15 @@ def _reduced(u: UOp, values: tuple[UOp, ...], error: UOp | None) -> Value:
         raise NoReference(f"a {kind.name} reduction of floats")
     terms = math.prod(int(r.vmax) + 1 for r in u.src[1:])
     eps, size = EPSILON[u.dtype], reduce(Ops.ADD, _abs(x))
+    total_of_one_sign = size - _abs(reduce(Ops.ADD, x)) <= size * 1e-3
     general = size * (eps * (8.0 + 2.0 * math.sqrt(terms)))
+    if terms > 16:
+        general = total_of_one_sign.where(size * (eps * (8.0 + terms / 2)), general)
     rest = _abs(x - x.trunc()) if error is None else _abs(x - x.trunc()) + error
-    is_exact = (reduce(Ops.ADD, rest) + (size < 1.0 / eps).where(_double(0.0), _double(1.0))) > 0.0
+    rounding = reduce(Ops.ADD, rest) + (size < 1.0 / eps).where(_double(0.0), _double(1.0))
+    is_inexact = (rounding > 0.0) | rounding.ne(rounding)  # NaN: of an infinity it is not known
     total = general if error is None else general + reduce(Ops.ADD, error)
-    return Value(node, is_exact.where(total, _double(0.0)))
+    return Value(node, is_inexact.where(total, _double(0.0)))
 
 
 # **** the error of each operation: (float64 node, operands, dtype of the original) -> Value ****

@@ -84,7 +84,8 @@ def expect(v: np.ndarray, bound: np.ndarray | None, dtype: DType, unwritten: np.
            plain: Callable[[], np.ndarray]) -> Expected:  # fmt: skip
     """Limits of an output from its float64 reference and error bound [elements]; without a bound it must be equal.
 
-    The limits are rounded outward to the output's dtype. A bound is widened by the result's own last rounding and by
+    The limits are rounded outward to the output's dtype. Where a bound is no number though the value is one, the largest
+    of the other elements' stands in. A bound is widened by the result's own last rounding and by
     the smallest normal number, since a device may flush denormals.
     """
     if dtype not in EPSILON:
@@ -96,17 +97,21 @@ def expect(v: np.ndarray, bound: np.ndarray | None, dtype: DType, unwritten: np.
     kind = np.float32 if dtype is dtypes.bfloat16 else NUMPY[dtype]
     low: np.ndarray = np.empty(len(v), kind)
     high = np.empty_like(low)
+    known = np.zeros(1) if bound is None else bound[np.isfinite(bound)]
+    unknown = float(known.max(initial=0.0)) if len(known) else math.inf  # infinity times zero on the way: 1 / inf, say
     for start in range(0, len(v), BLOCK):
         part = slice(start, start + BLOCK)
-        low[part], high[part] = _limits(v[part], None if bound is None else bound[part], dtype, kind)
+        low[part], high[part] = _limits(v[part], None if bound is None else bound[part], dtype, kind, unknown)
     is_nan = np.isnan(v)
     return Expected(dtype, low, high, is_nan if is_nan.any() else None, unwritten, poison, plain)
 
 
-def _limits(v: np.ndarray, bound: np.ndarray | None, dtype: DType, kind: type) -> tuple[np.ndarray, np.ndarray]:
-    """Both limits, rounded outward to `kind` wherever they are apart."""
+def _limits(
+    v: np.ndarray, bound: np.ndarray | None, dtype: DType, kind: type, unknown: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both limits, rounded outward to `kind` wherever they are apart. `unknown` stands in for a bound that is NaN."""
     with np.errstate(all="ignore"):
-        room = np.zeros(len(v)) if bound is None else np.nan_to_num(bound, nan=0.0, posinf=math.inf)
+        room = np.zeros(len(v)) if bound is None else np.nan_to_num(bound, nan=unknown, posinf=math.inf)
         room = np.where(room > 0, room + EPSILON[dtype] / 2 * np.abs(v), 0.0)
         room += np.where((v != 0) & (np.abs(v) < 4 * SMALLEST_NORMAL[dtype]), 4 * SMALLEST_NORMAL[dtype], 0.0)
         room[~np.isfinite(v)] = 0.0

@@ -15,7 +15,8 @@ from agents.toys import DelayedMemory, Identity, MaskedIdentity
 
 # T = 3, B = 2, two rollouts kept, so that the third one overwrites the first
 SMALL = DQNConfig(steps=3, n_envs=2, hidden=8, gamma=0.9, lr=1e-2, lr_end=1e-2, max_grad_norm=10.0, replay=2, batch=2,
-                  gradient_steps=2, target_every=2, epsilon=0.5, epsilon_end=0.1, anneal_updates=8, epsilon_share=0.5)  # fmt: skip
+                  gradient_steps=2, target_every=2, epsilon=0.5, epsilon_end=0.1, anneal_updates=8,
+                  epsilon_share=0.5)  # fmt: skip
 BANDIT = DQNConfig(steps=8, n_envs=8, hidden=32, memory=False, gamma=0.0, lr=1e-2, lr_end=1e-3)
 
 
@@ -86,7 +87,8 @@ def loss_of(heads, steps, gamma):
     target = duelling(tensors["target_scores"], tensors["target_value"], mask)
     zeros = Tensor.zeros(1)
     batch = Batch(
-        hidden=zeros, state=zeros, mask=mask, reset=zeros, action=Tensor(steps["action"]), reward=Tensor(steps["reward"]),
+        hidden=zeros, state=zeros, mask=mask, reset=zeros,
+        action=Tensor(steps["action"]), reward=Tensor(steps["reward"]),
         terminated=Tensor(steps["terminated"].astype(np.float32)),
         weight=Tensor(weights(steps["terminated"], steps["ended"])),
     )  # fmt: skip
@@ -413,7 +415,8 @@ def test_identity_in_640_steps(cache_dir):
     broken = score(strange, train(strange, BANDIT, 640, cache_dir))
     random = score(env, train(env, BANDIT, 0, cache_dir), temperature=1.0)
     print(
-        f"DQN, identity: bar >= 90, {min(trained):.1f}, control {broken:.1f} (neighbours' numbers), {random:.1f} (random)"
+        f"DQN, identity: bar >= 90, {min(trained):.1f}, "
+        f"control {broken:.1f} (neighbours' numbers), {random:.1f} (random)"
     )
     assert min(trained) >= 90 and broken < 35 and random < 35
 

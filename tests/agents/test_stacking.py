@@ -71,7 +71,8 @@ def test_all_but_the_state_passes_through():
 
 
 @pytest.mark.parametrize("make", [
-    lambda: CartPole(3, limit=15), lambda: DelayedMemory(3), lambda: EndlessReward(3), lambda: MaskedIdentity(3, limit=4),
+    lambda: CartPole(3, limit=15), lambda: DelayedMemory(3), lambda: EndlessReward(3),
+    lambda: MaskedIdentity(3, limit=4),
 ])  # fmt: skip
 def test_stacks_equal_those_cut_from_the_bare_states_and_smaller_ones_are_their_ends(make):
     """One world under k = 1, 2 and 5, all driven by one stream of random actions."""

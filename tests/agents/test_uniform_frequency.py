@@ -50,7 +50,7 @@ class Neighbours(FixedSequence):
 
 
 def test_random_scores_what_chance_gives():
-    """Identity 100/4, masked identity 100/15, sequence 1/10; each within 4 standard errors, at temperature 0 as at 1."""
+    """Identity 100/4, masked identity 100/15, sequence 1/10; within 4 standard errors, at temperature 0 as at 1."""
     for env, episodes, chance, error in (
         (Identity(64), 64, 25.0, (100 * 0.25 * 0.75 / 64) ** 0.5),
         (MaskedIdentity(64), 64, 100 / 15, (100 * 14 / 15**2 / 64) ** 0.5),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import add_one, in_place, kernel_of
 from tinygrad import Tensor
 
-from autotune.compiler import DTYPES, Ops, dtypes, read_buffer, write_buffer
+from autotune.compiler import DTYPES, Ops, Opt, OptOps, dtypes, read_buffer, write_buffer
 from autotune.measuring.bench import Bench
 from autotune.measuring.buffers import GUARD, GuardedBuffer
 from autotune.measuring.inputs import CASES, NUMPY, Rules, make_input, rules_of
@@ -183,6 +183,39 @@ def test_float32_in_any_order_stays_within_the_bounds(tensor, seed):
                         case,
                         found,
                     )
+
+
+def wrong_by_itself(bench: Bench, case_name: str, schedule=()) -> list[str]:
+    """What is found wrong with a schedule's outputs where the plain kernel may not be asked."""
+    case = next(c for c in CASES if c.name == case_name)
+    bench.prepare()
+    found = []
+    for slot, raw in bench.load(bench.compile(schedule)).outputs(case).items():
+        expected = bench.expected[case_name][slot]
+        expected.plain = lambda e=expected: np.full(len(e.low) * e.dtype.itemsize, 0xFF, np.uint8)
+        found += [text for text in [expected.problem(raw)] if text]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_terms_of_one_sign_and_size_are_all_rounded_one_way(seed):
+    """A sum of thousands of nearly equal numbers, one after the other, is further off than errors of random sign would be."""
+    bench = Bench(kernel_of((Tensor.empty(64, 1) + Tensor.empty(4000) * 1e-4).sum(1)), "CPU", seed)
+    assert wrong_by_itself(bench, "negative") == []
+    expected = bench.expected["negative"][0]
+    assert (expected.high - expected.low < 1e-3 * np.abs(expected.low)).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bound_that_an_infinity_spoils_does_not_ask_for_equality(seed):
+    """exp(-inf) is 0, its error 0 * inf: such a sum is finite, and may be made in any order like the others."""
+    kernel = kernel_of((Tensor.empty(3, 50) * 1.5).exp().sum(1))
+    unroll = Opt(OptOps.UNROLL, 0, 5)
+    for schedule in ((), (unroll,)):
+        assert wrong_by_itself(Bench(kernel, "CPU", seed), "nonfinite", schedule) == []
+    assert problem([1.1, 2.0], [1.0, 2.0], [math.nan, 0.2]) is None  # the largest known bound stands in
+    assert problem([1.3, 2.0], [1.0, 2.0], [math.nan, 0.2], plain=as_bytes(1, 2)) is not None
+    assert problem([9.9], [1.0], [math.nan]) is None  # nothing is known
 
 
 def test_what_has_no_bound_is_told():

@@ -28,7 +28,7 @@ from autotune.records import Records, Trial
 from autotune.space import ACTIONS, State, apply_to_state, legal_mask, root_state
 
 MAX_ACTIONS = 6
-KINDS = {"wrong_output": "wrong", "crashed": "wrong", "timeout": "endless"}  # a timeout is a compilation of over 30 s
+KINDS = {"wrong_output": "wrong", "crashed": "refused", "timeout": "endless"}  # by the device; compiled for over 30 s
 KNOWN_WRONG = "PADTO"  # on a reduce axis: see tests/autotune/test_known_bugs.py
 
 
@@ -81,13 +81,14 @@ def _commit(records: Records, runner: Runner, kernel: Kernel, names: dict[Schedu
 
 
 def summary(records: Records, fingerprint: str, device: str) -> dict[str, Any]:
-    """Counts per verdict, by how a schedule was drawn and by kind of Opt, every answer that was wrong, and what never came to an end."""
+    """Counts per verdict, by how a schedule was drawn and by kind of Opt, every answer that was wrong, what the device refused to
+    launch, and what never came to an end."""
     names = {k.key: k.name for k in records.kernels()}
     trials = [t for _, t in records.all_trials(fingerprint)]
     verdicts = {how: dict(Counter(t.verdict for t in trials if (t.strategy or t.kind) == how))
                 for how in ("offered", "any", "unoptimized", "hand_coded")}  # fmt: skip
     opts = Counter(name for t in trials for name in {opt.op.name for opt in t.schedule})
-    found: dict[str, list[dict[str, Any]]] = {"wrong": [], "endless": []}
+    found: dict[str, list[dict[str, Any]]] = {"wrong": [], "refused": [], "endless": []}
     for t in trials:
         if (kind := KINDS.get(t.verdict)) is not None:
             found[kind].append({"kernel": t.kernel, "name": names[t.kernel], "drawn": t.strategy or t.kind,
@@ -121,8 +122,8 @@ def main() -> None:
     finally:
         runner.close()
     found = summary(records, runner.fingerprint, device)
-    print(json.dumps({**found, **{kind: len(found[kind]) for kind in ("wrong", "endless")}}, indent=1))
-    for row in found["wrong"] + found["endless"]:
+    print(json.dumps({**found, **{kind: len(found[kind]) for kind in ("wrong", "refused", "endless")}}, indent=1))
+    for row in found["wrong"] + found["refused"] + found["endless"]:
         print(row["drawn"], row["name"], row["verdict"], row["schedule"], row["detail"])
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
