@@ -5,12 +5,16 @@ Where tinygrad is mended these tests fail, and say what may then be widened.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
-from tiny import add_one, by_op, total
+from tiny import add_one, by_op, kernel_of, total
+from tinygrad import Tensor
 
 from autotune.compiler import Opt, OptOps, renderer_of
-from autotune.space import ACTIONS, apply_to_state, legal_mask, root_state
+from autotune.measuring.runner import Runner
+from autotune.space import ACTION_INDEX, ACTIONS, apply_to_state, legal_mask, root_state, state_after
 
 PAD = Opt(OptOps.PADTO, 0, 32)
 UNROLL4 = Opt(OptOps.UNROLL, 0, 4)
@@ -27,6 +31,20 @@ def test_padded_and_unrolled_sums_are_wrong(runner, size):
         "tinygrad sums padded reduces rightly now: space._worth_taking can offer PADTO on reduce axes; delete this test"
     )
     assert trial.verdict == "wrong_output" and "1 of 1 elements differ" in trial.detail and trial.samples == ()
+
+
+@pytest.mark.cl
+def test_padding_a_grouped_reduce_of_a_tile_is_wrong(cl):
+    """A group made of a whole reduce, then padded, adds what an earlier kernel left in local memory: here that of `full`."""
+    matmul = kernel_of(Tensor.empty(8, 48) @ Tensor.empty(48, 8))
+    upcast, group, pad = Opt(OptOps.UPCAST, 0, 2), Opt(OptOps.GROUP, 0, 0), Opt(OptOps.PADTO, 2, 32)
+    full = (group, Opt(OptOps.UPCAST, 0, 4))
+    with contextlib.closing(Runner("CL", workers=1)) as runner:
+        trials = runner.measure(matmul, [full, (upcast, group, pad), (upcast, group)], None)
+    assert [t.verdict for t in trials] == ["ok", "wrong_output", "ok"]
+    assert "of 64 elements differ" in trials[1].detail
+    state = state_after(matmul, (upcast, group), cl)
+    assert apply_to_state(state, pad).schedule[-1] == pad and not legal_mask(state)[ACTION_INDEX[pad]]
 
 
 def offered(kernel) -> list[Opt]:
