@@ -89,7 +89,9 @@ TRIED = {
 }
 FOUND = {
     "redteam": lambda f: f"{f['wrong']} escaped or got a wrong verdict",
-    "fuzz": _verdicts,
+    "fuzz": lambda f: (
+        f"{_verdicts(f)}. Wrong without PADTO: {sum(all(o[0] != 'PADTO' for o in w['schedule']) for w in f['wrong'])}"
+    ),
     "killed": _bars,
     "cold": lambda f: f"{_bars(f)}; {f['median_seconds']} s each, {f['worst_seconds']} s at most",
     "concurrently": _bars,
