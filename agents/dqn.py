@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
+from agents import losses
 from agents.checkpoint import CheckpointError, check_shapes
 from agents.learner import LearnerConfig, NetworkAgent, Trained
+from agents.losses import taken, weighted_mean
 from agents.networks import ILLEGAL, LSTMPolicy
 from agents.protocol import Observation
+from agents.returns import known_steps
 from agents.rollout import Rollout
 
 METRICS = ("td_loss", "td_error", "q", "weight")
@@ -61,7 +64,7 @@ class Batch(NamedTuple):
     action: Tensor  # [T, B] int32
     reward: Tensor  # [T, B]
     terminated: Tensor  # [T, B] float32
-    weight: Tensor  # [T, B], see `weights`
+    weight: Tensor  # [T, B], see agents.returns.known_steps
     actions: Tensor | None = None  # [T, B, A, F]
 
 
@@ -83,11 +86,6 @@ def q_values(log_probs: np.ndarray, value: np.ndarray, mask: np.ndarray) -> np.n
     return np.where(mask, value[..., None] + log_probs - mean, ILLEGAL)
 
 
-def pick(q: Tensor, action: Tensor) -> Tensor:
-    """q [..., A] at action [...] -> [...]."""
-    return (action.unsqueeze(-1) == Tensor.arange(q.shape[-1])).where(q, 0.0).sum(-1)
-
-
 def dqn_loss(q: Tensor, target_q: Tensor, batch: Batch, gamma: float) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The scalar to minimise, and METRICS (van Hasselt et al. 2016, eq. 4; with Huber's loss, as Mnih et al. 2015).
 
@@ -96,23 +94,13 @@ def dqn_loss(q: Tensor, target_q: Tensor, batch: Batch, gamma: float) -> tuple[T
 
     q, target_q [T, B, A], illegal actions at ILLEGAL. No gradient flows through y.
     """
-    following = pick(target_q, q.argmax(-1))[1:].pad(((0, 1), (0, 0)))  # [T, B], nothing known after the last step
+    following = taken(target_q, q.argmax(-1))[1:].pad(((0, 1), (0, 0)))  # [T, B], nothing known after the last step
     target = (batch.reward + gamma * (1 - batch.terminated) * following).detach()
-    chosen = pick(q, batch.action)
+    chosen = taken(q, batch.action)
     error = (target - chosen).abs()
     huber = (error <= 1).where(0.5 * error.square(), error - 0.5)
-    total = batch.weight.sum().maximum(1.0)
-    mean = lambda x: (batch.weight * x).sum() / total  # noqa: E731
-    loss = mean(huber)
-    return loss, (loss, mean(error), mean(chosen), batch.weight.mean())
-
-
-def weights(terminated: np.ndarray, ended: np.ndarray) -> np.ndarray:
-    """1 for the steps [T, B] whose target is known from the sequence: those that terminated, and those followed by a
-    step of the same episode. A truncated step and the sequence's last have a successor that was not stored: 0."""
-    known = ~ended
-    known[-1] = False
-    return (known | terminated).astype(np.float32)
+    loss, error, q_taken = (weighted_mean(x, batch.weight) for x in (huber, error, chosen))
+    return loss, (loss, error, q_taken, batch.weight.mean())
 
 
 # *** the replay ***
@@ -151,7 +139,7 @@ class Replay:
     def add(self, rollout: Rollout) -> None:
         """Every environment's sequence, over the oldest ones."""
         B = rollout.action.shape[1]
-        known = {"weight": weights(rollout.terminated, rollout.ended), "hidden": rollout.hidden[None]}  # [1, B, 2H]
+        known = {"weight": known_steps(rollout.terminated, rollout.ended), "hidden": rollout.hidden[None]}  # [1, B, 2H]
         columns = vars(rollout) | known
         parts = [np.moveaxis(columns[name], 1, 0).reshape(B, -1) for name in self.shapes]  # [T, B, ...] -> [B, T ...]
         self.rows[(self.added + np.arange(B)) % len(self.rows)] = np.concatenate(parts, axis=1)
@@ -204,7 +192,7 @@ class DQN(NetworkAgent):
     ):
         c = config or DQNConfig()
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
-        sources = (sys.modules[__name__],)
+        sources = (losses, sys.modules[__name__])
         self.replay = Replay(c.replay * c.n_envs, layout(c.steps, self.dims, c.hidden))
         frozen = (c.steps, c.gamma)
         self.trained = Trained(self.policy, self._loss, METRICS, c, "dqn", frozen, sources, cache_dir)

@@ -37,7 +37,7 @@ class ExplorationConfig:
     noise_end: float = 0.0  # and at the end of the annealing
     noise_updates: int = 0  # updates over which it is annealed; 0 = never
     sticky: float = 0.0  # probability of the episode's previous action once more, where it is legal
-    ucb: float = 0.0  # weight of the count bonus beside log pi; 1 makes rare actions e times likelier
+    ucb: float = 0.0  # weight of the count bonus, which is added to log pi
     ucb_bits: int = 12  # 2^bits rows of counters: all the memory that counting takes
     ucb_digits: int = 2  # decimals of an observation that tell it from another
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from agents.checkpoint import CheckpointError, check_shapes
 from agents.learner import sample
+from agents.logs import whole_episodes
 from agents.networks import ILLEGAL
 from agents.protocol import Observation
 from agents.rollout import Action, Rollout
@@ -85,17 +86,18 @@ class Frequency:
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Counts the actions of the elite among the whole episodes of a rollout. Episodes longer than a rollout are
         never whole; those not much shorter seldom are, so chunks should be several times as long as an episode."""
-        c, (step, total, whole) = self.config, whole_episodes(rollout)
-        last = whole & rollout.ended
-        self.returns = np.concatenate([self.returns, total[last]])[-c.window :]
+        c, episodes = self.config, whole_episodes(rollout)
+        step, total, whole = episodes.at_steps()
+        in_time = np.argsort(episodes.first + episodes.length, kind="stable")
+        self.returns = np.concatenate([self.returns, episodes.total[in_time]])[-c.window :]
         self.counts *= c.decay
         bar = threshold(self.returns, c.elite) if len(self.returns) else 0.0
         elite = whole & (total >= bar)  # [T, B]
         np.add.at(self.counts, (np.minimum(step, c.limit - 1)[elite], rollout.action[elite]), 1.0)
         self.updates += 1
         return {
-            "episodes": float(last.sum()),
-            "elite_episodes": float((elite & last).sum()),
+            "episodes": float(len(episodes.total)),
+            "elite_episodes": float((episodes.total >= bar).sum()),
             "elite_return": bar,
             "mean_return": float(self.returns.mean()) if len(self.returns) else 0.0,
         }
@@ -120,19 +122,6 @@ class Frequency:
         self.counts, self.returns = tensors["counts"].astype(np.float64), returns.astype(np.float64)
         self.updates = int(meta["updates"])
         self.rng.bit_generator.state = meta["rng"]
-
-
-def whole_episodes(rollout: Rollout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each step [T, B]: which step of its episode it is, that episode's return, and whether the episode both begins
-    and ends in the rollout; the other two mean something only where it does."""
-    T = len(rollout.reward)
-    t = np.arange(T)[:, None]
-    start = np.maximum.accumulate(np.where(rollout.reset > 0, t, -1), axis=0)  # -1: before the rollout
-    end = np.minimum.accumulate(np.where(rollout.ended, t, T)[::-1], axis=0)[::-1]  # T: after it
-    whole = (start >= 0) & (end < T)
-    so_far = np.concatenate([np.zeros_like(rollout.reward[:1], np.float64), rollout.reward.cumsum(0, np.float64)])
-    after, before = (np.take_along_axis(so_far, np.clip(i, 0, T), 0) for i in (end + 1, start))
-    return t - start, np.round(after - before, 6), whole  # equal returns must compare equal, wherever they began
 
 
 def threshold(returns: np.ndarray, elite: float) -> float:

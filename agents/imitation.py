@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
-from agents import networks
+from agents import losses, networks
 from agents.checkpoint import check_shapes
 from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
 from agents.logs import Group, groups, sequences, whole_episodes
+from agents.losses import taken, weighted_mean
 from agents.networks import LSTMPolicy
 from agents.returns import gae
 from agents.rollout import Rollout
@@ -63,16 +64,6 @@ class Batch(NamedTuple):
     actions: Tensor | None = None  # [T, B, A, F]
 
 
-def taken(x: Tensor, action: Tensor) -> Tensor:
-    """x [..., A] of the action [...] that was taken."""
-    return (action.unsqueeze(-1) == Tensor.arange(x.shape[-1])).where(x, 0.0).sum(-1)
-
-
-def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
-    """Sum of weight x over sum of weight; 0 where all weights are."""
-    return (weight * x).sum() / weight.sum().maximum(1e-8)
-
-
 def cloning_loss(
     log_probs: Tensor, value: Tensor, batch: Batch, value_coef: float
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -116,7 +107,7 @@ class Cloning(NetworkAgent):
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
         self.returns = np.full(c.window, np.nan)  # of the last episodes seen; NaN: none yet
         self.groups = np.zeros(c.window, np.int64)
-        modules = (sys.modules[__name__],)
+        modules = (losses, sys.modules[__name__])
         self.trained = Trained(self.policy, self._loss, METRICS, c, "cloning", (c.value_coef,), modules, cache_dir)
         self.parts = {"": self.trained}
 

@@ -26,6 +26,12 @@ class WholeEpisodes(NamedTuple):
     first: np.ndarray  # [E], time of the first step
     length: np.ndarray  # [E]
 
+    def at_steps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each step [T, B]: which step of its episode it is, that episode's return, and whether it is of a whole one;
+        the other two mean something only where it is."""
+        t = np.arange(len(self.number))[:, None]
+        return t - np.append(self.first, 0)[self.number], np.append(self.total, 0.0)[self.number], self.number >= 0
+
 
 def whole_episodes(rollout: Rollout) -> WholeEpisodes:
     """Finds them. Terminated and truncated ones count alike: what was recorded is what they were worth."""

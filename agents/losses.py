@@ -25,6 +25,16 @@ class Batch(NamedTuple):
     actions: Tensor | None = None  # [T, B, A, F]
 
 
+def taken(x: Tensor, action: Tensor) -> Tensor:
+    """x [..., A] of the action [...] that was taken."""
+    return (action.unsqueeze(-1) == Tensor.arange(x.shape[-1])).where(x, 0.0).sum(-1)
+
+
+def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Sum of weight x over sum of weight; 0 where all weights are."""
+    return (weight * x).sum() / weight.sum().maximum(1e-8)
+
+
 def ppo_loss(
     log_probs: Tensor, value: Tensor, batch: Batch, entropy_coef: Tensor, clip: float, value_coef: float
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -36,8 +46,7 @@ def ppo_loss(
 
     log_probs [T, B, A] over legal actions, value [T, B], entropy_coef [1].
     """
-    chosen = (batch.action.unsqueeze(-1) == Tensor.arange(log_probs.shape[-1])).where(log_probs, 0.0).sum(-1)
-    log_ratio = chosen - batch.log_prob
+    log_ratio = taken(log_probs, batch.action) - batch.log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clip(1 - clip, 1 + clip)
     policy_loss = -(ratio * batch.advantage).minimum(clipped * batch.advantage).mean()

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
-from agents import imitation, networks
+from agents import imitation, losses, networks
 from agents.checkpoint import check_shapes
-from agents.imitation import positive, taken, weighted_mean
+from agents.imitation import positive
 from agents.jitcache import cached_jit
 from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
 from agents.logs import sequences
+from agents.losses import taken, weighted_mean
 from agents.networks import LSTMPolicy
+from agents.returns import known_steps
 from agents.rollout import Rollout
 
 ACTOR_METRICS = ("policy_loss", "value_loss", "entropy", "advantage", "weight")
@@ -111,7 +113,7 @@ class IQL(NetworkAgent):
     ):
         c = config or IQLConfig()
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
-        modules = (imitation, sys.modules[__name__])
+        modules = (imitation, losses, sys.modules[__name__])
         frozen = (c.expectile, c.beta, c.weight_clip, c.value_coef)
         actor = Trained(self.policy, self._actor_loss, ACTOR_METRICS, c, "iql-actor", frozen, modules, cache_dir)
         self.parts, self.targets = {"": actor}, {}
@@ -128,10 +130,8 @@ class IQL(NetworkAgent):
         rollout holds there are of another agent. Only V and the policy learn from such steps.
         """
         r, c, start = rollout, self.config, sequences(rollout, self.config)
-        known = ~r.ended
-        known[-1] = False
-        flags = [x.astype(np.float32) for x in (~r.terminated, known | r.terminated)]
-        batch = to_tensors(*start, r.reward, *flags, r.actions)
+        going = (~r.terminated).astype(np.float32)
+        batch = to_tensors(*start, r.reward, going, known_steps(r.terminated, r.ended), r.actions)
         actor, critics = self.parts[""], [self.parts[key] for key in CRITICS]
         rows: tuple[list[Tensor], list[Tensor]] = [], []
         for _ in range(c.epochs):

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
-from agents import imitation, networks
-from agents.imitation import positive, taken, to_go, weighted_mean
+from agents import imitation, losses, networks
+from agents.imitation import positive, to_go
 from agents.jitcache import cached_jit
 from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
 from agents.logs import Group, groups, sequences, whole_episodes
+from agents.losses import taken, weighted_mean
 from agents.networks import LSTMPolicy
 from agents.ppo import PPO, PPOConfig
 from agents.rollout import Rollout
@@ -152,7 +153,7 @@ class PreferencePolicy(NetworkAgent):
         c = config or PreferenceConfig()
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
         frozen = (c.beta, c.value_coef)
-        modules = (imitation, sys.modules[__name__])
+        modules = (imitation, losses, sys.modules[__name__])
         self.trained = Trained(self.policy, self._loss, POLICY_METRICS, c, "preferences", frozen, modules, cache_dir)
         self.parts = {"": self.trained}
 
@@ -175,7 +176,7 @@ class PreferenceReward:
     def __init__(
         self, policy: LSTMPolicy, config: PreferencePPOConfig, cache_dir: str | os.PathLike[str] | None = None
     ):
-        self.config, modules = config, (imitation, sys.modules[__name__])
+        self.config, modules = config, (imitation, losses, sys.modules[__name__])
         frozen, name = (config.score_penalty,), "preference-reward"
         self.trained = Trained(policy, self._loss, REWARD_METRICS, config, name, frozen, modules, cache_dir)
         self._jit = cached_jit(self._rewards, f"{name}s", policy.dims, (networks, *modules), cache_dir)

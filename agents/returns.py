@@ -59,3 +59,11 @@ def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
     constant targets."""
     variance = float(np.var(targets))
     return 0.0 if variance < 1e-12 else 1.0 - float(np.var(targets - predictions)) / variance
+
+
+def known_steps(terminated: np.ndarray, ended: np.ndarray) -> np.ndarray:
+    """1 for the steps [T, B] whose target is known from the sequence: those that terminated, and those followed by a
+    step of the same episode. A truncated step and the sequence's last have a successor that was not stored: 0."""
+    known = ~ended
+    known[-1] = False
+    return (known | terminated).astype(np.float32)

@@ -281,18 +281,18 @@ WAYS = {"none": None, "rnd": RND, "disagreement": Disagreement, "counts": Counts
     "way", [RND, Disagreement, Counts, {"temperature": 1.5}, {"noise": 0.3}, {"sticky": 0.2}, {"ucb": 0.5}]
 )
 def test_a_stationary_problem_stays_solvable(agent, way, cache_dir):
-    """Identity in 1200 steps, greedy: >= 90 of 100, whatever explores. The same without its rewards: under 60."""
+    """Identity in 1200 steps, greedy: >= 18 of 20, whatever explores. The same without its rewards: under 12."""
 
     def score(world):
         explorer = explore(agent(0), way, 0, cache_dir, SMALL)
         runner = Runner(world, explorer, 0)
         for _ in range(1200 // (T * B)):
             explorer.update(runner.collect(T)[0])
-        return np.mean([e.total for e in evaluate(Identity(B), explorer, 8, seed=10_000)])
+        return np.mean([e.total for e in evaluate(Identity(B, limit=20), explorer, 8, seed=10_000)])
 
     solved, unpaid = score(Identity(B)), score(Unpaid(B))
-    print(f"identity with {getattr(way, 'name', way)}: bar 90, {solved:.1f}, unpaid {unpaid:.1f}")
-    assert solved >= 90 and unpaid < 60
+    print(f"identity with {getattr(way, 'name', way)}: bar 18, {solved:.1f}, unpaid {unpaid:.1f}")
+    assert solved >= 18 and unpaid < 12
 
 
 # advantages as they are: once all returns are equal, normalised ones would be noise of size 1 and wreck the policy

@@ -8,8 +8,9 @@ from tinygrad import Tensor
 
 from agents import checkpoint
 from agents.checkpoint import CheckpointError
-from agents.dqn import DQN, METRICS, Batch, DQNConfig, Replay, dqn_loss, duelling, layout, q_values, weights
+from agents.dqn import DQN, METRICS, Batch, DQNConfig, Replay, dqn_loss, duelling, layout, q_values
 from agents.networks import ILLEGAL
+from agents.returns import known_steps
 from agents.rollout import Runner, evaluate
 from agents.toys import DelayedMemory, Identity, MaskedIdentity
 
@@ -90,7 +91,7 @@ def loss_of(heads, steps, gamma):
         hidden=zeros, state=zeros, mask=mask, reset=zeros,
         action=Tensor(steps["action"]), reward=Tensor(steps["reward"]),
         terminated=Tensor(steps["terminated"].astype(np.float32)),
-        weight=Tensor(weights(steps["terminated"], steps["ended"])),
+        weight=Tensor(known_steps(steps["terminated"], steps["ended"])),
     )  # fmt: skip
     loss, metrics = dqn_loss(online, target, batch, gamma)
     # all four are asked for, so that a gradient that leaks into the target network is seen
@@ -135,7 +136,7 @@ def test_the_loss_equals_a_second_implementation(seed, gamma):
     assert metrics["td_error"] == pytest.approx(np.abs(errors[known]).mean(), abs=1e-5)
     assert metrics["q"] == pytest.approx(chosen[known].mean(), abs=1e-5)
     assert metrics["weight"] == pytest.approx(known.mean())
-    assert (weights(steps["terminated"], steps["ended"]) == known).all()
+    assert (known_steps(steps["terminated"], steps["ended"]) == known).all()
     single, _, _ = expected_loss(heads, steps, gamma, double=False)
     assert gamma == 0 or abs(single - loss) > 1e-3, "it must matter who chooses the action: double Q-learning"
 
@@ -171,7 +172,7 @@ def test_what_the_loss_does_not_depend_on():
     moved = {name: x[..., order] if "scores" in name else x for name, x in heads.items()}
     renamed = steps | {"mask": steps["mask"][..., order], "action": order.argsort()[steps["action"]].astype(np.int32)}
     assert loss_of(moved, renamed, 0.9)[0] == pytest.approx(loss, abs=1e-6)
-    unknown = weights(steps["terminated"], steps["ended"]) == 0
+    unknown = known_steps(steps["terminated"], steps["ended"]) == 0
     assert unknown[-1].any()
     assert loss_of(heads, steps | {"reward": np.where(unknown, 1e3, steps["reward"])}, 0.9)[0] == loss
     over = steps | {"terminated": np.ones_like(unknown), "ended": np.ones_like(unknown)}
@@ -183,7 +184,7 @@ def test_what_the_loss_does_not_depend_on():
 def test_weights_by_hand():
     terminated = np.array([[0, 0, 1], [0, 0, 0], [0, 1, 0]], bool)
     ended = np.array([[0, 1, 1], [0, 0, 0], [0, 1, 1]], bool)
-    assert weights(terminated, ended).tolist() == [[1, 0, 1], [1, 1, 1], [0, 1, 0]]
+    assert known_steps(terminated, ended).tolist() == [[1, 0, 1], [1, 1, 1], [0, 1, 0]]
 
 
 # *** an update ***
@@ -263,7 +264,7 @@ def test_the_replay_keeps_the_last_sequences_whole(agent_of, make):
         seen.add((n, b))
         r = rollouts[n]
         assert np.array_equal(fields["hidden"], r.hidden[b])
-        assert np.array_equal(fields["weight"], weights(r.terminated, r.ended)[:, b])
+        assert np.array_equal(fields["weight"], known_steps(r.terminated, r.ended)[:, b])
         for name in ("mask", "reset", "action", "reward", "terminated", "actions"):
             assert np.array_equal(fields[name], getattr(r, name)[:, b].reshape(-1).astype(np.float32)), name
     assert len(seen) == 4

@@ -6,7 +6,8 @@ import pytest
 
 from agents import checkpoint
 from agents.checkpoint import CheckpointError
-from agents.frequency import Frequency, FrequencyConfig, threshold, whole_episodes
+from agents.frequency import Frequency, FrequencyConfig, threshold
+from agents.logs import whole_episodes
 from agents.protocol import Observation
 from agents.rollout import Runner, evaluate
 from agents.toys import FixedSequence, Identity, MaskedIdentity
@@ -102,7 +103,7 @@ def test_only_episodes_that_begin_and_end_in_the_rollout_are_whole():
             reset=[[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]],
             ended=[[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]],
         )
-    )
+    ).at_steps()
     assert whole.T.tolist() == [[False, True, True, False], [True] * 4, [False] * 4]
     assert step[whole].tolist() == [0, 0, 0, 1, 1, 2]  # in order of time, then of column
     assert total[whole].tolist() == [5, 3, 7, 3, 7, 7]
@@ -114,7 +115,7 @@ def test_whole_episodes_equal_a_walk_through_each_column_and_follow_a_permutatio
     ended = rng.random((T, B)) < 0.3
     reset = np.concatenate([rng.random((1, B)) < 0.5, ended[:-1]]).astype(np.float32)
     r = SimpleNamespace(reward=rng.standard_normal((T, B)).astype(np.float32), reset=reset, ended=ended)
-    step, total, whole = whole_episodes(r)
+    step, total, whole = whole_episodes(r).at_steps()
     for b in range(B):
         begun = None
         expected = {}
@@ -127,7 +128,9 @@ def test_whole_episodes_equal_a_walk_through_each_column_and_follow_a_permutatio
         assert np.flatnonzero(whole[:, b]).tolist() == sorted(expected)
         assert all(step[t, b] == s and total[t, b] == pytest.approx(g, abs=1e-5) for t, (s, g) in expected.items())
     order = rng.permutation(B)
-    moved = whole_episodes(SimpleNamespace(reward=r.reward[:, order], reset=reset[:, order], ended=ended[:, order]))
+    moved = whole_episodes(
+        SimpleNamespace(reward=r.reward[:, order], reset=reset[:, order], ended=ended[:, order])
+    ).at_steps()
     assert np.array_equal(moved[2], whole[:, order]) and np.allclose(moved[1], total[:, order])
 
 
