@@ -269,6 +269,19 @@ def test_several_in_lockstep_equal_each_alone(recording, potential):
     assert len(logs) > 30 and len(env.finished) == sum(log[-1][6] for log in logs)
 
 
+def test_restart_gives_up_the_named_episodes_and_no_other(recording):
+    env = KernelVectorEnv(task_of(recording), 3, in_order=True)
+    env.reset(0)
+    env.step(np.array([A4, AU, A4]))
+    kept = env.episodes[1]
+    seen = env.restart(np.array([0, 2]))
+    assert env.episodes[1] is kept and kept.state.schedule == (UNROLL,)
+    assert [len(e.state.schedule) for e in env.episodes] == [0, 1, 0]
+    assert [e.state.kernel.key for e in env.episodes][::2] == [matmul().key, add().key]  # the fourth and the fifth
+    assert (seen.mask == np.stack([e.mask for e in env.episodes])).all()
+    assert env.finished == []  # what is given up has cost no trial
+
+
 def test_baselines_of_a_recording_can_be_asked_again(recording):
     kinds = [[t.kind for t in recording.baselines(add())] for _ in range(3)]
     assert kinds == [["unoptimized", "hand_coded"]] * 3

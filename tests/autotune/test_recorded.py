@@ -14,7 +14,7 @@ from autotune.compiler import renderer_of
 from autotune.env import KernelVectorEnv
 from autotune.errors import UsageError
 from autotune.kernel import Schedule
-from autotune.recorded import Recorded, row_of
+from autotune.recorded import Recorded, recorded_path, row_of
 from autotune.records import History, Trial
 from autotune.search.tree import TreeSearch
 from autotune.space import STOP_INDEX
@@ -106,3 +106,14 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         file.write(json.dumps({**row, "split": "held_out"}) + "\n")
     with pytest.raises(UsageError, match="held_out"):
         Recorded.load(path)
+
+
+def test_the_recording_that_ships_is_large_and_closed():
+    """At least 100 kernels of 30 schedules, every prefix of a schedule on record, no kernel in two splits."""
+    shipped = Recorded.load(recorded_path("CPU"))
+    entries = [e for split in shipped.entries.values() for e in split]
+    assert len(entries) == len(shipped.by_key) and {len(e) for e in shipped.entries.values()} >= {16, 40}
+    assert sum(len(e.times) - 1 >= 30 for e in entries) >= 100  # the un-optimized kernel is no schedule
+    for entry in entries:
+        assert all(s[:-1] in entry.times for s in entry.times if s)
+        assert math.isfinite(entry.hand_coded) and math.isfinite(entry.times[()])
