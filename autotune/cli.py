@@ -1,4 +1,4 @@
-"""The command line: `python -m autotune tune|run|report|export-beam|merge|export|import|verify|replay|devices`.
+"""The command line: `python -m autotune tune|run|report|collect|export-beam|merge|export|import|verify|replay|devices`.
 
 Whatever goes wrong in a way a user can mend is one line on stderr: exit status 2 for a wrong command, 1 for a failure.
 Results go to stdout, everything about the way there to stderr.
@@ -21,7 +21,10 @@ from typing import Any, NoReturn
 
 from tinygrad import Context
 
+from autotune import corpus
+from autotune.cli_collect import collect_command
 from autotune.cli_records import export_command, import_command, merge_command, noise_command, verify_command
+from autotune.collect import STRATEGIES as COLLECTORS
 from autotune.compiler import default_device, fingerprint, renderer_of
 from autotune.errors import AutotuneError, UsageError
 from autotune.guide import Guide, find_checkpoint
@@ -40,6 +43,7 @@ CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under r
 VERIFIED = 20  # records that `verify` looks at
 VERIFY_HELP = "how many (default: %(default)s)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
+COLLECTORS_HELP = f"they take turns at each kernel: {', '.join(COLLECTORS)} (default: all)"
 PROBE = "import json, sys; from autotune.compiler import fingerprint; print(json.dumps(fingerprint(sys.argv[1])))"
 PROBE_SECONDS = 60.0
 
@@ -110,6 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     exporting.add_argument(
         "--beam", type=_at_least(1, int), required=True, metavar="N", help="for programs under BEAM=N"
     )
+    _add_collecting_options(command("collect", collect_command, "measure schedules of many kernels, to learn from"))
     _add_records_commands(command)
     replaying = command("replay", replay_command, "run a recorded experiment again", records=False)
     replaying.add_argument("run", type=Path, metavar="RUN", help="its directory, such as runs/3")
@@ -131,6 +136,20 @@ def _add_records_commands(command: Callable[..., argparse.ArgumentParser]) -> No
     verifying = command("verify", verify_command, "compile, verify and time recorded schedules again, winners first")
     verifying.add_argument("-n", dest="count", type=_at_least(1, int), default=VERIFIED, metavar="N", help=VERIFY_HELP)
     verifying.add_argument("--seed", type=_at_least(0, int), default=0, metavar="S", help="of the choice (default: 0)")
+
+
+def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
+    count, minutes = _at_least(1, int), _at_least(0.0, float)
+
+    def option(name: str, **settings: Any) -> None:
+        collecting.add_argument(name, **settings)
+
+    option("--script", type=Path, metavar="FILE", help="collect the kernels that this script runs, not the corpus's")
+    option("--split", choices=corpus.SPLITS, default="train", help="of the corpus (default: %(default)s)")
+    option("--per-kernel", type=count, default=24, metavar="N", help="trials of each, in all (default: %(default)s)")
+    option("--minutes", type=minutes, default=60.0, metavar="M", help="stop after this long (default: %(default)g)")
+    option("--strategies", nargs="+", choices=COLLECTORS, default=COLLECTORS, metavar="NAME", help=COLLECTORS_HELP)
+    option("--seed", type=_at_least(0, int), default=0, metavar="S", help="of order and schedules (default: 0)")
 
 
 def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:

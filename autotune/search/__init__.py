@@ -10,6 +10,7 @@ from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
+from autotune.search.beam import BeamSearch
 from autotune.search.policy import MixedSearch, PolicySearch
 from autotune.search.random import RandomSearch
 from autotune.search.tree import TreeSearch
@@ -37,6 +38,7 @@ STRATEGIES: dict[str, Factory] = {
     "policy": _guided(PolicySearch),
     "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
     "ucb": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed),
+    "beam": lambda kernel, renderer, seed, guide: BeamSearch(kernel, renderer, seed),
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
 NEEDS_GUIDE = {"mixed", "policy"}

@@ -1,0 +1,40 @@
+"""The command that gathers what is to be learned from: `collect`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+
+from autotune import corpus
+from autotune.card import card_of
+from autotune.collect import collect
+from autotune.compiler import default_device
+from autotune.kernel import Kernel
+from autotune.measuring.runner import Runner
+from autotune.records import Records
+from autotune.script import capture_script, check_captured, check_script, say
+
+CAPTURE_SECONDS = 60.0  # of a script whose kernels are collected
+
+
+def collect_command(args: argparse.Namespace) -> int:
+    """Measure until there is enough or the time is up, then print the data card of everything on record."""
+    device = default_device()
+    if args.script is not None:
+        check_script(args.script)
+    with contextlib.closing(Records(args.records)) as records, contextlib.closing(Runner(device)) as runner:
+        records.add_fingerprint(runner.fields)
+        kernels = _kernels(args, device)
+        new = collect(kernels, records, runner, args.per_kernel, args.strategies, args.seed, args.minutes)
+        say(f"{new} new trials of {len(kernels)} kernels in {args.records}; the same command goes on from there")
+        print(card_of(records, runner.fingerprint).table(), flush=True)
+    return 0
+
+
+def _kernels(args: argparse.Namespace, device: str) -> Sequence[Kernel]:
+    if args.script is None:
+        return corpus.load(args.split)
+    program = capture_script(args.script, [], CAPTURE_SECONDS)
+    check_captured(program, device, args.script)
+    return program.for_device(device)

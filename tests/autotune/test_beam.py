@@ -1,0 +1,65 @@
+"""BEAM-like search on trials: level by level, as wide as it says, over when a level brings nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from tiny import kernel_of
+from tinygrad import Tensor
+
+from autotune.compiler import renderer_of
+from autotune.kernel import Schedule
+from autotune.records import Trial
+from autotune.search.beam import BeamSearch
+from autotune.space import ACTIONS, legal_mask, root_state
+
+CPU = renderer_of("CPU")
+KERNEL = kernel_of(Tensor.empty(8, 12) @ Tensor.empty(12, 6))
+FIRST = {(ACTIONS[a],) for a in np.flatnonzero(legal_mask(root_state(KERNEL, CPU))[:-1])}
+
+
+def trial(schedule: Schedule, seconds: float | None) -> Trial:
+    return Trial(KERNEL.key, schedule, "ok" if seconds else "crashed", (seconds,) if seconds else ())
+
+
+def levels(cost, width=2, seed=0, batch=1000) -> list[list[Schedule]]:
+    """What is asked for until the search ends, by depth."""
+    search, asked = BeamSearch(KERNEL, CPU, seed, width), []
+    while new := search.ask(batch):
+        search.tell([trial(s, cost(s)) for s in new])
+        asked += new
+    return [[s for s in asked if len(s) == n] for n in range(1, max(map(len, asked)) + 1)]
+
+
+def rank(schedule: Schedule) -> float:
+    """Any order of schedules, deeper ones faster."""
+    return (1 + sum(ACTIONS.index(opt) for opt in schedule) % 97 / 97) / 4 ** len(schedule)
+
+
+def test_first_all_actions_then_all_children_of_the_fastest():
+    first, second, *_ = levels(rank)
+    assert set(first) == FIRST and len(first) == len(FIRST)
+    assert {s[:1] for s in second} == set(sorted(first, key=rank)[:2])
+    wide = levels(rank, width=4)
+    assert {s[:1] for s in wide[1]} == set(sorted(first, key=rank)[:4])
+
+
+def test_it_ends_where_a_level_brings_nothing_and_never_builds_on_a_failure():
+    assert len(levels(lambda s: float(len(s)))) == 2  # the second level is slower than the first: no third one
+    broken = sorted(FIRST, key=rank)[0]
+    _, second, *_ = levels(lambda s: None if s == broken else rank(s), width=1)
+    assert {s[:1] for s in second} == {sorted(FIRST, key=rank)[1]}
+    assert len(levels(lambda s: None)) == 1
+
+
+def test_the_size_of_a_batch_and_what_others_measured_change_nothing_but_the_order():
+    whole = levels(rank)
+    assert [set(level) for level in levels(rank, batch=3)] == [set(level) for level in whole]
+    search = BeamSearch(KERNEL, CPU, 0, 2)
+    known = whole[0][: len(whole[0]) // 2]
+    search.tell([trial(s, rank(s)) for s in known])
+    assert set(search.ask(1000)) == FIRST - set(known)
+    assert search.ask(1000) == []  # the level's trials are missing
+
+
+def test_a_seed_gives_one_order_and_another_another():
+    assert levels(rank)[0] == levels(rank)[0] != levels(rank, seed=1)[0]

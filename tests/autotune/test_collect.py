@@ -1,0 +1,68 @@
+"""`collect` and its data card."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from shell import autotune, count, fails, folder
+from tiny import U2, U4, add_one, total
+
+from autotune.card import card_of
+from autotune.records import Records, Trial
+
+__all__ = ["folder"]  # the fixture
+
+
+def test_a_scripts_kernels_are_collected_once(folder: Path):
+    records = folder / "collected.db"
+    command = ("collect", "--records", records, "--script", "small.py", "--per-kernel", "10", "--minutes", "2")
+    status, out, err = autotune(folder, *command)
+    assert status == 0, err
+    assert count(records) == 10 and "10 new trials of 1 kernels" in err
+    assert "random 8" in out and "ucb 2" in out  # a visit of eight trials each
+    status, again, err = autotune(folder, *command)
+    assert status == 0 and "0 new trials" in err and count(records) == 10 and again == out
+
+
+def test_the_time_ends_it(folder: Path):
+    records = folder / "short.db"
+    status, out, err = autotune(folder, "collect", "--records", records, "--minutes", "0")
+    assert status == 0 and "0 new trials of 851 kernels" in err and count(records) == 0
+    assert "0 different ones" in out
+
+
+def test_a_card_by_hand(tmp_path: Path):
+    """Two kernels. One has binaries of 1, 4 and 16 s, the first of them measured again at 2 s, and a failure."""
+    with closing(Records(tmp_path / "card.db")) as records:
+        own = records.add_fingerprint({"backend": "CPU"})
+        for kernel, rows in (
+            (add_one(), [(1.0, "a"), (4.0, "b"), (16.0, "c"), (2.0, "a"), (None, "d")]),
+            (total(64), [(8.0, "a")]),
+        ):
+            records.add_kernel(kernel)
+            records.add_trial(own, Trial(kernel.key, (), "ok", (9.0,), kind="hand_coded"), 1)
+            for i, (seconds, code) in enumerate(rows):
+                schedule, verdict = ((U2,), (U4,), (U2, U2), (U2, U4), (U4, U2))[i], "ok" if seconds else "timeout"
+                samples = (seconds,) if seconds else ()
+                records.add_trial(
+                    own, Trial(kernel.key, schedule, verdict, samples, code_hash=code, strategy="random"), 1
+                )
+        card = card_of(records, own)
+        assert card_of(records, "0" * 16).trials == {}
+    assert (
+        sum(card.trials.values()) == 6 and card.strategies == {"random": 6} and card.verdicts == {"ok": 5, "timeout": 1}
+    )
+    assert card.binaries == 4 and card.repeated == 1 and card.censored == pytest.approx(1 / 6)
+    assert card.sigma_true == pytest.approx(2.0)  # log2 times 0, 2, 4
+    assert card.sigma_noise == pytest.approx(1 / (0.6745 * math.sqrt(2)))
+    assert card.ceiling == pytest.approx(0.5 + math.atan(card.sigma_true / card.sigma_noise) / math.pi)
+    assert "no simulator can order more than" in card.table()
+
+
+def test_bad_input_is_one_line(capsys):
+    assert "no script nowhere.py" in fails(capsys, 2, "collect", "--script", "nowhere.py")
+    assert "invalid choice: 'policy'" in fails(capsys, 2, "collect", "--strategies", "policy")
+    assert "--per-kernel" in fails(capsys, 2, "collect", "--per-kernel", "0")
