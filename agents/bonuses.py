@@ -23,7 +23,7 @@ from agents import networks
 from agents.exploration import StateCounts, Wrapper
 from agents.jitcache import cached_jit
 from agents.learner import LearnerConfig, Trained, to_tensors
-from agents.networks import LSTMPolicy, orthogonal
+from agents.networks import LSTMPolicy, orthogonal, tanh
 from agents.normalise import RunningMoments
 from agents.rollout import Learner, Rollout
 
@@ -145,8 +145,8 @@ class MLPs(LSTMPolicy):
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         p = self.bind(theta).parameters
-        x = (x.unsqueeze(0) @ p["layer1.weight"] + p["layer1.bias"]).tanh()  # [1, N, I] @ [M, I, H] -> [M, N, H]
-        x = (x @ p["layer2.weight"] + p["layer2.bias"]).tanh()
+        x = tanh(x.unsqueeze(0) @ p["layer1.weight"] + p["layer1.bias"])  # [1, N, I] @ [M, I, H] -> [M, N, H]
+        x = tanh(x @ p["layer2.weight"] + p["layer2.bias"])
         return x @ p["layer3.weight"] + p["layer3.bias"]
 
 

@@ -30,6 +30,17 @@ def orthogonal(rng: np.random.Generator, rows: int, columns: int, gain: float) -
     return (gain * (q if rows >= columns else q.T)).astype(np.float32)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """tanh x. tinygrad's own has a NaN for a gradient below -44, where it multiplies 0 by an exponential that overflows;
+    beyond 10 it is 1 to float32's last digit."""
+    return x.clip(-10.0, 10.0).tanh()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp -x), for the same reason within 30, where it is 0 or 1 up to 1e-13."""
+    return x.clip(-30.0, 30.0).sigmoid()
+
+
 def log_softmax(logits: Tensor) -> Tensor:
     """log pi [..., A] over legal actions: illegal ones sit at ILLEGAL and add exactly 0 to the sum."""
     return logits.log_softmax(-1)
@@ -149,8 +160,8 @@ class LSTMPolicy:
         2H], reset [T, B]."""
         p, (T, B) = self.parameters, state.shape[:2]
         x = state.reshape(T * B, self.state_dim)
-        x = (x @ p["encoder1.weight"] + p["encoder1.bias"]).tanh()
-        x = (x @ p["encoder2.weight"] + p["encoder2.bias"]).tanh()
+        x = tanh(x @ p["encoder1.weight"] + p["encoder1.bias"])
+        x = tanh(x @ p["encoder2.weight"] + p["encoder2.bias"])
         if self.memory:
             x, hidden = self._lstm(p, x.reshape(T, B, self.hidden), hidden, reset)
         value = (x @ p["value.weight"] + p["value.bias"]).reshape(T, B)
@@ -169,10 +180,10 @@ class LSTMPolicy:
         for t in range(T):
             keep = (1 - reset[t]).reshape(B, 1)
             gates = projected[t] + ((h * keep) @ p["lstm.recurrent"]).reshape(B, 4, H)
-            i, f, o, u = gates[:, 0].sigmoid(), gates[:, 1].sigmoid(), gates[:, 2].sigmoid(), gates[:, 3].tanh()
+            i, f, o, u = sigmoid(gates[:, 0]), sigmoid(gates[:, 1]), sigmoid(gates[:, 2]), tanh(gates[:, 3])
             # realized here, or the next step's kernels would compute them again
             c = (f * (c * keep) + i * u).contiguous()
-            h = (o * c.tanh()).contiguous()
+            h = (o * tanh(c)).contiguous()
             outputs.append(h)
         return Tensor.stack(*outputs).reshape(T * B, H), h.cat(c, dim=1)
 
@@ -182,4 +193,4 @@ class LSTMPolicy:
         T, B, A, F = actions.shape
         keys = (actions.reshape(T * B * A, F) @ p["pointer.action"]).reshape(T * B, A, POINTER)
         query = (h @ p["pointer.context"] + p["pointer.bias"]).reshape(T * B, 1, POINTER)
-        return ((keys + query).tanh().reshape(T * B * A, POINTER) @ p["pointer.score"]).reshape(T, B, A)
+        return (tanh(keys + query).reshape(T * B * A, POINTER) @ p["pointer.score"]).reshape(T, B, A)

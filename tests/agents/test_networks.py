@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
+from agents import networks
 from agents.networks import ALIGN, LSTMPolicy, entropy, log_softmax, orthogonal
 
 T, B, D, A, F, H = 4, 2, 3, 4, 2, 8
@@ -72,6 +73,29 @@ def test_k_legal_actions_with_equal_logits_have_entropy_log_k_and_the_others_no_
     uneven = log_softmax(mask.where(logits + Tensor.arange(7) * 0.1, -1e9))
     gradient = (entropy(uneven, mask) + uneven[0]).gradient(logits)[0].numpy()
     assert (gradient[k:] == 0).all() and (k == 1 or (gradient[:k] != 0).all())
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+def test_squashing_is_exact_and_keeps_a_gradient_at_any_number(name):
+    x = np.array([-200.0, -60.0, -9.0, -1.0, 0.0, 0.5, 9.0, 60.0, 200.0], np.float32)
+    numbers = Tensor(x)
+    y = getattr(networks, name)(numbers)
+    with np.errstate(over="ignore"):
+        exact = np.tanh(x) if name == "tanh" else 1 / (1 + np.exp(-x))
+    slope = 1 - exact**2 if name == "tanh" else exact * (1 - exact)
+    assert np.allclose(y.numpy(), exact, atol=2e-7)
+    assert np.allclose(y.sum().gradient(numbers)[0].numpy(), slope, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [-60.0, 60.0])
+def test_a_cell_state_of_a_long_episode_leaves_the_gradient_finite(cell):
+    """Cells count up by at most 1 a step, so long episodes reach 60: there tinygrad's tanh has a NaN for a gradient."""
+    policy = LSTMPolicy(D, A, 0, H)
+    state, mask, _, hidden, reset = inputs()
+    hidden[:, H:], reset[:] = cell, 0
+    out = policy.unroll(Tensor(state), Tensor(mask), None, Tensor(hidden), Tensor(reset))
+    gradient = policy.gradient(out.value.square().mean()).numpy()
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
 def test_orthogonal_initialisation():
