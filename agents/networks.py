@@ -191,6 +191,9 @@ class LSTMPolicy:
         """score_a = v . tanh(W_a a + W_c h + b): additive attention (Bahdanau et al. 2015). h [T*B, H],
         actions [T, B, A, F] -> [T, B, A]."""
         T, B, A, F = actions.shape
-        keys = (actions.reshape(T * B * A, F) @ p["pointer.action"]).reshape(T * B, A, POINTER)
+        weight = p["pointer.action"].expand(T * B, F, POINTER).contiguous_backward()
+        keys = actions.reshape(T * B, A, F) @ weight  # [T*B, A, POINTER]
         query = (h @ p["pointer.context"] + p["pointer.bias"]).reshape(T * B, 1, POINTER)
-        return (tanh(keys + query).reshape(T * B * A, POINTER) @ p["pointer.score"]).reshape(T, B, A)
+        return (tanh((keys + query).contiguous_backward()).reshape(T * B * A, POINTER) @ p["pointer.score"]).reshape(
+            T, B, A
+        )

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -88,11 +90,19 @@ def run_all(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             shutil.copy(path, out / path.name)
     file = {job: out / f"job-{job[0]}-{job[1]}.json" for job in jobs}
     todo = [job for job in jobs if not file[job].exists()]
-    with ProcessPoolExecutor(settings["processes"], multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(settings["processes"], spawn, initializer=_end_with_parent) as pool:
         running = {pool.submit(run_one, *job, settings): job for job in todo}
         for done in tqdm(as_completed(running), total=len(todo), desc="agents"):
             file[running[done]].write_text(json.dumps(done.result()))
     return [json.loads(file[job].read_text()) for job in jobs]
+
+
+def _end_with_parent() -> None:
+    """In a worker: end at once when the run is killed, rather than at the end of a job of minutes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def scores_of(rows: Sequence[dict[str, Any]], agent: str, kind: str) -> np.ndarray:

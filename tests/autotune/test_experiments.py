@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from shell import members, start
 
 from autotune import guide
 from autotune.errors import UsageError
@@ -95,6 +98,20 @@ def test_agents_are_compared_on_recordings_and_the_comparison_replays(tmp_path: 
     assert figures["summary"]["random"]["over random"]["value"] == 0.5
     assert (run / "job-ppo-lstm-1.json").exists()
     assert "bit for bit" in python(tmp_path, "autotune", "replay", "runs/1").stdout
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_path: Path):
+    more = ["agents=['random', 'frequency', 'ppo-lstm']", "processes=2", "env_steps=100000"]
+    run = start(tmp_path, "-m", "autotune.experiments.agents", "with", "fast", *more)
+    job = tmp_path / "runs" / "1" / "job-random-0.json"
+    while not job.exists():  # the random agent is done at once, ppo-lstm takes minutes
+        assert run.poll() is None
+        time.sleep(0.5)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    time.sleep(3.0)
+    assert members(run.pid) == [] and job.exists()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
