@@ -167,6 +167,7 @@ def _comparison(result: dict) -> str:
 def _speed(found: dict) -> str:
     """The rate of an update beside the core's peak."""
     update, start = found["update"], found["first_update_seconds"]
+    kernels = update["kernel_ms"]
     rows = [f"| {name} | {update['seconds'][name] * 1e3:.1f} | {rate:.1f} | {update['share_of_peak'][name]:.1%} |"
             for name, rate in update["gflops"].items()]  # fmt: skip
     slowest = [f"| {k['kernel']} | {k['calls']} | {k['ms']:.2f} | {k['gflops']:.1f} |" for k in update["slowest"]]
@@ -176,7 +177,8 @@ def _speed(found: dict) -> str:
         f"the core's measured matmul peak is {update['peak_gflops']:.0f} GFLOP/s. {update['tuned_kernels']} of "
         f"{update['distinct_kernels']} distinct kernels were tuned with {update['trials']} trials.",
         _table(("schedules", "ms an update", "GFLOP/s", "of peak"), rows),
-        "Where the rest of the time goes, after tuning:",
+        f"Timed alone, its kernels take {kernels['hand_coded']:.1f} ms with default schedules and {kernels['tuned']:.1f} ms tuned; "
+        f"what is left of an update is Python launching {update['kernels']} of them. The slowest after tuning:",
         _table(("kernel", "calls", "ms", "GFLOP/s"), slowest),
     ])  # fmt: skip
 
