@@ -14,7 +14,7 @@ export DEV
 RUNGS ?= benchmarks/agents-rungs-$(1).xml
 
 # what `prove` runs; the other files of tests/proofs are what these share
-PROOFS := redteam fuzz killed cold concurrently protocol malformed
+PROOFS := redteam dynamics fuzz killed cold concurrently protocol malformed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train infer test learn bench-agents prove lint bench clean
@@ -37,7 +37,7 @@ learn: $(READY)  ## the tests that train an agent to a bar, each beside a broken
 	$(BIN)/python -m pytest -m "learn or slow" --junitxml $(call RUNGS,learn)
 
 bench-agents: $(READY)  ## the agents' benchmarks: CartPole, their speed, all of them on recorded kernels (an hour)
-	$(BIN)/python -m pytest -m "bench" --junitxml $(call RUNGS,bench)
+	$(BIN)/python -m pytest -n 2 -m "bench" --junitxml $(call RUNGS,bench)
 	$(BIN)/python tools/bench_agents.py --json benchmarks/agents-speed.json
 	$(BIN)/python -m autotune.experiments.agents
 

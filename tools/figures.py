@@ -79,6 +79,7 @@ def _verdicts(figures: dict) -> str:
 
 TRIED = {
     "redteam": lambda f: f"{f['attacks']} hostile programs, in a trial and in a duel each",
+    "dynamics": lambda f: ", ".join(f"{f[f'{t}: steps']} random steps for {t}" for t in ("CPU", "CL", "CUDA")),
     "fuzz": lambda f: f"{f['schedules']} random schedules of {f['kernels']} kernels",
     "killed": lambda f: (
         f"{f['runs']} runs, {f['kills of tuner']} kills of the tuner, {f['kills of worker']} of a worker"
@@ -88,6 +89,11 @@ TRIED = {
     "malformed": lambda f: f"{f['tried']} malformed inputs",
 }
 FOUND = {
+    "dynamics": lambda f: (
+        f"{sum(b['seen'] for n, b in f['bars'].items() if 'unlike' in n)} differences from tinygrad or the scalar version; "
+        + "asked tinygrad: "
+        + ", ".join(f"{f['bars'][f'{t}: steps that asked tinygrad']['seen']}" for t in ("CPU", "CL", "CUDA"))
+    ),
     "redteam": lambda f: f"{f['wrong']} escaped or got a wrong verdict",
     "fuzz": lambda f: (
         f"{_verdicts(f)}. Wrong without PADTO: {sum(all(o[0] != 'PADTO' for o in w['schedule']) for w in f['wrong'])}"

@@ -58,10 +58,10 @@ def make(cache_dir):
 
 @pytest.fixture(scope="session")
 def train(cache_dir):
-    """train(env, config, steps) -> agent trained on about `steps` steps; train.score -> its mean greedy return."""
+    """train(env, config, steps) -> agent, wrapped if wished, trained on about `steps` steps; train.score -> its mean greedy return."""
 
-    def train(env, config, steps, seed=0, before=None):
-        agent = PPO(env.state_dim, env.n_actions, env.action_dim, config, seed, cache_dir)
+    def train(env, config, steps, seed=0, wrap=lambda agent: agent):
+        agent = wrap(PPO(env.state_dim, env.n_actions, env.action_dim, config, seed, cache_dir))
         runner = Runner(env, agent, seed)
         for _ in range(steps // (config.steps * config.n_envs)):
             agent.update(runner.collect(config.steps)[0])

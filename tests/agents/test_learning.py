@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from agents.normalise import NormaliseConfig, Normalised
 from agents.ppo import PPO, PPOConfig
 from agents.rollout import Runner
 from agents.toys import CartPole, DelayedMemory, EndlessReward, FixedSequence, Identity, MaskedIdentity
@@ -33,12 +34,16 @@ POLE = PPOConfig(
     hidden=64,
     gamma=0.99,
     epochs=8,
-    minibatches=2,
     lr=1e-3,
     lr_end=1e-4,
     entropy=0.0,
     entropy_end=0.0,
 )
+
+
+def scaled(agent):
+    """Rewards as the return's spread says: of values near 100 the error would leave nothing of a clipped gradient."""
+    return Normalised(agent, NormaliseConfig(reward="scale", gamma=POLE.gamma))
 
 
 def anneal(config, steps):
@@ -116,12 +121,12 @@ def test_endless_reward_is_valued_at_50(cache_dir):
 
 @pytest.mark.bench
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_cartpole_in_200k_steps(train, seed):
-    """>= 475 in 3 of 3 seeds. An untrained agent that samples scores about 22."""
-    env, config = CartPole(16), anneal(POLE, 200_000)
-    score = train.score(env, train(env, config, 200_000, seed), episodes=48)
+def test_cartpole_in_100k_steps(train, seed):
+    """>= 475 in 3 of 3 seeds, where 200k are allowed. An untrained agent that samples scores about 22."""
+    env, config = CartPole(16), anneal(POLE, 100_000)
+    score = train.score(env, train(env, config, 100_000, seed, wrap=scaled), episodes=48)
     untrained = train.score(env, train(env, config, 0, seed), episodes=48, temperature=1.0)
-    print(f"PPO-LSTM, CartPole, seed {seed}: bar >= 475, {score:.1f}, control {untrained:.1f} (untrained)")
+    print(f"PPO-LSTM, CartPole, 100k steps, seed {seed}: bar >= 475, {score:.1f}, control {untrained:.1f} (untrained)")
     assert score >= 475 and untrained < 50
 
 
@@ -129,8 +134,9 @@ def test_cartpole_in_200k_steps(train, seed):
 def test_cartpole_without_velocities_in_100k_steps(train):
     """>= 450 in 4 of 5 seeds with memory; the same net without it stays under 100."""
     env, config = CartPole(16, velocities=False), anneal(POLE, 100_000)
-    scores = [train.score(env, train(env, config, 100_000, seed), episodes=48) for seed in range(5)]
-    control = train.score(env, train(env, replace(config, memory=False), 100_000), episodes=48)
+    scores = [train.score(env, train(env, config, 100_000, seed, wrap=scaled), episodes=48) for seed in range(5)]
+    blind = replace(config, memory=False)
+    control = train.score(env, train(env, blind, 100_000, wrap=scaled), episodes=48)
     shown = ", ".join(f"{s:.0f}" for s in scores)
     print(f"PPO-LSTM, CartPole without velocities: bar >= 450 in 4 of 5, {shown}, control {control:.1f} (no LSTM)")
     assert sum(s >= 450 for s in scores) >= 4 and control < 100

@@ -35,3 +35,9 @@ def test_cold_searches_come_to_their_end(tmp_path):
 def test_tuners_at_the_same_time_share_one_budget(tmp_path):
     figures = prove("concurrently", tmp_path / "out.json", "--count", "1", "--trials", "3", "--seed", "1")
     assert figures["rounds in which all ran at once"] == 1
+
+
+@pytest.mark.slow
+def test_the_batched_dynamics_agree_with_tinygrad(tmp_path):
+    figures = prove("dynamics", tmp_path / "out.json", "--steps", "200")
+    assert all(figures[f"{target}: steps"] >= 200 for target in ("CPU", "CL", "CUDA"))
