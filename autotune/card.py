@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from autotune.corpus import split_of
-from autotune.kernel import Kernel
 from autotune.records import Records, Trial
 from sims.metrics import noise_ceiling
 
