@@ -30,7 +30,7 @@ def sample_episodes(
     done = np.zeros(n, dtype=bool)
     hidden, reset = agent.initial_hidden(n), np.ones(n, np.float32)
     for _ in range(MAX_STEPS + 1):
-        rows = [_look(p[-1], seen) for p in paths]
+        rows = [look(p[-1], seen) for p in paths]
         observation = Observation(*(np.stack([r[i] for r in rows]) for i in range(3)))
         log_probs, _, hidden = agent.evaluate(observation, hidden, reset)
         noise = rng.gumbel(size=log_probs.shape) * temperature
@@ -45,7 +45,7 @@ def sample_episodes(
     return paths
 
 
-def _look(state: State, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def look(state: State, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     key = (state.kernel.key, state.schedule)
     if key not in seen:
         mask = legal_mask(state)

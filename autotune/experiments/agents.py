@@ -100,9 +100,14 @@ def run_all(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _end_with_parent() -> None:
     """In a worker: end at once when the run is killed, rather than at the end of a job of minutes."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def scores_of(rows: Sequence[dict[str, Any]], agent: str, kind: str) -> np.ndarray:

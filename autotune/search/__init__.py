@@ -11,6 +11,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
 from autotune.search.beam import BeamSearch
+from autotune.search.planner import PlannerSearch
 from autotune.search.policy import MixedSearch, PolicySearch
 from autotune.search.random import RandomSearch
 from autotune.search.tree import TreeSearch
@@ -35,13 +36,14 @@ def _guided(search: type[PolicySearch]) -> Factory:
 
 STRATEGIES: dict[str, Factory] = {
     "mixed": _guided(MixedSearch),
+    "planner": _guided(PlannerSearch),
     "policy": _guided(PolicySearch),
     "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
     "ucb": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed),
     "beam": lambda kernel, renderer, seed, guide: BeamSearch(kernel, renderer, seed),
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
-NEEDS_GUIDE = {"mixed", "policy"}
+NEEDS_GUIDE = {"mixed", "planner", "policy"}
 DEFAULT = "mixed"
 
 

@@ -1,0 +1,73 @@
+"""Planning on the exact dynamics with the cost that the shipped simulator has learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import kernel_of
+from tinygrad import Tensor
+
+from autotune import corpus
+from autotune.compiler import renderer_of
+from autotune.guide import SHIPPED, Guide
+from autotune.records import Trial
+from autotune.search.planner import PlannerSearch
+from autotune.space import ACTIONS, STOP_INDEX, legal_mask, state_after
+
+CPU = renderer_of("CPU")
+LARGE = next(k for k in corpus.load("held_out") if k.family == "residual")
+KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+SIMULATIONS = 2
+
+
+@pytest.fixture(scope="module")
+def guide():
+    return Guide.load(SHIPPED / "guide-cpu")
+
+
+def planner(guide: Guide, seed: int = 0, simulations: int = SIMULATIONS) -> PlannerSearch:
+    return PlannerSearch(KERNEL, CPU, seed, guide, simulations)
+
+
+def test_what_it_looks_at_is_legal_and_what_it_asks_for_is_new(guide):
+    search, asked = planner(guide), []
+    for round in range(3):
+        new = search.ask(4)
+        assert len(new) == len(set(new)) == 4 and not set(new) & {(), *asked}
+        search.tell([Trial(KERNEL.key, s, "ok", (1.0 + round,)) for s in new])
+        asked += new
+    for schedule, state in search.pool.items():
+        assert state.schedule == schedule and state.axes == state_after(KERNEL, schedule, CPU).axes
+
+
+def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
+    search = planner(guide)
+    n = search.rows
+    root = search._look([search.root] * n, guide.agent.initial_hidden(n), np.ones(n, np.float32))
+    believed = search.guide.members([search.root])[:, 0]
+    assert [node.log_time for node in root.embedding] == [pytest.approx(believed[i % len(believed)]) for i in range(n)]
+    assert (root.value >= 0).all() and (root.mask == legal_mask(search.root)).all()
+    action = int(np.flatnonzero(legal_mask(search.root))[0])
+    once = search._follow(root.embedding, np.array([action, STOP_INDEX] * (n // 2)))
+    again = search._follow(once.embedding, np.full(n, STOP_INDEX))
+    assert (once.reward[1::2] == 0).all() and (once.discount[1::2] == 0).all() and (once.discount[::2] == 1).all()
+    assert (again.reward == 0).all() and (again.discount == 0).all()
+    assert [e.state.schedule for e in once.embedding][:2] == [(ACTIONS[action],), ()]
+    times = guide.members([e.state for e in once.embedding])
+    for i in range(0, n, 2):
+        member = i % len(times)
+        assert root.embedding[i].log_time - once.reward[i] == pytest.approx(times[member, i], abs=1e-5)
+
+
+def test_search_improves_on_a_policy_that_knows_nothing(guide):
+    """Mean log2 time believed of all that was looked at. The control: episodes of the same untrained policy, as many."""
+    blind = Guide(guide.state_dim, guide.summary_dim, guide.agent.config, guide.simulator.config, 1)
+    blind.simulator = guide.simulator
+    search = PlannerSearch(LARGE, CPU, 0, blind, 4)
+    search._plan([search.root])
+    drawn = [s for _ in range(4) for path in search.episodes([search.root], 1.0) for s in path]
+    planned, control = (float(guide.predict(list(states))[0].mean()) for states in (search.pool.values(), drawn))
+    print(
+        f"planner with a policy that knows nothing: bar below {control - 0.2:.2f}, {planned:.2f}, control {control:.2f} (no search)"
+    )
+    assert planned < control - 0.2
