@@ -17,7 +17,7 @@ RUNGS ?= benchmarks/agents-rungs-$(1).xml
 PROOFS := redteam dynamics fuzz killed cold concurrently protocol malformed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train infer test learn bench-agents prove lint bench clean
+.PHONY: help setup train infer test learn bench-agents bench-sims prove lint bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -31,7 +31,7 @@ infer: $(READY)  ## tune ResNet-18 with the newest policy and run it
 	$(BIN)/python examples/resnet.py --infer
 
 test: $(READY)  ## all tests but the long ones
-	$(BIN)/python -m pytest -m "not learn and not slow and not bench"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not learn and not slow and not bench"
 
 learn: $(READY)  ## the tests that train an agent to a bar, each beside a broken one, and the slow ones
 	$(BIN)/python -m pytest -m "learn or slow" --junitxml $(call RUNGS,learn)
@@ -40,6 +40,9 @@ bench-agents: $(READY)  ## the agents' benchmarks: CartPole, their speed, all of
 	$(BIN)/python -m pytest -n 2 -m "bench" --junitxml $(call RUNGS,bench)
 	$(BIN)/python tools/bench_agents.py --json benchmarks/agents-speed.json
 	$(BIN)/python -m autotune.experiments.agents
+
+bench-sims: $(READY)  ## every simulator on kernels that it never saw, beside nearest neighbour, roofline and boosting (an hour)
+	$(BIN)/python tools/bench_sims.py --seeds 0 1 2 3 4 --json benchmarks/sims-$$(echo $(DEV) | tr A-Z a-z).json
 
 prove: $(READY)  ## attack the measuring and the records at full size, every proof of tests/proofs (hours)
 	@missed=; for name in $(PROOFS); do echo "**** $$name ****"; \

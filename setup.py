@@ -35,7 +35,9 @@ setup(
             "import-linter==2.16",
             "mypy==2.4.1",
             "pytest==9.2.0",
+            "pytest-xdist==3.8.0",
             "ruff==0.17.5",
+            "scikit-learn>=1.5",  # a control in tools/bench_sims.py
         ],
         "plots": ["matplotlib>=3.8"],
     },

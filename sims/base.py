@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:  # paths.py is built on this file
+    from sims.paths import Paths
 
 PRIOR_FREEDOM = 4  # as if five more members had shown the typical variance
 
@@ -35,6 +38,64 @@ class Simulator(Protocol):
     def predict(self, features: np.ndarray, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean [N] and spread [N], float32, of relative log2 time."""
         ...
+
+
+class Prediction(NamedTuple):
+    """What a path simulator says of every prefix [N, L + 1] float32, log2 seconds; NaN beyond the end of a path."""
+
+    relative: np.ndarray  # comparable within one kernel only
+    absolute: np.ndarray
+    spread: np.ndarray  # standard deviation of `relative`
+    reachable: np.ndarray  # the best time that a schedule with this prefix may reach, on the scale of `relative`
+
+
+class PathSimulator(Protocol):
+    """The contract of every simulator of paths. It predicts every prefix of a schedule; and it can go on without the
+    compiler, from the embedding of one prefix to that of the next.
+    """
+
+    def fit(
+        self, paths: Paths, *, steps: int | None = None, deadline: Callable[[], bool] | None = None
+    ) -> dict[str, float]:
+        """Learn from the measured prefixes; returns training metrics."""
+        ...
+
+    def predict(self, paths: Paths) -> Prediction:
+        """Every prefix, from its true summary; `log_time` is not looked at."""
+        ...
+
+    def embed(self, paths: Paths) -> np.ndarray:
+        """[N, E] float32: where each path ends. `embed(paths.cut(0))` embeds the un-optimized kernels."""
+        ...
+
+    def advance(self, embedding: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """The embedding [N, E] after one more action [N, F]."""
+        ...
+
+    def judge(self, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(relative, reachable, spread), each [N], as in `Prediction`, of embeddings [N, E]."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was learned, as named arrays."""
+        ...
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `state()` gave. A SimulatorError (a name, a shape, a NaN) changes nothing."""
+        ...
+
+
+def check_state(state: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Copies of the arrays, or a SimulatorError: other names or shapes than `shapes`, or numbers that are none."""
+    if set(state) != set(shapes):
+        raise SimulatorError(f"state has the wrong names: {sorted(set(state) ^ set(shapes))} missing or too many")
+    arrays = {name: np.array(state[name]) for name in shapes}
+    for name, array in arrays.items():
+        if array.shape != shapes[name]:
+            raise SimulatorError(f"state '{name}' has shape {list(array.shape)}, need {list(shapes[name])}")
+        if not np.isfinite(array).all():
+            raise SimulatorError(f"state '{name}' holds NaN or infinity")
+    return arrays
 
 
 def check_features(features: np.ndarray, width: int) -> np.ndarray:
@@ -66,6 +127,7 @@ class TrainingRows:
     target: np.ndarray  # [N] float32: log2 seconds minus the median of the row's kernel
     kernel: np.ndarray  # [N] int64: 0..K-1, ascending
     start: np.ndarray  # [K + 1] int64: kernel k owns rows start[k]:start[k + 1]
+    index: np.ndarray  # [N] int64: which of the rows given each of these is
     dropped: int  # rows left out: failed trials (time not finite), and kernels with a single usable row
 
     @property
@@ -77,9 +139,11 @@ class TrainingRows:
         return np.diff(self.start)
 
     @staticmethod
-    def build(features: np.ndarray, log_time: np.ndarray, group: np.ndarray, width: int) -> TrainingRows:
+    def build(
+        features: np.ndarray, log_time: np.ndarray, group: np.ndarray, width: int, least: int = 2
+    ) -> TrainingRows:
         """Check, drop failed trials and lone rows, sort, centre each kernel on its median (a straggler does
-        not move it). Arguments as in `Simulator.fit`."""
+        not move it). Arguments as in `Simulator.fit`; `least` kernels must be left."""
         x, y, g = check_features(features, width), np.asarray(log_time, dtype=np.float64), np.asarray(group)
         if y.shape != (len(x),) or g.shape != (len(x),):
             raise SimulatorError(
@@ -93,8 +157,9 @@ class TrainingRows:
             raise SimulatorError(f"all {len(x)} rows are failed trials: there is no time to learn from")
         members = [usable[rows] for rows in per_group(g[usable])]
         members = [rows[np.argsort(y[rows], kind="stable")] for rows in members if len(rows) > 1]
-        if len(members) < 2:
-            raise SimulatorError(f"kernels with two or more timed rows: {len(members)}, but two are needed")
+        if len(members) < least:
+            needed = "two are" if least == 2 else "one is"
+            raise SimulatorError(f"kernels with two or more timed rows: {len(members)}, but {needed} needed")
         order, sizes = np.concatenate(members), [len(rows) for rows in members]
         target = np.concatenate([y[rows] - np.median(y[rows]) for rows in members])
         return TrainingRows(
@@ -102,6 +167,7 @@ class TrainingRows:
             target.astype(np.float32),
             np.repeat(np.arange(len(members)), sizes),
             np.concatenate([[0], np.cumsum(sizes)]),
+            order,
             len(x) - len(order),
         )
 

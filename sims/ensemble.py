@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from statistics import NormalDist
 
 import numpy as np
 from tinygrad import Context, Tensor
 
 from agents.jitcache import CachedJit, cached_jit
 from sims import mlp
-from sims.base import Scaling, SimulatorError, Spread, TrainingRows, centre, check_features
-from sims.metrics import pairwise_accuracy
+from sims.base import Scaling, SimulatorError, Spread, TrainingRows, centre, check_features, check_state
+from sims.calibration import calibrate
 from sims.sampling import BatchSampler, bootstrap
 
 CHUNK = 256  # rows of one prediction: any N is served by one captured JIT
@@ -136,7 +135,7 @@ class Ensemble:
         )
         batches = sampler.batches(rng, self._prepared(rows.features))
         losses = self._descend(params, islice(batches, total), total, deadline)
-        out_of_bag = self._calibrate(rows, counts)
+        self._spread, out_of_bag = calibrate(self.predict_members(rows.features), rows, counts, self.config.level)
         last = losses[-max(1, len(losses) // 10) :].mean(axis=0)
         return {
             "steps": float(len(losses)),
@@ -195,14 +194,7 @@ class Ensemble:
         """
         shapes = {f"p{i}": p.shape for i, p in enumerate(self._initial_shapes())}
         shapes |= {"mean": (self.input_dim,), "inverse": (self.input_dim,), "spread": (2,)}
-        if set(state) != set(shapes):
-            raise SimulatorError(f"state has the wrong names: {sorted(set(state) ^ set(shapes))} missing or too many")
-        arrays = {name: np.array(state[name]) for name in shapes}
-        for name, array in arrays.items():
-            if array.shape != shapes[name]:
-                raise SimulatorError(f"state '{name}' has shape {list(array.shape)}, need {list(shapes[name])}")
-            if not np.isfinite(array).all():
-                raise SimulatorError(f"state '{name}' holds NaN or infinity")
+        arrays = check_state(state, shapes)
         self._scaling = Scaling(
             arrays["mean"].astype(np.float32), arrays["inverse"].astype(np.float32), self.config.clip
         )
@@ -247,25 +239,3 @@ class Ensemble:
         if not np.isfinite(losses[-1]).all():
             raise SimulatorError(f"training diverged: losses {losses[-1].tolist()} at step {len(losses)}")
         return np.array(losses)
-
-    def _calibrate(self, rows: TrainingRows, counts: np.ndarray) -> float:
-        """Set the spread's scale on kernels that at least two members never saw; returns their pairwise
-        accuracy.
-
-        scale = quantile_level(|error| / std) / z: then `level` of these rows lie within mean +- z * std.
-        """
-        members = centre(self.predict_members(rows.features), rows.kernel)
-        unseen = (counts == 0)[:, rows.kernel]  # [M, N]
-        usable = unseen.sum(axis=0) >= 2
-        self._spread = Spread()
-        if not usable.any():
-            return float("nan")
-        masked = np.ma.masked_array(members, ~unseen)[:, usable]
-        mean, variance = masked.mean(axis=0).filled(0.0), masked.var(axis=0, ddof=1).filled(0.0)
-        truth, kernel = centre(rows.target, rows.kernel)[usable], rows.kernel[usable]
-        typical = Spread(typical=float(variance.mean()))
-        std = typical(variance, unseen.sum(axis=0)[usable])
-        ratio = np.quantile(np.abs(truth - mean) / np.maximum(std, 1e-6), self.config.level)
-        scale = float(ratio / NormalDist().inv_cdf(0.5 + self.config.level / 2))
-        self._spread = Spread(scale, typical.typical)
-        return pairwise_accuracy(mean, truth, kernel)

@@ -9,12 +9,16 @@ cannot be scored (one row, all times alike) is left out; when none can be scored
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sims.base import SimulatorError, per_group
+from sims.base import PathSimulator, SimulatorError, per_group
+
+if TYPE_CHECKING:
+    from sims.paths import Paths
 
 
 def pairwise_accuracy(predicted: np.ndarray, measured: np.ndarray, group: np.ndarray, gap: float = 0.10) -> float:
@@ -94,6 +98,36 @@ def winners_optimism(predicted: np.ndarray, measured: np.ndarray, group: np.ndar
         return float(math.log(2) * ((y[winner] - y.mean()) - (p[winner] - p.mean()))) if len(p) > 1 else math.nan
 
     return _macro(score, predicted, measured, group)
+
+
+def mape(absolute: np.ndarray, measured: np.ndarray, group: np.ndarray) -> float:
+    """Mean of |predicted / measured - 1| in seconds. The one score for which a kernel's level counts; `absolute` [N] are
+    log2 seconds.
+    """
+    return _macro(lambda p, y: float(np.abs(2.0 ** (p - y) - 1.0).mean()), absolute, measured, group)
+
+
+def roll_out_loss(simulator: PathSimulator, paths: Paths, depths: Sequence[int] = range(1, 9)) -> dict[int, float]:
+    """For each depth d, how much Spearman is lost where the last d actions of a schedule are imagined: the score of
+    predictions from the true last state, less that of predictions rolled out from the state d actions before.
+
+    Of measured schedules with d actions or more; NaN where no kernel has two of them.
+    """
+    timed = paths.take(np.isfinite(paths.log_time[np.arange(len(paths)), paths.length]))
+    losses: dict[int, float] = {}
+    for depth in depths:
+        deep = timed.take(timed.length >= depth)
+        if not len(deep):
+            losses[depth] = math.nan
+            continue
+        rows, start = np.arange(len(deep)), deep.length - depth
+        measured = deep.log_time[rows, deep.length]
+        embedding = simulator.embed(deep.cut(start))
+        for step in range(depth):
+            embedding = simulator.advance(embedding, deep.actions[rows, start + step])
+        exact, latent = simulator.judge(simulator.embed(deep))[0], simulator.judge(embedding)[0]
+        losses[depth] = spearman(exact, measured, deep.kernel) - spearman(latent, measured, deep.kernel)
+    return losses
 
 
 def noise_ceiling(sigma_true: float, sigma_noise: float) -> float:

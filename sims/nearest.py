@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sims.base import Scaling, SimulatorError, TrainingRows, centre, check_features
+from sims.base import Scaling, SimulatorError, TrainingRows, centre, check_features, check_state
 
 _CHUNK = 256  # queries compared at a time: bounds memory at CHUNK * N distances
 
@@ -67,3 +67,17 @@ class NearestNeighbour:
             near = target[np.argpartition(distance, count - 1, axis=1)[:, :count]]
             mean[at : at + _CHUNK], std[at : at + _CHUNK] = near.mean(axis=1), near.std(axis=1)
         return (mean if group is None else centre(mean, group).astype(np.float32)), std
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The rows, and how they were scaled."""
+        if self._rows is None:
+            raise SimulatorError("state before fit: the simulator has learned nothing yet")
+        scaling, known, target = self._rows
+        return {"mean": scaling.mean, "inverse": scaling.inverse, "known": known.copy(), "target": target.copy()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `state()` gave, or raise a SimulatorError and change nothing."""
+        N, D = len(state.get("target", ())), self.input_dim
+        arrays = check_state(state, {"mean": (D,), "inverse": (D,), "known": (N, D), "target": (N,)})
+        scaling = Scaling(arrays["mean"], arrays["inverse"], self.config.clip)
+        self._rows = scaling, arrays["known"], arrays["target"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sims import SimulatorError, metrics
+from sims.paths import Paths
 
 ONE = np.zeros(4, int)
 TIMES = np.log2([1.0, 1.05, 2.0, 4.0])  # five pairs are more than 10 % apart: all but the first
@@ -90,6 +91,40 @@ def test_winners_optimism_by_hand() -> None:
     # the winner is row 0: predicted 2 below the mean, measured exactly at it; two doublings too good
     assert metrics.winners_optimism(p, y, np.zeros(3, int)) == pytest.approx(2 * math.log(2))
     assert metrics.winners_optimism(y, y, np.zeros(3, int)) == pytest.approx(0.0)
+
+
+def test_mape_by_hand() -> None:
+    y, p = np.log2([1.0, 2.0, 4.0]), np.log2([2.0, 2.0, 3.0])
+    assert metrics.mape(p, y, np.array([0, 0, 1])) == pytest.approx(((1 + 0) / 2 + 1 / 4) / 2)
+    assert metrics.mape(y, y, np.array([0, 0, 1])) == 0.0
+
+
+class Forgetful:
+    """Knows the truth while it sees the state, and nothing after `memory` imagined actions. E = (time, imagined)."""
+
+    def __init__(self, memory: int):
+        self.memory = memory
+
+    def embed(self, paths: Paths) -> np.ndarray:
+        return np.stack([paths.ends[:, 0], np.zeros(len(paths))], axis=1)
+
+    def advance(self, embedding: np.ndarray, action: np.ndarray) -> np.ndarray:
+        return embedding + np.stack([action[:, 0], np.ones(len(action))], axis=1)
+
+    def judge(self, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        time = np.where(embedding[:, 1] > self.memory, 0.0, embedding[:, 0])
+        return time, time, time
+
+
+def test_roll_out_loss_by_hand() -> None:
+    """State = time = sum of the actions: what remembers two actions loses nothing up to depth 2, and all beyond."""
+    actions = np.random.default_rng(0).standard_normal((12, 4, 1))
+    states = np.concatenate([np.zeros((12, 1, 1)), np.cumsum(actions, axis=1)], axis=1)
+    length = np.tile([1, 3, 4, 4], 3)
+    log_time = np.where(np.arange(5) == length[:, None], states[..., 0], np.nan)
+    paths = Paths(np.zeros((2, 1, 1)), np.ones((2, 1)), np.repeat([0, 1], 6), actions, states, length, log_time)
+    loss = metrics.roll_out_loss(Forgetful(2), paths, range(1, 6))  # type: ignore[arg-type]
+    assert [loss[d] for d in (1, 2, 3, 4)] == pytest.approx([0, 0, 1, 1]) and math.isnan(loss[5])
 
 
 def test_noise_ceiling_by_hand_and_by_simulation() -> None:

@@ -1,0 +1,201 @@
+"""Ridge, the linear simulator, and simulators of single summaries as simulators of paths."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sims import Ensemble, EnsembleConfig, NearestNeighbour, SimulatorError, metrics
+from sims.flat import Flat, StateSimulator, transitions
+from sims.linear import Linear, LinearConfig
+from sims.ridge import Dynamics, ridge
+from sims.toys import OPS, STATE, PathWorld, make_paths
+
+EXACT = LinearConfig(size=STATE, products=0, anchor=0.0)  # levels are random here: they must not pull
+
+
+@pytest.fixture(scope="module")
+def world() -> PathWorld:
+    return make_paths(kernels=30, rows=12, seed=1, noise=0.0)
+
+
+@pytest.fixture(scope="module")
+def unseen() -> PathWorld:
+    return make_paths(kernels=10, rows=12, seed=2, noise=0.0)
+
+
+def fitted(world: PathWorld, config: LinearConfig = EXACT) -> Linear:
+    linear = Linear(world.paths.widths, config)
+    linear.fit(world.paths)
+    return linear
+
+
+def test_ridge_finds_the_weights_and_shrinks_those_of_noise() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((200, 5)), np.array([[1.0], [-2.0], [0.0], [3.0], [0.5]])
+    found, error = ridge(x, x @ w, np.arange(200) % 10)
+    np.testing.assert_allclose(found, w, atol=1e-6)
+    assert error < 1e-10
+    noise, error = ridge(x, rng.standard_normal((200, 1)), np.arange(200) % 10)
+    assert np.abs(noise).max() < 0.1 and error == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_penalty_is_chosen_on_groups_left_out() -> None:
+    """Numbers that only tell groups apart seem to explain their levels: to rows left out, not to groups left out."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(20), 10)
+    own, y = rng.standard_normal((20, 15))[group], rng.standard_normal(20)[group][:, None]
+    by_group, by_row = ridge(own, y, group)[0], ridge(own, y, np.arange(200))[0]
+    assert np.abs(by_row).max() > 3 * np.abs(by_group).max()
+
+
+def test_a_linear_world_is_recovered_exactly(world: PathWorld, unseen: PathWorld) -> None:
+    linear, paths = fitted(world), unseen.paths
+    found = linear.predict(paths).relative
+    for kernel in range(10):
+        mine = (paths.kernel == kernel)[:, None] & paths.reached
+        error = found[mine] - unseen.truth[mine]
+        assert np.ptp(error) < 1e-3, kernel
+
+
+def test_the_next_embedding_is_exact_in_a_linear_world(world: PathWorld, unseen: PathWorld) -> None:
+    linear, paths = fitted(world), unseen.paths
+    z = linear.embed(paths.cut(0))
+    for t in range(paths.widths.steps):
+        z = linear.advance(z, paths.actions[:, t])  # beyond the end: zeros, which change nothing
+    np.testing.assert_allclose(z, linear.embed(paths), atol=2e-3)
+    assert max(abs(v) for v in metrics.roll_out_loss(linear, paths, range(1, 5)).values()) < 0.01
+
+
+def test_products_tell_what_a_line_cannot() -> None:
+    rng = np.random.default_rng(0)
+    z, a = rng.standard_normal((400, 3)), rng.standard_normal((400, 2))
+    after = z + (z[:, :1] * a[:, 1:])  # bilinear
+    with_products = Dynamics.fit(z, a, after, np.arange(400), p=3, q=2)
+    without = Dynamics.fit(z, a, after, np.arange(400), p=0, q=0)
+    assert np.abs(with_products(z, a) - after).max() < 1e-4 < 0.5 < np.abs(without(z, a) - after).max()
+
+
+def test_no_action_changes_nothing_whatever_was_learned() -> None:
+    rng = np.random.default_rng(0)
+    z, a = rng.standard_normal((50, 3)).astype(np.float32), rng.standard_normal((50, 2))
+    dynamics = Dynamics.fit(z, a, z + 1.0, np.arange(50), p=1, q=1)
+    np.testing.assert_array_equal(dynamics(z, np.zeros((50, 2))), z)
+    np.testing.assert_allclose(dynamics(z, a), z + 1.0, atol=1e-3)
+
+
+def test_null_actions_are_learned(world: PathWorld) -> None:
+    linear = fitted(world)
+    row, step = transitions(world.paths)
+    null = world.paths.actions[row, step, 0] == 1
+    paths = world.paths.take(row[null]).cut(step[null])
+    z = linear.embed(paths)
+    moved = linear.judge(linear.advance(z, np.eye(7, dtype=np.float32)[np.zeros(len(z), int)]))[0]
+    assert np.abs(moved - linear.judge(z)[0]).max() < 1e-3
+    other = np.eye(7, dtype=np.float32)[np.full(len(z), 1)] + np.eye(7, dtype=np.float32)[np.full(len(z), OPS)]
+    assert np.abs(linear.judge(linear.advance(z, other))[0] - linear.judge(z)[0]).max() > 0.1
+
+
+def test_reach_never_lies_above_the_time_and_finds_what_is_below() -> None:
+    world = make_paths(kernels=40, rows=30, seed=3)
+    prediction = fitted(world).predict(world.paths)
+    inside = world.paths.reached
+    assert (prediction.reachable[inside] <= prediction.relative[inside]).all()
+    assert np.isnan(prediction.reachable[~inside]).all()
+
+
+def test_absolute_time_needs_the_level() -> None:
+    """Offsets told by the root's first number: then the level of an unseen kernel is known."""
+    world, unseen = (make_paths(kernels=40, rows=10, seed=s, noise=0.0) for s in (1, 2))
+    for w in (world, unseen):
+        own = w.truth[:, :1] - 8.0 * w.paths.states[:, :1, 0]  # root time becomes 8 * first number
+        w.paths.log_time[:] -= own
+        w.truth[:] -= own
+    ends = np.arange(len(unseen.paths)), unseen.paths.length
+    found = fitted(world).predict(unseen.paths).absolute[ends]
+    assert metrics.mape(found, unseen.truth[ends], unseen.paths.kernel) < 1.0
+    shifted = metrics.mape(found + 3.0, unseen.truth[ends], unseen.paths.kernel)
+    assert shifted > 3.0
+
+
+SIMULATORS = {
+    "linear": lambda w: Linear(w, LinearConfig(size=5, products=2)),
+    "nearest": lambda w: Flat(w, NearestNeighbour(w.state)),
+    "ensemble": lambda w: Flat(w, Ensemble(w.state, EnsembleConfig(hidden=32, members=2, steps=3, batch=64))),
+}
+
+
+@pytest.fixture(scope="module", params=SIMULATORS)
+def pair(request, world: PathWorld) -> tuple[StateSimulator, StateSimulator]:
+    """A fitted simulator, and a fresh one of its kind."""
+    make = SIMULATORS[request.param]
+    simulator = make(world.paths.widths)
+    simulator.fit(world.paths)
+    return simulator, make(world.paths.widths)
+
+
+def test_state_round_trip(pair, unseen: PathWorld) -> None:
+    simulator, fresh = pair
+    fresh.load_state(simulator.state())
+    for ours, theirs in zip(fresh.predict(unseen.paths), simulator.predict(unseen.paths), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    z, a = simulator.embed(unseen.paths.cut(1)), unseen.paths.actions[:, 1]
+    np.testing.assert_array_equal(fresh.advance(z, a), simulator.advance(z, a))
+
+
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda s: s.pop("level.weights"), "wrong names"),
+        (lambda s: s.update(extra=np.zeros(1)), "wrong names"),
+        (lambda s: s.update({"reach.mean": np.zeros(99)}), "'reach.mean' has shape"),
+        (lambda s: s.update({"dynamics.weights": s["dynamics.weights"] * np.nan}), "'dynamics.weights' holds NaN"),
+    ],
+)
+def test_a_wrong_state_is_refused_and_changes_nothing(pair, unseen: PathWorld, harm, message) -> None:
+    simulator = pair[0]
+    state, before = simulator.state(), simulator.predict(unseen.paths)
+    harm(state)
+    with pytest.raises(SimulatorError, match=message):
+        simulator.load_state(state)
+    for ours, theirs in zip(before, simulator.predict(unseen.paths), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_judging_the_embedding_is_predicting_the_end(pair, unseen: PathWorld) -> None:
+    simulator, paths = pair[0], unseen.paths
+    prediction, ends = simulator.predict(paths), (np.arange(len(paths)), paths.length)
+    relative, reachable, spread = simulator.judge(simulator.embed(paths))
+    for ours, theirs in (
+        (relative, prediction.relative),
+        (reachable, prediction.reachable),
+        (spread, prediction.spread),
+    ):
+        np.testing.assert_allclose(ours, theirs[ends], atol=1e-5)
+
+
+def test_rows_are_predicted_one_by_one_and_padding_is_not_looked_at(pair, unseen: PathWorld) -> None:
+    simulator, paths = pair[0], unseen.paths
+    order = np.random.default_rng(0).permutation(len(paths))
+    whole = simulator.predict(paths)
+    for ours, theirs in zip(simulator.predict(paths.take(order)), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs[order], atol=1e-5)
+    bent = replace(paths, states=paths.states + 5.0 * ~paths.reached[..., None])
+    for ours, theirs in zip(simulator.predict(bent), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_errors_of_use(world: PathWorld) -> None:
+    fresh = Linear(world.paths.widths)
+    for call in (lambda: fresh.predict(world.paths), fresh.state, lambda: fresh.embed(world.paths)):
+        with pytest.raises(SimulatorError, match="before fit"):
+            call()
+    with pytest.raises(SimulatorError, match="other widths"):
+        Linear(world.paths.widths._replace(state=9)).fit(world.paths)
+    with pytest.raises(SimulatorError, match="products <= size"):
+        LinearConfig(size=4, products=5)
+    none = world.paths.take(np.zeros(0, int))
+    linear = fitted(world)
+    assert len(linear.advance(linear.embed(none), none.actions[:, 0])) == len(linear.predict(none).relative) == 0
+    with pytest.raises(SimulatorError, match="NaN"):
+        fitted(world).judge(np.full((2, STATE), np.nan))
