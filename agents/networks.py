@@ -191,6 +191,8 @@ class LSTMPolicy:
         """score_a = v . tanh(W_a a + W_c h + b): additive attention (Bahdanau et al. 2015). h [T*B, H],
         actions [T, B, A, F] -> [T, B, A]."""
         T, B, A, F = actions.shape
+        # tinygrad's gradient of W_a would be one kernel that computes all tanhs again for each of F rows, ten times as slow
+        # as the whole update: what flows back is realized before, first by rows of [T*B], then summed over them
         weight = p["pointer.action"].expand(T * B, F, POINTER).contiguous_backward()
         keys = actions.reshape(T * B, A, F) @ weight  # [T*B, A, POINTER]
         query = (h @ p["pointer.context"] + p["pointer.bias"]).reshape(T * B, 1, POINTER)

@@ -61,6 +61,7 @@ def test_the_way_back_from_a_known_clean_value_ends_there() -> None:
         assert x == pytest.approx(np.sqrt(alpha[s]) * c + np.sqrt(1 - alpha[s]) * e if s else c, abs=1e-5)
 
 
+@pytest.mark.learn
 def test_mean_and_spread_of_a_known_gaussian_are_recovered() -> None:
     """A noisy TV: where the time is random the spread is large, and it spoils nothing elsewhere."""
     paths = noisy_world()

@@ -57,6 +57,7 @@ def shuffled(paths: Paths) -> Paths:
     return replace(paths, context=paths.context[np.random.default_rng(3).permutation(len(paths.context))])
 
 
+@pytest.mark.learn
 def test_reads_the_context_and_beats_the_control_without(fitted, world: PathWorld, unseen: PathWorld) -> None:
     control = fresh(world)
     control.fit(shuffled(world.paths), steps=150)
@@ -145,6 +146,7 @@ def test_reach_lies_below_the_time_and_tells_good_beginnings(fitted, unseen: Pat
     assert score > 0.4
 
 
+@pytest.mark.learn
 def test_noisy_kernels_spoil_no_other(world: PathWorld, unseen: PathWorld) -> None:
     rng = np.random.default_rng(5)
     noisy = world.paths.kernel < 4  # times that are random by factors: a noisy TV
@@ -158,6 +160,7 @@ def test_noisy_kernels_spoil_no_other(world: PathWorld, unseen: PathWorld) -> No
     assert score > BAR
 
 
+@pytest.mark.learn
 def test_finetuning_takes_in_a_new_device(fitted, world: PathWorld) -> None:
     """A device on which everything costs the opposite: few trials of few kernels turn the order round."""
     new = make_paths(kernels=16, rows=12, seed=7, context_matters=True)
