@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -52,11 +53,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def heed_interrupts() -> None:
+    """A suite in the background of a shell ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path, *command: str | Path, **env: str) -> subprocess.Popen[str]:
     """Like a shell with an empty cache directory and the project on its path; a process group of its own."""
     own = {"DEV": "CPU", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), **env}
     return subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env={**os.environ, **own}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            preexec_fn=heed_interrupts)  # fmt: skip
 
 
 def run(folder: Path, *command: str | Path, **env: str) -> tuple[int, str, str]:

@@ -168,7 +168,7 @@ def test_ctrl_c_while_tuning_keeps_every_finished_trial(folder):
             time.sleep(0.05)
         seen = count(records)
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=180)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("autotune: interrupted; every finished trial is on record")
     assert 0 < seen <= count(records) < 500
