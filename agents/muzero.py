@@ -318,7 +318,7 @@ class MuZero(NetworkAgent):
         b, net = Batch(*batch), policy
         assert isinstance(net, MuZeroNet)
         K, B, D = b.state[1:].shape
-        seen = net.represent(b.state[1:].reshape(K * B, D)).reshape(K, B, -1).detach()
+        seen = net.represent(b.state[1:].reshape(K * B, D)).reshape(K, B, -1)
         return muzero_loss(net.unroll(b.state[0], b.action, b.actions), seen, b, self.config)
 
     # *** resuming ***

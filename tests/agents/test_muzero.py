@@ -266,6 +266,14 @@ def test_the_model_equals_that_of_numpy(agent_of, make):
             assert np.array_equal(found.mask[row], legal > 0 if (legal > 0).any() else legal == legal.max())
 
 
+def test_where_nothing_seems_legal_the_likeliest_action_is(agent_of, make):
+    agent = agent_of(16)
+    arrays = agent.policy.unflatten(theta(agent)) | {"legal.bias": np.array([-20, -9, -20, -20])}
+    agent.policy.theta = Tensor(agent.policy.flatten(arrays)).realize()
+    out = agent.recurrent(agent.initial(make.env().reset(16)).embedding, np.array([0, 3]))
+    assert out.mask.tolist() == [[False, True, False, False]] * 2
+
+
 def test_it_acts_by_a_search_of_that_model_and_never_illegally(agent_of, make):
     agent, env = agent_of(6), make.env()
     lively(agent, 6)
