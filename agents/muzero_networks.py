@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
-from agents.networks import LSTMPolicy, orthogonal
+from agents.networks import LSTMPolicy, orthogonal, tanh
 
 KEY = 16  # width of an action's key; keys are most of what the search carries along
 
@@ -74,7 +74,7 @@ class MuZeroNet(LSTMPolicy):
     def represent(self, state: Tensor) -> Tensor:
         """[N, D] -> [N, H]."""
         p = self.parameters
-        return self._linear(p, "encoder2", self._linear(p, "encoder1", state).tanh()).tanh()
+        return tanh(self._linear(p, "encoder2", tanh(self._linear(p, "encoder1", state))))
 
     def keys(self, state: Tensor, actions: Tensor | None) -> Tensor:
         """k_a = tanh(table_a + W row_a) [B, A, K]; state [B, D] says only how many rows, actions [B, A, F]."""
@@ -83,7 +83,7 @@ class MuZeroNet(LSTMPolicy):
         if actions is not None:
             B, A, F = actions.shape
             keys = keys + (actions.reshape(B * A, F) @ p["action.row"]).reshape(B, A, KEY)
-        return keys.tanh()
+        return tanh(keys)
 
     def dynamics(self, latent: Tensor, keys: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h = tanh(W [e, k_a]); e' = tanh(e + W h); r = w . h + w_a . e + b_a + q(e) . k_a: the next latent state [B, H],
@@ -92,12 +92,12 @@ class MuZeroNet(LSTMPolicy):
         p = self.parameters
         chosen = action.unsqueeze(1) == Tensor.arange(self.n_actions)  # [B, A]
         key = chosen.unsqueeze(2).where(keys, 0.0).sum(1)  # [B, K]
-        h = self._linear(p, "dynamics1", latent.cat(key, dim=1)).tanh().contiguous()
+        h = tanh(self._linear(p, "dynamics1", latent.cat(key, dim=1))).contiguous()
         outcome = self._linear(p, "outcome", h)
         worth = chosen.where(self._linear(p, "reward", latent), 0.0).sum(1) + ((latent @ p["reward.query"]) * key).sum(
             1
         )
-        return (latent + self._linear(p, "dynamics2", h)).tanh().contiguous(), outcome[:, 0] + worth, outcome[:, 1]
+        return tanh(latent + self._linear(p, "dynamics2", h)).contiguous(), outcome[:, 0] + worth, outcome[:, 1]
 
     def predict(self, latent: Tensor, keys: Tensor) -> Prediction:
         """logit_a = w_a . e + b_a + q(e) . k_a; latent [..., B, H], keys [B, A, K]."""

@@ -31,8 +31,8 @@ def orthogonal(rng: np.random.Generator, rows: int, columns: int, gain: float) -
 
 
 def tanh(x: Tensor) -> Tensor:
-    """tanh x. tinygrad's own has a NaN for a gradient below -44, where it multiplies 0 by an exponential that overflows;
-    beyond 10 it is 1 to float32's last digit."""
+    """tanh x. The gradient of tinygrad's own is 0 times an exponential that overflows below -44: NaN, unless its rewrites
+    happen to meet the product in a form that they simplify. Beyond 10 it is 1 to float32's last digit."""
     return x.clip(-10.0, 10.0).tanh()
 
 

@@ -49,10 +49,14 @@ class Card:
         lines.append("verdicts     " + ", ".join(f"{name} {n}" for name, n in self.verdicts.items())
                      + f"; without a time: {self.censored:.1%}")  # fmt: skip
         lines.append(f"binaries     {self.binaries} different ones")
-        lines.append(f"noise        {2**self.sigma_noise - 1:.1%} of a time ({self.repeated} pairs of one binary), times of a "
-                     f"kernel spread by {2**self.sigma_true:.2f}x: no simulator can order more than {self.ceiling:.1%} of "
-                     "pairs as measured")  # fmt: skip
+        lines.append(f"noise        {self._noise()}")
         return "\n".join(lines)
+
+    def _noise(self) -> str:
+        if math.isnan(self.ceiling):
+            return "unknown: no binary was measured twice"
+        return (f"{2**self.sigma_noise - 1:.1%} of a time ({self.repeated} pairs of one binary), times of a kernel spread by "
+                f"{2**self.sigma_true:.2f}x: no simulator can order more than {self.ceiling:.1%} of pairs as measured")  # fmt: skip
 
 
 def card_of(records: Records, fingerprint: str) -> Card:

@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from autotune.compiler import renderer_of
-from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Measurer, Runner, commit
 from autotune.records import Records, Trial
@@ -26,7 +25,7 @@ VISIT = 8  # trials of a kernel at a time: the preparation of a kernel costs as 
 
 
 def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device: str, count: int, seed: int,
-                   strategy: str = "random", guide: Guide | None = None, batch: int = 64) -> int:  # fmt: skip
+                   strategy: str = "random", batch: int = 64) -> int:  # fmt: skip
     """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new.
 
     A strategy hears of its trials after each `batch`.
@@ -34,13 +33,12 @@ def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device:
     history = records.history(kernel.key, measurer.fingerprint)
     if "hand_coded" not in history.baselines:
         commit(records, measurer, kernel, measurer.baselines(kernel))
-    search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)
+    if history.spent >= count:  # a run that resumes meets many of these
+        return 0
+    search = make_strategy(strategy, kernel, renderer_of(device), seed, None)
     search.tell(history.trials)
-    done, missing, new = (
-        functools.partial(_commit_one, records, measurer, kernel, strategy, seed),
-        count - history.spent,
-        0,
-    )
+    done = functools.partial(_commit_one, records, measurer, kernel, strategy, seed)
+    missing, new = count - history.spent, 0
     while new < missing and (asked := search.ask(min(batch, missing - new))):
         search.tell(measurer.measure(kernel, asked, None, done))
         new += len(asked)

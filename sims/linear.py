@@ -1,6 +1,6 @@
 """The linear simulator: summaries projected to a few numbers, and everything else ridge regression in closed form.
 
-Fits in well under a second. What it cannot say, a larger simulator must earn.
+Fits in about a second. What it cannot say, a larger simulator must earn.
 """
 
 from __future__ import annotations

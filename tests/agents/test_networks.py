@@ -89,7 +89,7 @@ def test_squashing_is_exact_and_keeps_a_gradient_at_any_number(name):
 
 @pytest.mark.parametrize("cell", [-60.0, 60.0])
 def test_a_cell_state_of_a_long_episode_leaves_the_gradient_finite(cell):
-    """Cells count up by at most 1 a step, so long episodes reach 60: there tinygrad's tanh has a NaN for a gradient."""
+    """Cells count up by at most 1 a step, so long episodes reach 60: there tinygrad's tanh gives a NaN for a gradient in here."""
     policy = LSTMPolicy(D, A, 0, H)
     state, mask, _, hidden, reset = inputs()
     hidden[:, H:], reset[:] = cell, 0
