@@ -34,7 +34,7 @@ test: $(READY)  ## all tests but the long ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not learn and not slow and not bench"
 
 learn: $(READY)  ## the tests that train an agent to a bar, each beside a broken one, and the slow ones
-	$(BIN)/python -m pytest -m "learn or slow" --junitxml $(call RUNGS,learn)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "learn or slow" --junitxml $(call RUNGS,learn)
 
 bench-agents: $(READY)  ## the agents' benchmarks: CartPole, their speed, all of them on recorded kernels (an hour)
 	$(BIN)/python -m pytest -n 2 -m "bench" --junitxml $(call RUNGS,bench)
