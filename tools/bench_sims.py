@@ -1,38 +1,53 @@
 """How good the simulators are on kernels that they never saw: the trials that ship, split by kernel, each fitted afresh.
 
-    python tools/bench_sims.py --json benchmarks/sims.json
+    python tools/bench_sims.py --curve 500 1000 2000 4000 --json benchmarks/sims-cpu.json
+    python tools/bench_sims.py --held-out-model RECORDS --json benchmarks/sims-model-cpu.json
 
-Seconds of training and microseconds a prediction mean something on a machine that does nothing else.
+With --held-out-model all kernels of a records file are held out, and the simulators are fitted on every trial that ships.
+Each result is in the JSON file as soon as it exists, and the same command goes on from there; remove the file to measure
+anew. Seconds and microseconds mean something on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from sims_results import Measure, Results, table
+from sims_scores import Make, idled, learned, noisy, whole
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from autotune import corpus
-from autotune.compiler import default_device, renderer_of
+from autotune.compiler import Opt, OptOps, default_device, renderer_of
 from autotune.data import Dataset, add_shipped
-from autotune.paths import ROOFLINE, paths_from
-from sims import Ensemble, EnsembleConfig, NearestNeighbour, metrics
-from sims.base import PathSimulator, TrainingRows
-from sims.diffusion import Diffusion, DiffusionConfig
-from sims.flat import Flat
-from sims.linear import Linear
-from sims.paths import Paths, Points, Widths
-from sims.roofline import Roofline, RooflineConfig
-from sims.transformer import Transformer, TransformerConfig
+from autotune.errors import RecordsError
+from autotune.paths import ROOFLINE, action_row, paths_from
+from autotune.records import Records
+from autotune.space import root_of
+from sims import (
+    Diffusion,
+    DiffusionConfig,
+    Ensemble,
+    EnsembleConfig,
+    Flat,
+    Linear,
+    NearestNeighbour,
+    Paths,
+    Roofline,
+    RooflineConfig,
+    SimulatorError,
+    Transformer,
+    TransformerConfig,
+    Widths,
+)
+from sims.base import TrainingRows
+from sims.paths import Points
 
 HELD_OUT = 0.25  # of the kernels
-DEPTHS = range(1, 9)
+IDLE = Opt(OptOps.UPCAST, 0, 1)  # a split by one: it would change nothing
 
 
 class Boosting:
@@ -50,75 +65,107 @@ class Boosting:
         return self.model.predict(features), np.full(len(features), np.nan)
 
 
-def simulators(widths: Widths, seed: int, steps: int | None) -> dict[str, Callable[[], PathSimulator]]:
-    """By name; `steps` shortens the transformer's training."""
-    transformer = TransformerConfig(seed=seed) if steps is None else TransformerConfig(seed=seed, steps=steps)
+def simulators(widths: Widths, seed: int, steps: int | None) -> dict[str, Make]:
+    """By name; `steps` shortens the training of those that are trained by steps."""
+    short: dict[str, Any] = {"seed": seed} if steps is None else {"seed": seed, "steps": steps}
     return {
         "roofline": lambda: Flat(widths, Roofline(widths.state, RooflineConfig(ROOFLINE))),
         "nearest": lambda: Flat(widths, NearestNeighbour(widths.state)),
         "boosting": lambda: Flat(widths, Boosting(seed)),  # type: ignore[arg-type]
         "linear": lambda: Linear(widths),
-        "ensemble": lambda: Flat(widths, Ensemble(widths.state, EnsembleConfig(seed=seed))),
-        "diffusion": lambda: Diffusion(widths, DiffusionConfig(seed=seed)),
-        "transformer": lambda: Transformer(widths, transformer),
+        "ensemble": lambda: Flat(widths, Ensemble(widths.state, EnsembleConfig(**short))),
+        "diffusion": lambda: Diffusion(widths, DiffusionConfig(**short)),
+        "transformer": lambda: Transformer(widths, TransformerConfig(**short)),
     }
 
 
-def score(simulator: PathSimulator, train: Paths, held: Paths) -> dict[str, float]:
-    """All scores of one simulator, each measured prefix of the held-out kernels counting once."""
-    began = time.perf_counter()
-    simulator.fit(train)
-    fitted = time.perf_counter()
-    prediction = simulator.predict(held)
-    seconds = time.perf_counter() - fitted
-    points = Points.build(held, held.widths)
-    at, kernel = (points.path, points.position), points.rows.kernel
-    measured = points.rows.target + points.level[kernel]
-    found = metrics.evaluate(prediction.relative[at], prediction.spread[at], measured, kernel)
-    found["mape"] = metrics.mape(prediction.absolute[at], measured, kernel)
-    found |= {f"roll_out_{d}": loss for d, loss in metrics.roll_out_loss(simulator, held, DEPTHS).items()}
-    return found | {"train_seconds": fitted - began, "us_per_prefix": 1e6 * seconds / held.reached.sum()}
+class Trials(NamedTuple):
+    """Of many kernels."""
+
+    paths: Paths
+    idle: np.ndarray  # [K, F]: for each kernel an action that would change nothing
+    signatures: np.ndarray  # [K] of each kernel's loops
+
+    def split(self, seed: int) -> tuple[Paths, Paths]:
+        """(rest, held out). By signature: one kernel measured by several machines is several kernels of `paths`."""
+        loops = self.signatures[self.paths.kernel]
+        names = np.random.default_rng(seed).permutation(np.unique(loops))
+        out = np.isin(loops, names[: max(1, round(HELD_OUT * len(names)))])
+        return self.paths.take(~out), self.paths.take(out)
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """Mean over seeds, a line for each simulator."""
-    shown = ["pairwise", "spearman_median", "top1", "top5", "mape", "coverage80", "optimism", "roll_out_1", "roll_out_3",
-             "roll_out_5", "train_seconds", "us_per_prefix"]  # fmt: skip
-    lines = [f"{'':12}" + "".join(f"{name[:12]:>14}" for name in shown)]
-    for name, scores in found.items():
-        lines.append(f"{name:12}" + "".join(f"{statistics.fmean(scores[key]):14.3f}" for key in shown))
-    return "\n".join(lines)
+def shipped(device: str, refused: set[str]) -> Trials:
+    """The trials that ship, but those of kernels whose loops look like refused ones."""
+    data, kernels = Dataset(renderer_of(device)), corpus.load("train")
+    add_shipped(data, device, [k for k in kernels if k.signature not in refused])
+    return as_trials(data, f"trials that ship for DEV={device}")
+
+
+def recorded(device: str, file: Path) -> Trials:
+    """Everything that a records file holds of this backend."""
+    records, data = Records(file, read_only=True), Dataset(renderer_of(device))
+    kernels = records.kernels()
+    for fingerprint, fields in records.fingerprints().items():
+        if fields["backend"] == device:
+            for kernel in kernels:
+                data.add(kernel, records.history(kernel.key, fingerprint).good, fingerprint)
+    return as_trials(data, f"trials for DEV={device} in {file}")
+
+
+def as_trials(data: Dataset, what: str) -> Trials:
+    """Raises SimulatorError where there are too few to learn from or to judge on."""
+    try:
+        paths = paths_from(data)
+        Points.build(paths, paths.widths)
+    except SimulatorError as error:
+        raise SimulatorError(f"{what}: {error}") from None
+    roots = [root_of(data.states[first]) for first in np.unique(paths.kernel, return_index=True)[1]]  # of every kernel
+    idle = np.stack([action_row(root, IDLE) for root in roots])
+    return Trials(paths, idle, np.array([root.kernel.signature for root in roots]))
+
+
+def parts(make: Make, pool: Trials, model: Trials | None, curve: list[int], seed: int) -> dict[str, Measure]:
+    """What is measured of a simulator, each part by itself; the split is the same for all of a seed."""
+    train, held = pool.split(seed) if model is None else (pool.paths, model.paths)
+    idle, held_idle = pool.idle, (model or pool).idle
+    return {
+        "all": partial(whole, make, train, held, held_idle),
+        **{str(n): partial(learned, make, train, held, n, seed) for n in curve if n < len(train)},
+        "idle": partial(idled, make, train, held, idle, held_idle, seed),
+        "noisy": partial(noisy, make, train, held, seed),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the split and of each simulator")
-    parser.add_argument("--only", nargs="+", help="simulators, by name")
-    parser.add_argument("--steps", type=int, help="of the transformer")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="simulators, by name")
+    parser.add_argument("--curve", type=int, nargs="+", metavar="TRIALS", default=[], help="learn from so many, too")
+    parser.add_argument("--held-out-model", type=Path, metavar="RECORDS", help="of a program, to be judged on")
+    parser.add_argument("--steps", type=int, help="of training, for a quick look")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="keep the results there")
     args = parser.parse_args()
-    data = Dataset(renderer_of(default_device()))
-    add_shipped(data, default_device(), corpus.load("train"))
-    paths = paths_from(data)
-    found: dict[str, dict[str, list[float]]] = {}
+    device = default_device()
+    try:
+        model = None if args.held_out_model is None else recorded(device, args.held_out_model)
+        pool = shipped(device, set() if model is None else set(model.signatures))
+    except (SimulatorError, RecordsError) as error:
+        raise SystemExit(str(error)) from None
+    known = simulators(pool.paths.widths, 0, None)
+    if unknown := set(args.only or ()) - set(known):
+        parser.error(f"no simulator {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    held_out = f"{HELD_OUT:.0%} of the kernels" if model is None else args.held_out_model.stem
+    held_kernels = None if model is None else len(np.unique(model.paths.kernel))
+    about = {"device": device, "held_out": held_out, "held_kernels": held_kernels, "paths": len(pool.paths),
+             "kernels": len(np.unique(pool.paths.kernel)), "steps": args.steps}  # fmt: skip
+    results = Results(args.json, about)
     for seed in args.seeds:
-        train, held = paths.split(HELD_OUT, np.random.default_rng(seed))
-        for name, make in simulators(paths.widths, seed, args.steps).items():
+        for name, make in simulators(pool.paths.widths, seed, args.steps).items():
             if args.only is None or name in args.only:
-                for key, value in score(make(), train, held).items():
-                    found.setdefault(name, {}).setdefault(key, []).append(value)
-                print(f"{name}, seed {seed}: pairwise {found[name]['pairwise'][-1]:.3f}", flush=True)
-    print(table(found))
-    if args.json:
-        kernels = len(np.unique(paths.kernel))
-        about = {
-            "device": default_device(),
-            "paths": len(paths),
-            "kernels": kernels,
-            "held_out": HELD_OUT,
-            "seeds": args.seeds,
-        }
-        args.json.write_text(json.dumps({**about, "simulators": found}, indent=1) + "\n")
+                for part, measure in parts(make, pool, model, args.curve, seed).items():
+                    new = results.keep(f"{name} {seed} {part}", measure)
+                    print(f"{name}, seed {seed}, {part}: {'measured' if new else 'was there'}", flush=True)
+    print(table(results.summary))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Those of the README are the `--json` output of example runs, for instance
 `DEV=CPU python examples/resnet.py --infer --control --json benchmarks/resnet18-cpu.json`; `measuring-*.json` are what the
 proofs of tests/proofs wrote (`make prove`); `agents-*` what `make learn` and `make bench-agents` left, and the result.json of
-`python -m autotune.experiments.agents`.
+`python -m autotune.experiments.agents`; `sims-*` and `dynamics-speed-*` what `make bench-sims` and tools/bench_dynamics.py did
+(tools/sims_figures.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
+
+from sims_figures import simulators
+from tables import interval, table
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: tools/figures.py --write -->", "<!-- end of figures -->"
@@ -41,15 +45,11 @@ def row(name: str, figures: dict) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(folder: Path) -> str:
+def examples(folder: Path) -> str:
     head = ("program", "DEV", "trials a kernel", "hand-coded ms", "random ms", "tuned ms", "of hand-coded", "of random",
             "worst kernel", "whole program under TinyJit, ms", "tuning s", "file")  # fmt: skip
-    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith((PROOF, AGENTS))]
-    return _table(head, [row(path.name, json.loads(path.read_text())) for path in paths])
-
-
-def _table(head: tuple[str, ...], rows: list[str]) -> str:
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows])
+    found = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return table(head, [row(name, figures) for name, figures in found.items() if "tune" in figures])  # an example's run
 
 
 # **** what the proofs found ****
@@ -60,7 +60,7 @@ def proofs(folder: Path) -> str:
     found = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"{PROOF}*.json"))}
     protocols = [_protocol(figures) for figures in found.values() if "pairs" in figures]
     rows = [_proof(name, figures) for name, figures in found.items() if "pairs" not in figures]
-    return "\n\n".join([_table(("proof", "DEV", "tried", "found", "file"), rows), *protocols])
+    return "\n\n".join([table(("proof", "DEV", "tried", "found", "file"), rows), *protocols])
 
 
 def _proof(name: str, figures: dict) -> str:
@@ -121,7 +121,7 @@ def _protocol(figures: dict) -> str:
             "smallest difference seen in 95%")  # fmt: skip
     return "\n\n".join([
         f"DEV={figures['device']}: a trial takes {trial['seconds a trial']:.2f} s ({trial['trials']} trials): {parts}.",
-        _table(same, itself), _table(("two schedules, ratio", "comparisons", "same verdict", "verdicts"), pairs),
+        table(same, itself), table(("two schedules, ratio", "comparisons", "same verdict", "verdicts"), pairs),
     ])  # fmt: skip
 
 
@@ -148,13 +148,9 @@ def _rungs(path: Path) -> str:
         for line in (case.findtext("system-out") or "").splitlines():
             if found := re.match(r"(.+?): bar (.+?), (.+)", line):
                 rows.append("| " + " | ".join([*found.groups(), "**missed**" if missed else "met"]) + " |")
-    return f"`{path.name}`:\n\n" + _table(
+    return f"`{path.name}`:\n\n" + table(
         ("rung", "bar", "figure, and what a control or a broken agent scores", ""), rows
     )
-
-
-def _interval(value: dict) -> str:
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def _comparison(result: dict) -> str:
@@ -162,12 +158,12 @@ def _comparison(result: dict) -> str:
     figures = result["figures"]
     settings, summary = figures["settings"], figures["summary"]
     kinds = list(next(iter(summary.values())))
-    rows = [f"| {name} | " + " | ".join(_interval(row[kind]) if kind in row else "" for kind in kinds) + " |"
+    rows = [f"| {name} | " + " | ".join(interval(row[kind]) if kind in row else "" for kind in kinds) + " |"
             for name, row in summary.items()]  # fmt: skip
     references = ", ".join(f"{name} {value:.3f}" for name, value in figures["references"].items())
     head = (f"DEV={result['device']}, recorded timings: {settings['env_steps']} environment steps each, {settings['seeds']} seeds, "
             f"{len(figures['rows'][0]['greedy'])} held-out kernels; IQM of the score and its 95% interval. For scale: {references}.")  # fmt: skip
-    return head + "\n\n" + _table(("agent", *kinds), rows)
+    return head + "\n\n" + table(("agent", *kinds), rows)
 
 
 def _speed(found: dict) -> str:
@@ -182,10 +178,10 @@ def _speed(found: dict) -> str:
         f"{start['captured']:.1f} s without. One update is {update['flops'] / 1e9:.2f} GFLOP in {update['kernels']} kernels; "
         f"the core's measured matmul peak is {update['peak_gflops']:.0f} GFLOP/s. {update['tuned_kernels']} of "
         f"{update['distinct_kernels']} distinct kernels were tuned with {update['trials']} trials.",
-        _table(("schedules", "ms an update", "GFLOP/s", "of peak"), rows),
+        table(("schedules", "ms an update", "GFLOP/s", "of peak"), rows),
         f"Timed alone, its kernels take {kernels['hand_coded']:.1f} ms with default schedules and {kernels['tuned']:.1f} ms tuned; "
         f"what is left of an update is Python launching {update['kernels']} of them. The slowest after tuning:",
-        _table(("kernel", "calls", "ms", "GFLOP/s"), slowest),
+        table(("kernel", "calls", "ms", "GFLOP/s"), slowest),
     ])  # fmt: skip
 
 
@@ -193,7 +189,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
     folder = ROOT / "benchmarks"
-    texts = {"README.md": table(folder), "docs/measuring.md": proofs(folder), "docs/agents.md": agents(folder)}
+    texts = {"README.md": examples(folder), "docs/measuring.md": proofs(folder), "docs/agents.md": agents(folder),
+             "docs/simulators.md": simulators(folder)}  # fmt: skip
     if not parser.parse_args().write:
         print("\n\n".join(texts.values()))
         return
