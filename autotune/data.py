@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,13 +72,10 @@ def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel]) -> in
     if not path.exists():
         return 0
     by_key = {k.key: k for k in kernels}
-    with gzip.open(path, "rt") as file:
-        for line in file:
-            row = json.loads(line)
-            if row["kernel"] in by_key:
-                dataset.add(
-                    by_key[row["kernel"]], [_trial_from_row(row["kernel"], t) for t in row["trials"]], "shipped"
-                )
+    for row in _lines_of(path):
+        if row["kernel"] in by_key:
+            trials = [_trial_from_row(row["kernel"], t) for t in row["trials"]]
+            dataset.add(by_key[row["kernel"]], trials, f"shipped {row.get('source', 1)} {row['fingerprint']}")
     return len(dataset) - before
 
 
@@ -86,38 +84,59 @@ def _trial_from_row(key: str, row: list) -> Trial:
     return Trial(key, schedule_from_json(schedule), "ok", (micros * 1e-6,), code_hash=code_hash, kind=kind)
 
 
-def export_trials(records: Records, path: Path) -> int:
-    """Write the timed trials of training kernels: medians in microseconds, one line a kernel. Returns how many trials."""
+def export_trials(files: Sequence[Records], path: Path, keep: bool = False, skip: bool = False) -> int:
+    """Write the timed trials of training kernels: medians in microseconds, one line a kernel. Returns how many trials.
+
+    `keep`: what `path` holds stays, as an earlier source, whose times are not compared with those of the new one. `skip`:
+    other kernels than training kernels are left out; else they are a UsageError.
+    """
     training = {k.key for k in corpus.load("train")}
-    fingerprints = records.fingerprints()
-    count = 0
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
+    lines = _lines_of(path) if keep and path.exists() else []
+    source = 1 + max((line.get("source", 1) for line in lines), default=0)
+    for records in files:
         for kernel in records.kernels():
-            if kernel.key not in training:
+            if kernel.key in training:
+                lines += _rows_of(records, kernel, source)
+            elif not skip:
                 raise UsageError(
                     f"{records.path} holds {kernel.name}, which is no training kernel: nothing held out may ship"
                 )
-            for fingerprint in fingerprints:
-                trials = [t for t in records.history(kernel.key, fingerprint).trials if t.seconds is not None]
-                rows = [
-                    [schedule_to_json(t.schedule), float(f"{(t.seconds or 0) * 1e6:.4g}"), t.code_hash, t.kind]
-                    for t in trials
-                ]
-                if rows:
-                    line = {"kernel": kernel.key, "fingerprint": fingerprint, "trials": rows}
-                    file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-                    count += len(rows)
-    return count
+    with gzip.GzipFile(path, "wb", mtime=0) as file:
+        for line in lines:
+            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    return sum(len(line["trials"]) for line in lines)
+
+
+def _lines_of(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def _rows_of(records: Records, kernel: Kernel, source: int) -> list[dict[str, Any]]:
+    """One line for each device on which the kernel was timed."""
+    lines = []
+    for fingerprint in records.fingerprints():
+        rows = [
+            [schedule_to_json(t.schedule), float(f"{t.seconds * 1e6:.4g}"), t.code_hash, t.kind]
+            for t in records.history(kernel.key, fingerprint).trials
+            if t.seconds is not None
+        ]
+        if rows:
+            lines.append({"kernel": kernel.key, "fingerprint": fingerprint, "source": source, "trials": rows})
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m autotune.data", description="write the trials that ship with the package"
     )
-    parser.add_argument("records", type=Path)
+    parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("--keep", action="store_true", help="add to what ships already")
+    parser.add_argument("--skip", action="store_true", help="leave out kernels that are no training kernels")
     args = parser.parse_args()
     path = shipped_path(default_device())
-    print(f"{export_trials(Records(args.records, read_only=True), path)} trials in {path.name}")
+    files = [Records(file, read_only=True) for file in args.records]
+    print(f"{export_trials(files, path, args.keep, args.skip)} trials in {path.name}")
 
 
 if __name__ == "__main__":

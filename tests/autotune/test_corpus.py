@@ -137,18 +137,32 @@ def measured(tmp_path, kernel, *trials) -> Records:
 def test_export_refuses_what_is_held_out(tmp_path):
     (kernel, *_) = corpus.load("held_out")
     with pytest.raises(UsageError, match="no training kernel"):
-        data.export_trials(measured(tmp_path, kernel, ((), "ok", 1e-6, "a")), tmp_path / "out.gz")
+        data.export_trials([measured(tmp_path, kernel, ((), "ok", 1e-6, "a"))], tmp_path / "out.gz")
 
 
 def test_exported_trials_come_back(tmp_path, monkeypatch):
     kernel = corpus.load("train")[0]
     records = measured(tmp_path, kernel, ((), "ok", 8e-6, "a"), ((), "timeout", 0.0, ""), ((), "ok", 4e-6, "b"))
     monkeypatch.setattr(corpus, "DATA", tmp_path)
-    assert data.export_trials(records, data.shipped_path("CPU")) == 2
+    assert data.export_trials([records], data.shipped_path("CPU")) == 2
     dataset = data.Dataset(renderer_of("CPU"))
     assert data.add_shipped(dataset, "CPU", [kernel]) == 2 and data.add_shipped(dataset, "CL", [kernel]) == 0
     assert np.allclose(2.0 ** dataset.arrays()[0], [8e-6, 4e-6])
     assert data.add_shipped(dataset, "CPU", [add_one()]) == 0
+
+
+def test_what_shipped_before_can_be_kept_as_a_source_of_its_own(tmp_path, monkeypatch):
+    kernel, other = corpus.load("train")[0], corpus.load("held_out")[0]
+    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    path = data.shipped_path("CPU")
+    (tmp_path / "old").mkdir()
+    data.export_trials([measured(tmp_path / "old", kernel, ((), "ok", 8e-6, "a"))], path)
+    new = measured(tmp_path, kernel, ((), "ok", 2e-6, "a"))
+    new.add_kernel(other)
+    assert data.export_trials([new], path, keep=True, skip=True) == 2
+    dataset = data.Dataset(renderer_of("CPU"))
+    assert data.add_shipped(dataset, "CPU", [kernel, other]) == 2 and dataset.groups == [0, 1]
+    assert data.export_trials([new], path, skip=True) == 1
 
 
 def test_a_binary_counts_once_and_sources_stay_apart(kernels):
