@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from agents.protocol import Observation, Step
 from autotune.compiler import Renderer
 from autotune.errors import IllegalAction
-from autotune.features import ACTION_WIDTH, observe
+from autotune.features import ACTION_WIDTH, View, observe
 from autotune.kernel import Kernel, Schedule
 from autotune.space import ACTION_INDEX, MAX_STEPS, N_ACTIONS, STOP_INDEX, State, legal_mask, root_state, step
 
 LogTimes = Callable[[Sequence[State]], np.ndarray]  # log2 seconds of each state, NaN where the trial failed
+Value = TypeVar("Value")
+REMEMBERED = 2048  # states whose masks and views a task keeps, at about 40 KB each; in replay all, for they are few
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Task:
     potential: LogTimes | None = None  # called at every state
     allowed: Callable[[Kernel], Iterable[Schedule]] | None = None  # replay: the closed set of recorded schedules
     config: EnvConfig = field(default_factory=EnvConfig)
+    sees: View = observe  # how an agent is shown a state
     _roots: dict[str, State] = field(default_factory=dict, repr=False)
     _moves: dict[str, dict[Schedule, np.ndarray]] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[str, Schedule], np.ndarray] = field(default_factory=dict, repr=False)
     _views: dict[tuple[str, Schedule], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def root(self, kernel: Kernel) -> State:
@@ -52,7 +56,7 @@ class Task:
     def mask(self, state: State) -> np.ndarray:
         """Legal actions [A] bool; in replay only those that lead to something recorded."""
         if self.allowed is None:
-            return legal_mask(state)
+            return self._remembered(self._masks, state, lambda: legal_mask(state)).copy()
         key = state.kernel.key
         if key not in self._moves:
             self._moves[key] = _moves(
@@ -61,13 +65,17 @@ class Task:
         return self._moves[key][state.schedule].copy()
 
     def view(self, state: State, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What an agent sees (state [D], actions [A, F]); kept in replay, where there are few states."""
-        if self.allowed is None:
-            return observe(state, mask)
+        """What an agent sees (state [D], actions [A, F])."""
+        return self._remembered(self._views, state, lambda: self.sees(state, mask))
+
+    def _remembered(self, known: dict[tuple[str, Schedule], Value], state: State, make: Callable[[], Value]) -> Value:
+        """`make()`, called once as long as the state stays in `known`; the one that was longest unused leaves first."""
         key = state.kernel.key, state.schedule
-        if key not in self._views:
-            self._views[key] = observe(state, mask)
-        return self._views[key]
+        value = known.pop(key) if key in known else make()
+        known[key] = value
+        if self.allowed is None and len(known) > REMEMBERED:
+            known.pop(next(iter(known)))
+        return value
 
 
 def _moves(ends: Iterable[Schedule]) -> dict[Schedule, np.ndarray]:

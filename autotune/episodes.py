@@ -8,7 +8,7 @@ import numpy as np
 
 from agents.ppo import PPO
 from agents.protocol import Observation
-from autotune.features import observe
+from autotune.features import View, observe
 from autotune.kernel import Schedule
 from autotune.space import MAX_STEPS, STOP_INDEX, State, legal_mask, step
 
@@ -18,7 +18,7 @@ Seen = dict[
 
 
 def sample_episodes(
-    agent: PPO, starts: Sequence[State], rng: np.random.Generator, temperature: float, seen: Seen
+    agent: PPO, starts: Sequence[State], rng: np.random.Generator, temperature: float, seen: Seen, view: View = observe
 ) -> list[list[State]]:
     """n_envs episodes, started from `starts` in turn: the states that each passed through, the start first.
 
@@ -30,7 +30,7 @@ def sample_episodes(
     done = np.zeros(n, dtype=bool)
     hidden, reset = agent.initial_hidden(n), np.ones(n, np.float32)
     for _ in range(MAX_STEPS + 1):
-        rows = [look(p[-1], seen) for p in paths]
+        rows = [look(p[-1], seen, view) for p in paths]
         observation = Observation(*(np.stack([r[i] for r in rows]) for i in range(3)))
         log_probs, _, hidden = agent.evaluate(observation, hidden, reset)
         noise = rng.gumbel(size=log_probs.shape) * temperature
@@ -45,10 +45,10 @@ def sample_episodes(
     return paths
 
 
-def look(state: State, seen: Seen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def look(state: State, seen: Seen, view: View = observe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     key = (state.kernel.key, state.schedule)
     if key not in seen:
         mask = legal_mask(state)
-        vector, actions = observe(state, mask)
+        vector, actions = view(state, mask)
         seen[key] = (vector, mask, actions)
     return seen[key]

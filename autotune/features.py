@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
@@ -183,6 +184,9 @@ _OP_ROWS = np.array(
 )  # [A, ops + 1]
 EFFECT_WIDTH = 6
 ACTION_WIDTH = _OP_ROWS.shape[1] + EFFECT_WIDTH + AXIS_WIDTH
+
+
+View = Callable[[State, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (state, mask) -> (vector [D], actions [A, F])
 
 
 def observe(state: State, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ import gzip
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,25 @@ class Recorded:
         kernels = [e.kernel for e in self.entries[split]]
         return Task(kernels, renderer, measured=self.measured, allowed=lambda k: self.by_key[k.key].times)
 
+    def draw(self, split: str, trials: int, seed: int) -> Recorded:
+        """A smaller recording: so many schedules, spread evenly over a split's kernels, each with all of its prefixes.
+
+        Baselines are no trials: every kernel keeps its own. With one seed, more trials hold all of fewer ones. Raises
+        UsageError where there are not so many on record.
+        """
+        rng = np.random.default_rng([seed, 5])
+        entries = [self.entries[split][i] for i in rng.permutation(len(self.entries[split]))]
+        orders = [_prefixes_first(e.times, rng) for e in entries]
+        turns = sorted((turn, i) for i, order in enumerate(orders) for turn in range(len(order)))
+        if not 0 < trials <= len(turns):
+            raise UsageError(f"{trials} trials cannot be drawn: of the split {split} {len(turns)} are on record")
+        counts = np.bincount([i for _, i in turns[:trials]], minlength=len(entries))
+        drawn = [
+            replace(entry, times={s: entry.times[s] for s in ((), *order[:count])})
+            for entry, order, count in zip(entries, orders, counts, strict=True)
+        ]
+        return Recorded({split: drawn})
+
     def measured(self, states: Sequence[State]) -> np.ndarray:
         """log2 seconds of each state [N]."""
         return np.array([self.by_key[s.kernel.key].times[s.schedule] for s in states])
@@ -90,6 +109,16 @@ class Recorded:
         entry = self.by_key[kernel.key]
         plain, reached = entry.times[()], entry.times[schedule]
         return 0.0 if math.isnan(reached) else (plain - reached) / max(plain - entry.best, 1e-9)
+
+
+def _prefixes_first(schedules: Iterable[Schedule], rng: np.random.Generator) -> list[Schedule]:
+    """All but the un-optimized kernel (), in a random order in which none stands before a prefix of it."""
+    luck = {schedule: rng.random() for schedule in schedules if schedule}
+
+    def place(schedule: Schedule) -> tuple[float, int]:
+        return max(luck.get(schedule[:n], 0.0) for n in range(1, len(schedule) + 1)), len(schedule)
+
+    return sorted(luck, key=place)
 
 
 def _log_seconds(micros: float | None) -> float:

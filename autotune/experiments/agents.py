@@ -7,21 +7,13 @@ draws. `with part=runs/3` goes on from what an earlier run has finished. `docs/a
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import shutil
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sacred.run import Run
-from tqdm import tqdm
 
 from agents.rollout import Learner, evaluate
 from agents.zoo import AGENTS, Kind, Settings, teach
@@ -29,6 +21,7 @@ from autotune.compiler import default_device, renderer_of
 from autotune.env import KernelVectorEnv, Task
 from autotune.errors import UsageError
 from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments.jobs import run_jobs
 from autotune.kernel import Schedule
 from autotune.recorded import Recorded, recorded_path
 from autotune.statistics import bootstrap, improvement, iqm
@@ -82,34 +75,6 @@ def run_one(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     return {"agent": name, "seed": seed, "greedy": score(0.0), "drawn": drawn.max(0).tolist()}
 
 
-def run_all(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """All jobs, several processes side by side; each is kept in a file of its own as soon as it is done."""
-    jobs = [(name, seed) for seed in range(settings["seeds"]) for name in settings["agents"]]
-    if settings["part"]:
-        for path in Path(settings["part"]).glob("job-*.json"):
-            shutil.copy(path, out / path.name)
-    file = {job: out / f"job-{job[0]}-{job[1]}.json" for job in jobs}
-    todo = [job for job in jobs if not file[job].exists()]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings["processes"], spawn, initializer=_end_with_parent) as pool:
-        running = {pool.submit(run_one, *job, settings): job for job in todo}
-        for done in tqdm(as_completed(running), total=len(todo), desc="agents"):
-            file[running[done]].write_text(json.dumps(done.result()))
-    return [json.loads(file[job].read_text()) for job in jobs]
-
-
-def _end_with_parent() -> None:
-    """In a worker: end at once when the run is killed, rather than at the end of a job of minutes."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def scores_of(rows: Sequence[dict[str, Any]], agent: str, kind: str) -> np.ndarray:
     """[seeds, kernels]"""
     return np.array([row[kind] for row in rows if row["agent"] == agent])
@@ -141,7 +106,8 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """All agents, all seeds, and the table."""
     if unknown := set(settings["agents"]) - set(AGENTS):
         raise UsageError(f"unknown agent {sorted(unknown)[0]!r}; choose of {', '.join(AGENTS)}")
-    rows = run_all(session.out, settings)
+    jobs = [(name, seed) for seed in range(settings["seeds"]) for name in settings["agents"]]
+    rows = run_jobs(run_one, jobs, settings, session.out, "agents")
     summary = summarise(rows, settings["agents"])
     print(table(summary))
     return {"summary": summary, "references": references(), "rows": rows,

@@ -13,6 +13,7 @@ from autotune.errors import ReplayError, UsageError
 from autotune.experiments import Session
 from autotune.experiments.agents import compare as compare_agents
 from autotune.experiments.evaluate import evaluate
+from autotune.experiments.imagination import compare as compare_imagination
 from autotune.experiments.train import train
 from autotune.experiments.tuning import tune_program
 from autotune.measuring.recording import Recording
@@ -21,8 +22,9 @@ from autotune.training import Clock
 
 EXPERIMENTS: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
     "train": train, "evaluate": evaluate, "tuning": tune_program, "agents": compare_agents,
+    "imagination": compare_imagination,
 }  # fmt: skip
-WITHOUT_DEVICE = ("agents",)  # experiments on recorded timings: there is nothing of their own to replay
+WITHOUT_DEVICE = ("agents", "imagination")  # experiments on recorded timings: there is nothing of their own to replay
 KEPT = ("guide.json", "guide.safetensors", "start.json", "start.safetensors", "program.json")  # what a run started from
 
 
