@@ -14,6 +14,7 @@ from agents.exploration import ExplorationConfig, Explorer
 from agents.frequency import Frequency, FrequencyConfig
 from agents.imitation import Cloning, CloningConfig
 from agents.logs import Log, by_state
+from agents.muzero import MuZero, MuZeroConfig
 from agents.offline import IQL, IQLConfig
 from agents.ppo import PPO, PPOConfig
 from agents.preferences import PreferenceConfig, PreferencePolicy, PreferencePPO, PreferencePPOConfig
@@ -110,6 +111,7 @@ AGENTS: dict[str, Kind] = {
     "ppo-noise": Kind(lambda s: _explorer(s, noise=0.2, noise_updates=s.updates)),
     "ppo-sticky": Kind(lambda s: _explorer(s, sticky=0.1)),
     "dqn": Kind(_dqn),
+    "muzero": Kind(lambda s: MuZero(*s.dims, MuZeroConfig(**s.common), s.seed)),  # type: ignore[arg-type]
     "preferences-reward": Kind(_preference_ppo),
     "cloning": Kind(_cloning, offline=True),
     "iql": Kind(_iql, offline=True),

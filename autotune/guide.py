@@ -17,6 +17,7 @@ from autotune.features import ACTION_WIDTH, observe, summary
 from autotune.kernel import Kernel, Schedule
 from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, root_state
 from autotune.strict import parse, shown
+from autotune.world import World
 from sims import Ensemble, EnsembleConfig
 from sims.ensemble import PAD
 
@@ -40,6 +41,7 @@ class Guide:
         self.simulator = Ensemble(summary_dim, sim)
         self.state_dim, self.summary_dim, self.seed = state_dim, summary_dim, seed
         self.fitted = False
+        self.world: World | None = None  # to plan in without the compiler
         self._predicted: dict[tuple[str, Schedule], np.ndarray] = {}  # [M]
 
     @staticmethod
@@ -80,7 +82,11 @@ class Guide:
         named = {f"agent.{k}": v for k, v in tensors.items()} | {
             f"simulator.{k}": v for k, v in self.simulator.state().items()
         }
-        description = {"vocabulary": VOCABULARY, "features": FEATURES, "state_dim": self.state_dim,
+        world: dict[str, Any] = {}
+        if self.world is not None:
+            arrays, world = self.world.state()
+            named |= {f"world.{k}": v for k, v in arrays.items()}
+        description = {"vocabulary": VOCABULARY, "world": world, "features": FEATURES, "state_dim": self.state_dim,
                        "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
                        "simulator": asdict(self.simulator.config), "agent": meta, **extra}  # fmt: skip
         checkpoint.save(path, named, description)
@@ -103,6 +109,8 @@ class Guide:
             guide = Guide(state_dim, summary_dim, ppo, sim, seed)
             guide.agent.load_state(agent, meta["agent"])
             guide.simulator.load_state(simulator)
+            if meta.get("world"):
+                guide.world = World.load(_part(tensors, "world."), meta["world"], summary_dim, ppo)
         except (KeyError, TypeError, ValueError, ArithmeticError, checkpoint.CheckpointError) as error:
             raise UsageError(
                 f"checkpoint {path} does not fit this program: {shown(str(error))}; train a new one with `make train`"

@@ -29,7 +29,9 @@ from autotune.kernel import Kernel, Schedule
 from autotune.measuring.runner import Measurer, commit
 from autotune.records import Records
 from autotune.space import State, root_state
+from autotune.world import ROUNDS, World
 from sims import EnsembleConfig, SimulatorError
+from sims.heads import HeadsConfig
 
 Log = Callable[[str, float, int], None]  # (metric, value, step)
 
@@ -66,7 +68,7 @@ class TrainConfig:
     seed: int = 0  # of everything random
     measure_share: float = 0.15  # of the time goes to random schedules of training kernels on this device
     measure_share_alone: float = 0.4  # the same where no trials ship for the backend
-    train_share: float = 0.72  # of the time is over when PPO ends; the rest is the final table
+    train_share: float = 0.66  # of the time is over when PPO ends; the rest is the world, and the final table
     per_kernel: int = 8  # random trials of each kernel measured here: many kernels with few trials each teach most
     max_kernels: int = 0  # training kernels used at most; 0: all
     use_shipped: bool = True  # start from the trials that ship with the package
@@ -77,11 +79,15 @@ class TrainConfig:
     check_trials: int = 4  # schedules of each of them
     max_updates: int = 4000  # PPO updates at most, and the length of its annealing
     sim_steps: int = 1500  # of fitting the simulator
+    world: str = "linear"  # simulator of paths that the strategy `muzero` plans in, see `world.SIMULATORS`; empty: none
+    sequential_updates: int = 0  # PPO updates of a policy that sees what that simulator sees, for `sequential`; 0: none
     draft: bool = False  # a test of the machinery: its checkpoint is used only where it is named
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(entropy=0.02, entropy_end=0.005, lr=5e-4, anneal_updates=600)
     )
     simulator: EnsembleConfig = field(default_factory=EnsembleConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)  # of the world
+    reanalyse: int = ROUNDS  # rounds in which the world's heads learn from their own searches
 
 
 class Trainer:
@@ -112,6 +118,7 @@ class Trainer:
             self.measure()
             simulator = self.fit()
             updates = self.practise()
+            self.learn_world()
         self.save("last")
         return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best,
                 "oob_pairwise": simulator["oob_pairwise"]}  # fmt: skip
@@ -221,13 +228,35 @@ class Trainer:
         self.fit()
         self.best = float("-inf")  # scores of another simulator cannot be compared
 
-    def save(self, name: str) -> None:
-        self.guide.save(
-            self.out / name,
-            {
-                "backend": self.device,
-                "draft": self.config.draft,
-                "updates": self.guide.agent.updates,
-                "validation": self.best,
-            },
+    def learn_world(self) -> None:
+        """A world of all trials, and its own policy, into the guide and into the best checkpoint."""
+        config = self.config
+        if not config.world:
+            return
+        self._tick(f"learning a world ({config.world})")
+        world = self.guide.world = World.learn(
+            config.world, self.data, config.seed, config.reanalyse, heads=config.heads
         )
+        if config.sequential_updates:
+            self._practise_in(world)
+        best = Guide.load(self.out / "best")
+        best.world = world
+        self.save("best", best)
+
+    def _practise_in(self, world: World) -> None:
+        """PPO for the policy that sees what the world's simulator sees, rewarded as the other one."""
+        agent = world.new_agent(self.config.ppo)
+        task = Task(self.train_kernels, self.renderer, potential=self.potential, sees=world.view)
+        rollouts = Rollouts(KernelVectorEnv(task, agent.config.n_envs), agent, self.config.seed)
+        for _ in range(self.config.sequential_updates):
+            rollout, episodes = rollouts.collect(agent.config.steps)
+            agent.update(rollout)
+            if episodes:
+                self.log("sequential.return", float(np.mean([e.total for e in episodes])), agent.updates)
+            self._tick(f"sequential update {agent.updates}")
+
+    def save(self, name: str, guide: Guide | None = None) -> None:
+        guide = guide or self.guide
+        about = {"backend": self.device, "draft": self.config.draft, "updates": guide.agent.updates,
+                 "validation": self.best}  # fmt: skip
+        guide.save(self.out / name, about)

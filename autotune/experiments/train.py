@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.training import TrainConfig, Trainer
 from sims import EnsembleConfig
+from sims.heads import HeadsConfig
 
 experiment = make_experiment("train")
 DEFAULTS = TrainConfig()
@@ -33,8 +34,7 @@ DEFAULTS = TrainConfig()
 
 def plain(config: TrainConfig) -> dict[str, Any]:
     """The config as sacred shows it: nested dictionaries of every field."""
-    flat = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("ppo", "simulator")}
-    return {**flat, "ppo": vars_of(config.ppo), "simulator": vars_of(config.simulator)}
+    return {f.name: vars_of(value) if is_dataclass(value := getattr(config, f.name)) else value for f in fields(config)}
 
 
 def vars_of(config: Any) -> dict[str, Any]:
@@ -47,6 +47,7 @@ experiment.add_named_config("fast", {
     "minutes": 10.0, "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False, "draft": True,
     "eval_trials": 2, "eval_kernels": 2, "strategies": ["mixed", "random"],
     "ppo": {"hidden": 16, "n_envs": 4, "steps": 4, "epochs": 1}, "simulator": {"hidden": 16, "members": 2, "batch": 32},
+    "heads": {"hidden": 16, "steps": 5}, "reanalyse": 0, "sequential_updates": 1,
 })  # fmt: skip
 
 
@@ -87,10 +88,10 @@ def keep(checkpoint: Path, target: Path) -> Path:
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
     """Raises UsageError for a value that no part accepts."""
-    flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in ("ppo", "simulator")}
+    parts: dict[str, Any] = {"ppo": PPOConfig(), "simulator": EnsembleConfig(), "heads": HeadsConfig()}
+    flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in parts}
     try:
-        return TrainConfig(**flat, ppo=replace(PPOConfig(), **settings["ppo"]),
-                           simulator=replace(EnsembleConfig(), **settings["simulator"]))  # fmt: skip
+        return TrainConfig(**flat, **{name: replace(part, **settings[name]) for name, part in parts.items()})
     except (TypeError, ValueError) as error:
         raise UsageError(f"bad configuration: {error}") from None
 

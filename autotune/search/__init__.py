@@ -11,9 +11,12 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
 from autotune.search.beam import BeamSearch
+from autotune.search.evolution import EvolutionSearch
+from autotune.search.latent import LatentSearch
 from autotune.search.planner import PlannerSearch
 from autotune.search.policy import MixedSearch, PolicySearch
 from autotune.search.random import RandomSearch
+from autotune.search.sequential import SequentialSearch
 from autotune.search.tree import TreeSearch
 
 
@@ -38,12 +41,15 @@ STRATEGIES: dict[str, Factory] = {
     "mixed": _guided(MixedSearch),
     "planner": _guided(PlannerSearch),
     "policy": _guided(PolicySearch),
+    "muzero": _guided(LatentSearch),
+    "sequential": _guided(SequentialSearch),
     "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
     "ucb": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed),
     "beam": lambda kernel, renderer, seed, guide: BeamSearch(kernel, renderer, seed),
+    "evolution": lambda kernel, renderer, seed, guide: EvolutionSearch(kernel, renderer, seed),
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
-NEEDS_GUIDE = {"mixed", "planner", "policy"}
+NEEDS_GUIDE = {"mixed", "muzero", "planner", "policy", "sequential"}
 DEFAULT = "mixed"
 
 

@@ -41,8 +41,9 @@ class Node(NamedTuple):
 class PlannerSearch(MixedSearch):
     """`mixed`, with its pool grown by planning."""
 
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS):
-        super().__init__(kernel, renderer, seed, guide)
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS,
+                 acquisition: str = "thompson"):  # fmt: skip
+        super().__init__(kernel, renderer, seed, guide, acquisition)
         self.simulations = simulations
         self.rows = guide.agent.config.n_envs
         self.temperatures = np.resize(TEMPERATURES, self.rows)

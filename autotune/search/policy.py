@@ -18,6 +18,7 @@ from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
+from autotune.search.acquisition import check_kind, choose
 from autotune.space import State, root_state
 
 ROOT_TEMPERATURES = (
@@ -27,8 +28,7 @@ ROOT_TEMPERATURES = (
 )  # of the episodes that `mixed` draws from the root: a confident policy repeats itself
 PREFIX_TEMPERATURES = (2.0, 5.0)  # and of those that continue prefixes of the best schedules measured so far
 DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` counts as exhausted
-CROWDING = 0.5  # log2 units by which a chosen schedule pushes back its like in the same batch
-FAILURE = 2.0  # log2 units by which a failed one does
+FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
 NEAR = 0.5  # scale of the distance, in standardised features, over which a trial speaks for its neighbours
 
 
@@ -66,31 +66,34 @@ class PolicySearch:
 
 
 class MixedSearch(PolicySearch):
-    """Policy and simulator together: the policy proposes, the simulator chooses, trials correct it."""
+    """Policy and simulator together: the policy proposes, the simulator chooses, trials correct it.
 
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
+    `acquisition` is one of `acquisition.KINDS`. Raises UsageError for another."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, acquisition: str = "thompson"):
         super().__init__(kernel, renderer, seed, guide)
+        self.acquisition = check_kind(acquisition)
         self.pool: dict[Schedule, State] = {}
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
         self.summaries: dict[Schedule, np.ndarray] = {}
 
     def ask(self, count: int) -> list[Schedule]:
-        """The most promising schedules of the pool that were not measured yet: the ensemble's first choice, then one of a
-        random member each (Thompson sampling), every choice pushing those like it back."""
+        """The most promising schedules of the pool that were not measured yet, as the acquisition chooses them: by default
+        the ensemble's first choice, then one of a random member each (Thompson sampling)."""
         self._grow()
         candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
         if not candidates:
             return []
-        members = self._corrected(candidates)  # [M, C]
-        crowding = np.zeros(len(candidates))
-        chosen: list[int] = []
-        for slot in range(min(count, len(candidates))):
-            score = members.mean(0) if slot == 0 else members[int(self.rng.integers(len(members)))]
-            score = score + CROWDING * crowding
-            score[chosen] = np.inf
-            chosen.append(int(score.argmin()))
-            crowding = np.maximum(crowding, self._similarity(candidates, [candidates[chosen[-1]]])[:, 0])
+        known = [s for s, _ in self.measured] + self.failed
+        chosen = choose(
+            self._corrected(candidates),
+            lambda i: self._similarity(candidates, [candidates[i]])[:, 0],
+            self.rng,
+            count,
+            self.acquisition,
+            known=self._similarity(candidates, known).max(1) if known else None,
+        )
         schedules = [candidates[i].schedule for i in chosen]
         self.seen.update(schedules)
         return schedules
@@ -124,12 +127,16 @@ class MixedSearch(PolicySearch):
             self.pool[state.schedule[:n]] for n in range(len(state.schedule) + 1) if state.schedule[:n] in self.pool
         ]
 
+    def _members(self, states: Sequence[State]) -> np.ndarray:
+        """What each of several beliefs says of the log2 times of these states [M, N]."""
+        return self.guide.members(states)
+
     def _corrected(self, candidates: list[State]) -> np.ndarray:
         """Each member's log2 time [M, C], moved by what it got wrong near by; failures push their neighbours back."""
-        members = self.guide.members(candidates)
+        members = self._members(candidates)
         if self.measured:
             known = [s for s, _ in self.measured]
-            residual = np.array([t for _, t in self.measured]) - self.guide.members(known)  # [M, K]
+            residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
             level = residual.mean(1, keepdims=True)
             weight = self._similarity(candidates, known)  # [C, K]
             members = members + level + (residual - level) @ weight.T / (weight.sum(1) + 0.5)

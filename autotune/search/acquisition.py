@@ -1,0 +1,70 @@
+"""Which of many candidates are measured next: a batch chosen from what an ensemble believes of each.
+
+Three kinds of score, all in log2 seconds and minimised: `thompson` is the ensemble's mean in the first slot and one random
+member in each other (Thompson 1933; of ensembles Lu and Van Roy 2017), `ucb` the lower confidence bound mean - KAPPA std
+(Cox and John 1992; Srinivas et al. 2010), `greedy` the mean. Whatever the kind, a batch keeps its distance from itself:
+every choice pushes those like it back (compare local penalisation, Gonzalez et al. 2016), and the last slots are diverse:
+they take what is least like all that is known (maximin distance, Johnson et al. 1990), whatever is believed of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from autotune.errors import UsageError
+
+KINDS = ("thompson", "ucb", "greedy")
+BATCH = 8  # candidates chosen at once, unless the caller says otherwise
+KAPPA = 1.0  # standard deviations that `ucb` grants to doubt
+CROWDING = 0.5  # log2 units by which a chosen candidate pushes back its like in the same batch
+DIVERSE = 0.125  # share of a batch that is diverse, rounded down: one of eight, none of four
+WITHIN = 1.0  # log2 units from the best mean beyond which nothing is worth a diverse slot
+
+
+def check_kind(kind: str) -> str:
+    """The kind itself. Raises UsageError for an unknown one."""
+    if kind not in KINDS:
+        raise UsageError(f"unknown acquisition {kind!r}; choose one of {', '.join(KINDS)}")
+    return kind
+
+
+def choose(members: np.ndarray, similarity: Callable[[int], np.ndarray], rng: np.random.Generator, count: int = BATCH,
+           kind: str = "thompson", diverse: float = DIVERSE, known: np.ndarray | None = None,
+           crowding: float = CROWDING) -> list[int]:  # fmt: skip
+    """Up to `count` different candidates, in the order in which they were chosen.
+
+    `members` [M, C] is each member's log2 time of each candidate, finite; `similarity(i)` [C], from 0 to 1, how like
+    candidate i each of them is (`matrix.__getitem__`, where there is a matrix); `known` [C] the greatest similarity of each to what was measured before (None: nothing
+    was). The last floor(diverse * count) slots are diverse: of the candidates whose mean lies within WITHIN of the best
+    they take the one least similar to all chosen or measured, and where none is left they are slots like any other. Of
+    equals the first is taken. Only `thompson` draws from `rng`. Raises UsageError for an unknown kind.
+    """
+    check_kind(kind)
+    candidates = members.shape[1]
+    count = min(count, candidates)
+    if count <= 0:
+        return []
+    mean = members.mean(0)
+    promising = mean <= mean.min() + WITHIN  # [C]
+    free = np.ones(candidates, bool)
+    crowd = np.zeros(candidates)  # greatest similarity to what this batch holds
+    chosen: list[int] = []
+    for slot in range(count):
+        if slot >= count - int(diverse * count) and (promising & free).any():
+            near = crowd if known is None else np.maximum(crowd, known)
+            score = np.where(promising, near, np.inf)
+        else:
+            score = _believed(members, kind, slot, rng) + crowding * crowd
+        chosen.append(int(np.where(free, score, np.inf).argmin()))
+        free[chosen[-1]] = False
+        crowd = np.maximum(crowd, similarity(chosen[-1]))
+    return chosen
+
+
+def _believed(members: np.ndarray, kind: str, slot: int, rng: np.random.Generator) -> np.ndarray:
+    """The log2 time by which one slot judges the candidates [C]."""
+    if kind == "thompson" and slot > 0:
+        return members[int(rng.integers(len(members)))]
+    return members.mean(0) - (KAPPA * members.std(0) if kind == "ucb" else 0.0)

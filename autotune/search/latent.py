@@ -1,0 +1,77 @@
+"""MuZero-like search in a simulator's latent space (`muzero`): the compiler's rules are asked only for where a plan begins.
+
+The rows of one search share their kernel and differ in their Gumbel noise. Every plan that any of them looked at is then
+read on the exact dynamics, up to its first illegal action, and joins the pool. What is measured is chosen from it as in
+`mixed`, by what the same simulator says of these schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autotune.compiler import Renderer
+from autotune.errors import UsageError
+from autotune.guide import Guide
+from autotune.kernel import Kernel, Schedule
+from autotune.paths import paths_of
+from autotune.search.policy import MixedSearch
+from autotune.space import ACTIONS, MAX_STEPS, State, legal_mask, root_of, step
+
+ROWS, SIMULATIONS, CONSIDERED = 16, 64, 16  # of one search; a plan is looked at once it has ended, or as far as it goes
+CONTINUED = 3  # fastest schedules whose prefixes become roots, once something was measured
+DRAWS = 5  # of a simulator's belief about a schedule: as many as an ensemble has members
+
+
+class LatentSearch(MixedSearch):
+    """`mixed`, with its pool grown by planning in `guide.world`. Raises UsageError where the guide has none."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS):
+        super().__init__(kernel, renderer, seed, guide)
+        if guide.world is None:
+            raise UsageError("this checkpoint holds no world to plan in: train one with `make train`")
+        self.simulations, self.latent = simulations, guide.world.of(self.root)
+        self.beliefs: dict[Schedule, np.ndarray] = {}  # [DRAWS]
+
+    def _grow(self) -> None:
+        """One search from the root; another from the prefixes of the fastest schedules so far, where there are any."""
+        self._plan([self.root])
+        if self.measured:
+            best = sorted(self.measured, key=lambda pair: pair[1])[:CONTINUED]
+            self._plan([prefix for state, _ in best for prefix in self._prefixes(state)])
+
+    def _plan(self, starts: Sequence[State]) -> None:
+        """Search from `starts` in turn; the pool keeps all that any search looked at, as far as it is legal."""
+        states = [starts[i % len(starts)] for i in range(ROWS)]
+        mask = np.stack([legal_mask(s) for s in states])
+        noise = self.rng.gumbel(size=mask.shape)
+        result = self.latent.plan(paths_of(states), mask, self.simulations, noise, CONSIDERED)
+        for row, state in enumerate(states):
+            for leaf in result.leaves(row):
+                self._walk(state, leaf.path)
+
+    def _walk(self, state: State, actions: Sequence[int]) -> None:
+        """Into the pool goes every prefix, up to the first action that is not legal."""
+        self.pool.setdefault(state.schedule, state)
+        for action in actions:
+            opt = ACTIONS[action]
+            if opt is None or len(state.schedule) >= MAX_STEPS:
+                return
+            known = self.pool.get((*state.schedule, opt))  # the mask costs more than all else here
+            if known is None and not legal_mask(state)[action]:
+                return
+            state = known or step(state, action)
+            self.pool[state.schedule] = state
+
+    def _members(self, states: Sequence[State]) -> np.ndarray:
+        """Draws from what the simulator believes of each schedule [DRAWS, N]: a normal of its mean and spread."""
+        wanted = {s.schedule: s for s in [*states, root_of(states[0])] if s.schedule not in self.beliefs}
+        if wanted:
+            paths = paths_of(list(wanted.values()))
+            found, at = self.latent.simulator.predict(paths), (np.arange(len(paths)), paths.length)
+            draws = self.rng.standard_normal((DRAWS, len(paths)))
+            draws -= draws.mean(0)  # a mean of few draws must not hide the simulator's own
+            beliefs = found.relative[at] + draws * found.spread[at]
+            self.beliefs.update(zip(wanted, beliefs.T, strict=True))
+        return np.stack([self.beliefs[s.schedule] for s in states], axis=1)

@@ -1,0 +1,172 @@
+"""What each kind of acquisition chooses, by hand; and that `mixed` and `planner` choose by it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from tiny import kernel_of
+from tinygrad import Tensor
+
+from autotune.compiler import renderer_of
+from autotune.errors import UsageError
+from autotune.guide import SHIPPED, Guide
+from autotune.records import Trial
+from autotune.search.acquisition import KINDS, choose
+from autotune.search.planner import PlannerSearch
+from autotune.search.policy import MixedSearch
+from autotune.space import State
+from autotune.tuner import BATCH
+
+CPU = renderer_of("CPU")
+KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+MEMBERS = np.array([[1.0, 4.5, 2.25, 4.0], [3.0, 0.5, 2.25, 4.0]])  # means 2, 2.5, 2.25, 4; std 1, 2, 0, 0
+ALONE = np.eye(4).__getitem__  # nothing is like anything else
+LINE = np.array([[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 5.0]])  # one member's times of ten places on a line
+APART = np.exp(-np.abs(np.arange(10)[:, None] - np.arange(10))).__getitem__
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def guide():
+    return Guide.load(SHIPPED / "guide-cpu")
+
+
+def test_greedy_takes_the_least_means_and_ucb_the_least_bounds():
+    assert choose(MEMBERS, ALONE, rng(), 4, "greedy") == [0, 2, 1, 3]
+    assert choose(MEMBERS, ALONE, rng(), 4, "ucb") == [1, 0, 2, 3]  # bounds 1, 0.5, 2.25, 4
+    assert choose(MEMBERS, ALONE, rng(), 2, "ucb") == [1, 0]
+
+
+def test_thompson_takes_the_mean_first_and_then_a_random_members_least():
+    batches = [choose(MEMBERS, ALONE, rng(seed), 2) for seed in range(200)]
+    assert {tuple(b) for b in batches} == {
+        (0, 2),
+        (0, 1),
+    }  # member 0 prefers candidate 2 to what is left, member 1 has 1
+    assert 0.35 < np.mean([b[1] == 1 for b in batches]) < 0.65
+    members = [int(np.random.default_rng(seed).integers(2)) for seed in range(200)]
+    assert [b[1] for b in batches] == [(2, 1)[m] for m in members]
+
+
+@pytest.mark.parametrize("kind, expected", [("greedy", [0, 1, 2, 3]), ("ucb", [1, 0, 2, 3])])
+def test_a_choice_pushes_back_its_like(kind, expected):
+    """Candidate 2 is like candidate 0: half a log2 unit behind, it comes after the mean 2.5 of candidate 1."""
+    like = np.eye(4)
+    like[0, 2] = like[2, 0] = 1.0
+    assert choose(MEMBERS, like.__getitem__, rng(), 4, kind) == expected
+    assert choose(MEMBERS, like.__getitem__, rng(), 4, "greedy", crowding=0.0) == [0, 2, 1, 3]
+
+
+def test_the_last_of_eight_is_the_least_similar_of_the_promising_ones():
+    """Greedy would take place 7; place 8 is farther from places 0 to 6, and place 9 is hopeless."""
+    assert choose(LINE, APART, rng(), kind="greedy", crowding=0.0) == [*range(7), 8]
+    assert choose(LINE, APART, rng(), kind="greedy", crowding=0.0, diverse=0.0) == [*range(8)]
+    assert choose(LINE, APART, rng(), 4, "greedy", crowding=0.0) == [0, 1, 2, 3]  # an eighth of four: none
+    measured = APART(9)  # so place 8 is like what is known already
+    assert choose(LINE, APART, rng(), kind="greedy", crowding=0.0, known=measured) == [*range(8)]
+
+
+def test_diverse_slots_alone_walk_from_one_end_to_the_other():
+    assert choose(LINE, APART, rng(), 3, "greedy", diverse=1.0, known=APART(0)) == [8, 4, 2]  # 6 is as far
+    assert choose(LINE[:, :2], lambda i: APART(i)[:2], rng(), diverse=1.0) == [0, 1]
+
+
+def test_where_nothing_promising_is_left_a_diverse_slot_is_one_like_any_other():
+    assert choose(np.array([[6.0, 0.0, 5.0]]), np.eye(3).__getitem__, rng(), 3, "greedy", diverse=1.0) == [1, 2, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_than_there_is_none_and_nothing_twice(kind):
+    assert sorted(choose(MEMBERS, ALONE, rng(), 9, kind)) == [0, 1, 2, 3]
+    assert choose(MEMBERS, ALONE, rng(), 0, kind) == []
+    assert choose(MEMBERS[:, :0], ALONE, rng(), 8, kind) == []
+
+
+def test_an_unknown_kind_is_a_usage_error(guide):
+    message = "unknown acquisition 'magic'; choose one of thompson, ucb, greedy"
+    with pytest.raises(UsageError, match=message):
+        choose(MEMBERS, ALONE, rng(), kind="magic")
+    for search in (MixedSearch, PlannerSearch):
+        with pytest.raises(UsageError, match=message):
+            search(KERNEL, CPU, 0, guide, acquisition="magic")
+
+
+def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(members [5, 40] of multiples of 2^-10, so that sums with whole numbers are exact; similarity [40, 40])."""
+    draws = rng(seed)
+    places = draws.normal(size=(40, 2))
+    return draws.integers(0, 4096, (5, 40)) / 1024, np.exp(-((places[:, None] - places[None]) ** 2).sum(-1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_slower_device_changes_no_choice(kind, seed):
+    members, like = drawn(seed)
+    before, after = (choose(m, like.__getitem__, rng(seed), 16, kind) for m in (members, members + 7.0))
+    assert before == after
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_candidates_does_not_matter(kind, seed):
+    members, like = drawn(seed)
+    order = rng(seed + 10).permutation(40)
+    before = choose(members, like.__getitem__, rng(seed), 16, kind, known=like[5])
+    after = choose(members[:, order], like[order][:, order].__getitem__, rng(seed), 16, kind, known=like[5][order])
+    assert [order[i] for i in after] == before
+
+
+@pytest.fixture(scope="module")
+def grown(guide):
+    """Makes a `mixed` that has measured one batch and failed once, and whose pool stays as it then is."""
+    search = MixedSearch(KERNEL, CPU, 3, guide)
+    first = search.ask(BATCH)
+    times = [(), *((1.0 + i,) for i in range(BATCH - 1))]
+    search.tell([Trial(KERNEL.key, s, "ok" if t else "crashed", t) for s, t in zip(first, times, strict=True)])
+    search._grow()
+
+    def make(acquisition: str = "thompson") -> tuple[MixedSearch, list[State], np.ndarray]:
+        """(the search, its candidates, what its members believe of them)"""
+        again = MixedSearch(KERNEL, CPU, 3, guide, acquisition)
+        for name in ("pool", "measured", "failed", "seen"):
+            setattr(again, name, copy.copy(getattr(search, name)))
+        again._grow = lambda: None  # it would draw from the generator that choices are compared on
+        candidates = [s for s in again.pool.values() if s.schedule not in again.seen]
+        return again, candidates, again._corrected(candidates)
+
+    return make
+
+
+def test_mixed_chooses_a_batch_of_four_by_thompson_sampling_and_crowding(grown):
+    """Held against the rule written out again."""
+    search, candidates, members = grown()
+    draws, expected = copy.deepcopy(search.rng), []
+    for slot in range(BATCH):
+        score = members.mean(0) if slot == 0 else members[int(draws.integers(len(members)))]
+        likes = [search._similarity(candidates, [candidates[j]])[:, 0] for j in expected]
+        score = score + 0.5 * np.max([np.zeros(len(candidates)), *likes], axis=0)
+        expected.append(min((i for i in range(len(candidates)) if i not in expected), key=lambda i: score[i]))
+    assert len(candidates) > 50 and search.ask(BATCH) == [candidates[i].schedule for i in expected]
+
+
+def test_mixed_uses_the_kind_that_it_is_given_and_planner_hands_it_on(grown, guide):
+    for kind, doubt in (("ucb", 1.0), ("greedy", 0.0)):
+        search, candidates, members = grown(kind)
+        bound = members.mean(0) - doubt * members.std(0)
+        assert search.ask(1) == [candidates[int(bound.argmin())].schedule]
+    assert PlannerSearch(KERNEL, CPU, 0, guide, acquisition="ucb").acquisition == "ucb"
+
+
+def test_the_eighth_schedule_of_mixed_is_unlike_all_others(grown):
+    search, candidates, members = grown()
+    mean, asked = members.mean(0), search.ask(8)
+    measured = search._similarity(candidates, [s for s, _ in search.measured] + search.failed).max(1)
+    likes = [search._similarity(candidates, [search.pool[s]])[:, 0] for s in asked[:7]]
+    near = np.max([measured, *likes], axis=0)
+    left = [i for i, s in enumerate(candidates) if s.schedule not in asked[:7] and mean[i] <= mean.min() + 1.0]
+    assert len(left) > 10 and asked[7] == candidates[min(left, key=lambda i: near[i])].schedule

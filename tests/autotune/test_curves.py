@@ -1,0 +1,78 @@
+"""How many trials a strategy needs: by hand, and with real trials of a small kernel."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tiny import U2, U4, kernel_of
+from tinygrad import Tensor
+
+from autotune.compiler import renderer_of
+from autotune.curves import Curve, Shared, best_known, needed, search, summarise, table
+from autotune.records import Records
+
+
+def curve(strategy: str, seed: int, times: list[float | None], kernel: str = "a", hand: float = 0.0) -> Curve:
+    return Curve(kernel, strategy, seed, hand, times, [0.5 * (i + 1) for i in range(len(times))])
+
+
+def test_a_user_keeps_the_best_so_far_or_hand_coded():
+    c = curve("x", 0, [1.0, None, -1.0, -0.5])
+    assert [c.best_after(n) for n in range(5)] == [0.0, 0.0, 0.0, -1.0, -1.0]
+
+
+def test_how_many_trials_it_took():
+    close = -2.0 + math.log2(1.04)
+    assert needed(curve("x", 0, [None, close, -2.0]), -2.0) == (2.0, 1.0)
+    assert needed(curve("x", 0, [-1.9]), -2.0) == (math.inf, math.inf)
+    assert needed(curve("x", 0, [5.0], hand=-2.0), -2.0) == (0.0, 0.0)
+
+
+CURVES = [
+    curve("good", 0, [-2.0, 0.0]), curve("good", 1, [-1.0, -2.0]),
+    curve("good", 0, [3.0, 0.0], "b", 1.0), curve("good", 1, [0.0, None], "b", 1.0),
+    curve("random", 0, [1.0, None]), curve("random", 1, [None, -1.0]),
+    curve("random", 0, [1.0, 2.0], "b", 1.0), curve("random", 1, [2.0, 2.0], "b", 1.0),
+]  # fmt: skip
+
+
+def test_a_summary_by_hand():
+    """Best known: kernel a -2, kernel b 0. Scores after one trial are 1, 1/2 (a) and 1/2, 1 (b) for `good`, the middle half
+    of which has the mean 3/4; for random 1/4, 1/4, 1/2, 1/2 -> 3/8."""
+    assert best_known(CURVES) == {"a": -2.0, "b": 0.0}
+    found = summarise(CURVES)
+    assert found["good"]["score"][1]["value"] == pytest.approx(0.75)
+    assert found["random"]["score"][1]["value"] == pytest.approx(0.375)
+    assert found["good"]["score"][2]["value"] == pytest.approx(1.0)
+    assert found["good"]["over"][1]["value"] == pytest.approx((1.0 + (0.5 + 1 + 0.5 + 1) / 4) / 2)
+    assert found["good"]["reached"] == {1: 0.5, 2: 1.0} and found["random"]["reached"] == {1: 0.0, 2: 0.0}
+    assert (found["good"]["trials"], found["good"]["seconds"]) == (1.5, 0.75)
+    assert found["random"]["trials"] is None and "never" in table(found)
+    assert found["good"]["each_trial"] == 0.5 and found["good"]["worst"] == {1: 0.5, 2: 1.0}
+
+
+def test_slower_clocks_and_other_units_change_no_score():
+    """Metamorphic: log times are shifted by a constant in each kernel."""
+    moved = [
+        Curve(c.kernel, c.strategy, c.seed, c.hand_coded + 3, [t if t is None else t + 3 for t in c.times], c.seconds)
+        for c in CURVES
+    ]
+    assert summarise(moved) == summarise(CURVES)
+
+
+def test_what_one_search_measured_the_next_one_is_told(tmp_path: Path, runner):
+    kernel, cpu = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48)), renderer_of("CPU")
+    with closing(Records(tmp_path / "shared.db")) as records:
+        records.add_fingerprint(runner.fields)
+        shared = Shared(kernel, records, runner)
+        first = search(kernel, shared, "random", cpu, 0, None, 3)
+        spent = records.history(kernel.key, runner.fingerprint).spent
+        again = search(kernel, Shared(kernel, records, runner), "random", cpu, 0, None, 3)
+        assert spent == 3 == records.history(kernel.key, runner.fingerprint).spent
+        assert again.times == first.times and len(first.seconds) == 3
+        assert first.seconds == sorted(first.seconds) and first.hand_coded == shared.hand_coded
+        known = shared.trials([(U2,), (U4,), (U2,)])
+        assert known[0] == known[2] and records.history(kernel.key, runner.fingerprint).spent <= 5

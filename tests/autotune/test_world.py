@@ -1,0 +1,142 @@
+"""A world learned from the trials that ship: what its heads are taught, its two strategies, and how it is kept."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tiny import U2, U4, kernel_of
+from tinygrad import Tensor
+
+from autotune import corpus
+from autotune.compiler import renderer_of
+from autotune.data import Dataset, add_shipped
+from autotune.errors import UsageError
+from autotune.guide import SHIPPED, Guide
+from autotune.records import Trial
+from autotune.search import make_strategy
+from autotune.space import ACTION_INDEX, STOP_INDEX, legal_mask, root_state, state_after
+from autotune.world import SOFTNESS, World, positions_of
+from sims import SimulatorError
+from sims.heads import HeadsConfig
+
+CPU = renderer_of("CPU")
+KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+HEADS = HeadsConfig(hidden=16, steps=30)
+
+
+def trial(schedule: tuple, seconds: float) -> Trial:
+    return Trial(KERNEL.key, schedule, "ok", (seconds,), code_hash=str(schedule))
+
+
+def test_heads_are_taught_by_the_fastest_schedule_below_each_action():
+    """Recorded: () 8 s, U2 4 s, U2 U4 1 s, U4 2 s. From the root U2 leads to 1 s, U4 to 2 s, STOP to 8 s."""
+    data = Dataset(CPU)
+    data.add(KERNEL, [trial((), 8.0), trial((U2,), 4.0), trial((U2, U4), 1.0), trial((U4,), 2.0)], "here")
+    positions = positions_of(data)
+    assert len(positions.mask) == 4 and positions.rows.shape[0] == 1
+    at = {tuple(positions.paths.actions[i, : positions.paths.length[i]].sum(1)): i for i in range(4)}
+    root = at[()]
+    assert (positions.mask[root] == legal_mask(root_state(KERNEL, CPU))).all()
+    u2, u4 = ACTION_INDEX[U2], ACTION_INDEX[U4]
+    expected = np.exp(-np.array([0.0, 1.0, 3.0]) / SOFTNESS)
+    np.testing.assert_allclose(positions.target[root, [u2, u4, STOP_INDEX]], expected / expected.sum(), rtol=1e-5)
+    ends = [i for i in range(4) if positions.target[i, STOP_INDEX] == 1]
+    assert len(ends) == 2 and sorted(positions.paths.length[ends]) == [1, 2]
+    np.testing.assert_allclose(positions.target.sum(1), 1, rtol=1e-5)
+
+
+def test_a_faster_clock_teaches_the_same():
+    """Metamorphic: all times of a kernel times a constant."""
+    taught = []
+    for factor in (1.0, 16.0):
+        data = Dataset(CPU)
+        data.add(KERNEL, [trial((), 8.0 * factor), trial((U2,), 4.0 * factor), trial((U4,), 2.0 * factor)], "here")
+        taught.append(positions_of(data).target)
+    np.testing.assert_allclose(*taught, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def guide() -> Guide:
+    """The shipped one, with a linear world of few kernels and an untrained policy on it."""
+    data = Dataset(CPU)
+    add_shipped(data, "CPU", corpus.load("train")[:12])
+    found = Guide.load(SHIPPED / "guide-cpu")
+    found.world = World.learn("linear", data, 0, rounds=0, heads=HEADS)
+    found.world.new_agent(found.agent.config)
+    return found
+
+
+@pytest.mark.parametrize("name", ["muzero", "sequential"])
+def test_what_it_asks_for_is_new_and_legal(guide: Guide, name: str):
+    search, asked = make_strategy(name, KERNEL, CPU, 0, guide), []
+    for round in range(2):
+        new = search.ask(4)
+        assert new and len(new) == len(set(new)) and not set(new) & {(), *asked}
+        search.tell([Trial(KERNEL.key, s, "ok", (1.0 + round,)) for s in new])
+        asked += new
+    for schedule in asked:
+        assert state_after(KERNEL, schedule, CPU).schedule == schedule
+
+
+def test_plans_are_read_up_to_their_first_illegal_action(guide: Guide):
+    search = make_strategy("muzero", KERNEL, CPU, 0, guide)
+    after = state_after(KERNEL, (U2,), CPU)
+    illegal = int(np.flatnonzero(~legal_mask(after))[0])
+    legal = ACTION_INDEX[U4]
+    assert legal_mask(after)[legal]
+    search._walk(search.root, [ACTION_INDEX[U2], illegal, legal])
+    assert set(search.pool) == {(), (U2,)}
+    search._walk(search.root, [ACTION_INDEX[U2], legal, STOP_INDEX, legal])
+    assert set(search.pool) == {(), (U2,), (U2, U4)}
+
+
+def test_a_schedule_that_was_measured_fast_lends_its_time_to_its_like(guide: Guide):
+    search = make_strategy("muzero", KERNEL, CPU, 0, guide)
+    first = search.ask(4)
+    states = [search.pool[s] for s in first]
+    before = search._corrected(states).mean(0)
+    search.tell([Trial(KERNEL.key, first[0], "ok", (2.0**-20,)), Trial(KERNEL.key, first[1], "ok", (2.0**-10,))])
+    after = search._corrected(states).mean(0)
+    assert (after - before)[0] < (after - before)[1]
+
+
+def test_what_is_saved_comes_back(guide: Guide, tmp_path):
+    guide.save(tmp_path / "kept", {"backend": "CPU", "draft": True})
+    again = Guide.load(tmp_path / "kept")
+    for name in ("muzero", "sequential"):
+        before, after = (make_strategy(name, KERNEL, CPU, 3, g).ask(4) for g in (guide, again))
+        assert before == after and before
+    root = root_state(KERNEL, CPU)
+    assert again.world is not None and again.world.view(root, legal_mask(root))[0].shape == (64,)
+
+
+def test_without_a_world_it_says_what_to_do(guide: Guide):
+    bare = Guide.load(SHIPPED / "guide-cpu")
+    bare.world = None
+    for name in ("muzero", "sequential"):
+        with pytest.raises(UsageError, match="train one"):
+            make_strategy(name, KERNEL, CPU, 0, bare)
+    with pytest.raises(UsageError, match="unknown simulator 'magic'"):
+        World("magic", guide.world.widths, 0)  # type: ignore[union-attr]
+    empty = Dataset(CPU)
+    with pytest.raises(SimulatorError, match="no schedules"):
+        World.learn("linear", empty, 0)
+
+
+def test_a_damaged_world_is_refused(guide: Guide):
+    arrays, meta = guide.world.state()  # type: ignore[union-attr]
+    summary = guide.summary_dim
+    for changed in (
+        {k: a for k, a in arrays.items() if k != "heads.theta"},
+        arrays | {"heads.theta": np.zeros((1, 7), np.float32)},
+        arrays | {"simulator.own.weights": np.full_like(arrays["simulator.own.weights"], math.nan)},
+    ):
+        with pytest.raises(SimulatorError):
+            World.load(changed, meta, summary, guide.agent.config)
+    with pytest.raises(UsageError, match="unknown simulator"):
+        World.load(arrays, meta | {"kind": "magic"}, summary, guide.agent.config)
+    with pytest.raises(SimulatorError, match="theta"):  # a size that the file does not hold
+        World.load(arrays, meta | {"heads": [10**6, 16]}, summary, guide.agent.config)
+    assert World.load(arrays, meta, summary, guide.agent.config).kind == "linear"
