@@ -54,7 +54,9 @@ class Guide:
         self, states: Sequence[State], log_times: np.ndarray, groups: np.ndarray, **options: Any
     ) -> dict[str, float]:
         """Fit the simulator to measured states: log2 seconds [N] of kernels `groups` [N]."""
-        metrics = self.simulator.fit(np.stack([summary(s) for s in states]), log_times, groups, **options)
+        keys = np.unique([s.kernel.key for s in states], return_inverse=True)[1]
+        features = np.stack([summary(s) for s in states])
+        metrics = self.simulator.fit(features, log_times, groups, unit=keys, **options)
         self.fitted = True
         self._predicted.clear()
         return metrics

@@ -29,10 +29,14 @@ class Simulator(Protocol):
         log_time: np.ndarray,
         group: np.ndarray,
         *,
+        unit: np.ndarray | None = None,
         steps: int | None = None,
         deadline: Callable[[], bool] | None = None,
     ) -> dict[str, float]:
-        """Learn from features [N, D], log_time [N] and group [N] (kernel index); returns training metrics."""
+        """Learn from features [N, D], log_time [N] and group [N], in which times can be compared: a kernel, on one device;
+        returns training metrics. `unit` [N]: what must be held out together, the kernel whatever the device; the group
+        where it is not given.
+        """
         ...
 
     def predict(self, features: np.ndarray, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +131,7 @@ class TrainingRows:
     target: np.ndarray  # [N] float32: log2 seconds minus the median of the row's kernel
     kernel: np.ndarray  # [N] int64: 0..K-1, ascending
     start: np.ndarray  # [K + 1] int64: kernel k owns rows start[k]:start[k + 1]
+    unit: np.ndarray  # [K] int64: 0..U-1; kernels of one unit are the same kernel, timed elsewhere: held out together
     index: np.ndarray  # [N] int64: which of the rows given each of these is
     dropped: int  # rows left out: failed trials (time not finite), and kernels with a single usable row
 
@@ -140,8 +145,9 @@ class TrainingRows:
 
     @staticmethod
     def build(
-        features: np.ndarray, log_time: np.ndarray, group: np.ndarray, width: int, least: int = 2
-    ) -> TrainingRows:
+        features: np.ndarray, log_time: np.ndarray, group: np.ndarray, width: int, least: int = 2,
+        unit: np.ndarray | None = None,
+    ) -> TrainingRows:  # fmt: skip
         """Check, drop failed trials and lone rows, sort, centre each kernel on its median (a straggler does
         not move it). Arguments as in `Simulator.fit`; `least` kernels must be left."""
         x, y, g = check_features(features, width), np.asarray(log_time, dtype=np.float64), np.asarray(group)
@@ -157,9 +163,12 @@ class TrainingRows:
             raise SimulatorError(f"all {len(x)} rows are failed trials: there is no time to learn from")
         members = [usable[rows] for rows in per_group(g[usable])]
         members = [rows[np.argsort(y[rows], kind="stable")] for rows in members if len(rows) > 1]
-        if len(members) < least:
+        units, own = np.unique(
+            (g if unit is None else np.asarray(unit))[np.array([rows[0] for rows in members], int)], return_inverse=True
+        )
+        if len(units) < least:
             needed = "two are" if least == 2 else "one is"
-            raise SimulatorError(f"kernels with two or more timed rows: {len(members)}, but {needed} needed")
+            raise SimulatorError(f"kernels with two or more timed rows: {len(units)}, but {needed} needed")
         order, sizes = np.concatenate(members), [len(rows) for rows in members]
         target = np.concatenate([y[rows] - np.median(y[rows]) for rows in members])
         return TrainingRows(
@@ -167,6 +176,7 @@ class TrainingRows:
             target.astype(np.float32),
             np.repeat(np.arange(len(members)), sizes),
             np.concatenate([[0], np.cumsum(sizes)]),
+            own,
             order,
             len(x) - len(order),
         )

@@ -110,11 +110,12 @@ class Ensemble:
         log_time: np.ndarray,
         group: np.ndarray,
         *,
+        unit: np.ndarray | None = None,
         steps: int | None = None,
         deadline: Callable[[], bool] | None = None,
     ) -> dict[str, float]:
         """Train from scratch on features [N, D], log_time [N] (log2 seconds; not finite: a failed trial, left
-        out) and group [N] (kernel index). Stops after `steps`, or after the step at which `deadline()`
+        out), group [N] and unit [N] (see `sims.base.Simulator`). Stops after `steps`, or after the step at which `deadline()`
         turns true.
 
         Returns steps, seconds, rows, kernels, dropped, the mean losses of the last tenth (value_loss,
@@ -125,7 +126,7 @@ class Ensemble:
         total = self.config.steps if steps is None else steps
         if total < 1:
             raise SimulatorError(f"fit needs at least one step, got {total}")
-        rows = TrainingRows.build(features, log_time, group, self.input_dim)
+        rows = TrainingRows.build(features, log_time, group, self.input_dim, unit=unit)
         rng = np.random.default_rng(self.config.seed)
         self._scaling = Scaling.measure(rows.features, self.config.clip)
         counts = bootstrap(rows, self.config.members, rng)

@@ -51,7 +51,7 @@ def fit_level(paths: Paths, points: Points, relative: np.ndarray) -> Affine:
     """
     rows = points.rows
     level = points.level + np.bincount(rows.kernel, rows.target - relative) / rows.sizes
-    return Affine.fit(paths.states[points.path[rows.start[:-1]], 0], level, np.arange(rows.kernels))
+    return Affine.fit(paths.states[points.path[rows.start[:-1]], 0], level, rows.unit)
 
 
 def transitions(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
@@ -106,14 +106,14 @@ class StateSimulator:
         rows, (row, step) = points.rows, transitions(paths)
         self._fit_encoder(rows.features)
         before, after = (self._encode(paths.states[row, step + i]) for i in range(2))
-        dynamics = Dynamics.fit(before, paths.actions[row, step], after, paths.kernel[row], *PRODUCTS)
+        dynamics = Dynamics.fit(before, paths.actions[row, step], after, paths.units[paths.kernel[row]], *PRODUCTS)
         self._parts = {"dynamics": dynamics}
         metrics = self._learn(paths, points, steps, deadline)
         path, at = np.nonzero(np.isfinite(points.reach))
         below = self._encode(paths.states[points.path[path], at])
         self._parts |= {
             "level": fit_level(paths, points, self._time(self._encode(rows.features))[0]),
-            "reach": Affine.fit(below, points.reach[path, at], rows.kernel[path]),
+            "reach": Affine.fit(below, points.reach[path, at], rows.unit[rows.kernel[path]]),
         }
         return metrics
 
@@ -191,7 +191,8 @@ class Flat(StateSimulator):
     ) -> dict[str, float]:
         rows = points.rows
         log_time = rows.target + points.level[rows.kernel]
-        return self.simulator.fit(rows.features, log_time, rows.kernel, steps=steps, deadline=deadline)
+        unit = rows.unit[rows.kernel]
+        return self.simulator.fit(rows.features, log_time, rows.kernel, unit=unit, steps=steps, deadline=deadline)
 
     def _time(self, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.simulator.predict(embedding)

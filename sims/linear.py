@@ -52,7 +52,7 @@ class Linear(StateSimulator):
         terms = self._terms(self._encode(rows.features))
         middle = terms.mean(axis=0)
         within, target = self._within(terms - middle, rows.kernel), centre(rows.target, rows.kernel)
-        weights, error = ridge(within, target[:, None], rows.kernel)
+        weights, error = ridge(within, target[:, None], rows.unit[rows.kernel])
         fitted = within @ weights[:, 0]
         bias = rows.target.mean() - middle @ weights[:, 0]
         self._own |= {"weights": np.append(weights[:, 0], bias), "spread": np.array([np.sqrt(error)])}

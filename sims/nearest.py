@@ -35,11 +35,12 @@ class NearestNeighbour:
         log_time: np.ndarray,
         group: np.ndarray,
         *,
+        unit: np.ndarray | None = None,
         steps: int | None = None,
         deadline: Callable[[], bool] | None = None,
     ) -> dict[str, float]:
-        """Keep the rows: features [N, D], log_time [N] log2 seconds, group [N]. `steps` and `deadline` are
-        not needed.
+        """Keep the rows: features [N, D], log_time [N] log2 seconds, group [N]. `unit`, `steps` and
+        `deadline` are not needed.
         """
         rows = TrainingRows.build(features, log_time, group, self.input_dim)
         scaling = Scaling.measure(rows.features, self.config.clip)

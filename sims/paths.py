@@ -79,6 +79,11 @@ class Paths:
         """The summary of each whole schedule [N, S]."""
         return self.states[np.arange(len(self)), self.length]
 
+    @property
+    def units(self) -> np.ndarray:
+        """A number for each distinct context [K]: the same kernel timed on two devices has two rows of `context`, alike."""
+        return np.unique(self.context.reshape(len(self.context), -1), axis=0, return_inverse=True)[1].reshape(-1)
+
     def take(self, rows: np.ndarray) -> Paths:
         """Some of the paths (indices or a mask); the contexts stay."""
         picked = {name: getattr(self, name)[rows] for name in ("kernel", "actions", "states", "length", "log_time")}
@@ -90,9 +95,9 @@ class Paths:
 
     def split(self, fraction: float, rng: np.random.Generator) -> tuple[Paths, Paths]:
         """(rest, held out): about `fraction` of the kernels with all their paths; never single paths, which leak."""
-        kernels = np.unique(self.kernel)
-        held = rng.permutation(kernels)[: max(1, round(fraction * len(kernels)))]
-        out = np.isin(self.kernel, held)
+        unit = self.units[self.kernel]
+        units = np.unique(unit)
+        out = np.isin(unit, rng.permutation(units)[: max(1, round(fraction * len(units)))])
         return self.take(~out), self.take(out)
 
     def prefixes(self) -> np.ndarray:
@@ -153,7 +158,8 @@ class Points:
         at = np.flatnonzero(wanted)[np.unique(prefixes[wanted], return_index=True)[1]]
         path, position = at // (L + 1), at % (L + 1)
         times = time[prefixes[path, position]]
-        rows = TrainingRows.build(paths.states[path, position], times, paths.kernel[path], widths.state, least)
+        group = paths.kernel[path]
+        rows = TrainingRows.build(paths.states[path, position], times, group, widths.state, least, paths.units[group])
         path, position = path[rows.index], position[rows.index]
         level = (times[rows.index] - rows.target)[rows.start[:-1]]
         reach = paths.best_below(prefixes)[path] - level[rows.kernel][:, None]

@@ -44,10 +44,11 @@ class Roofline:
         log_time: np.ndarray,
         group: np.ndarray,
         *,
+        unit: np.ndarray | None = None,
         steps: int | None = None,
         deadline: Callable[[], bool] | None = None,
     ) -> dict[str, float]:
-        """The constants with the least mean absolute error, by coordinate descent. `steps` and `deadline` are not needed."""
+        """The constants with the least mean absolute error, by coordinate descent. `unit`, `steps` and `deadline` are not needed."""
         rows = TrainingRows.build(features, log_time, group, self.input_dim)
         y, work = np.asarray(log_time, np.float64)[rows.index], self._work(rows.features)
         constants = np.median(y[:, None] - work, axis=0) - 1.0  # each alone would explain half of the rows

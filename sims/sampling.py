@@ -10,17 +10,16 @@ from sims.base import TrainingRows
 
 
 def bootstrap(rows: TrainingRows, members: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each member drew each kernel: [M, K] int64, each row summing to K (Efron 1979, kernels as the
-    units).
+    """How often each member drew each kernel: [M, K] int64 (Efron 1979, as many units drawn as there are).
 
-    Never rows: rows of one kernel leak into each other. A member left with one distinct kernel is drawn
-    again.
+    Never rows: rows of one kernel leak into each other. A member left with one distinct unit is drawn again.
     """
-    counts = np.zeros((members, rows.kernels), np.int64)
+    total = int(rows.unit.max()) + 1
+    counts = np.zeros((members, total), np.int64)
     for member in range(members):
         while (counts[member] > 0).sum() < 2:
-            counts[member] = rng.multinomial(rows.kernels, np.full(rows.kernels, 1.0 / rows.kernels))
-    return counts
+            counts[member] = rng.multinomial(total, np.full(total, 1.0 / total))
+    return counts[:, rows.unit]
 
 
 class BatchSampler:

@@ -23,7 +23,7 @@ from autotune.space import ACTION_INDEX, State, legal_mask, step
 POPULATION = 8  # schedules that may be parents, and random ones measured before the first child
 TOURNAMENT = 2  # drawn for each parent; the fastest of them it is
 CROSSOVER = 0.25  # share of children that have two parents
-CHILDREN = 4  # made before one is given up for a random schedule, where all were known already
+CHILDREN = 4  # made in search of a new one; where all are known, a random schedule takes their place
 MUTATIONS = ("replace", "insert", "delete", "append")
 
 
@@ -43,9 +43,10 @@ class EvolutionSearch(RandomSearch):
     def _draw(self) -> Schedule:
         measured = [s for s, seconds in self.times.items() if seconds < math.inf]
         fastest = sorted(measured, key=self.times.__getitem__)[:POPULATION]
-        for _ in range(CHILDREN if len(fastest) == POPULATION else 0):
-            if (child := self._child(fastest)) not in self.seen:
-                return child
+        if len(fastest) == POPULATION:
+            for _ in range(CHILDREN):
+                if (child := self._child(fastest)) not in self.seen:
+                    return child
         return super()._draw()
 
     def _child(self, fastest: Sequence[Schedule]) -> Schedule:

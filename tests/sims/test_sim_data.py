@@ -89,6 +89,21 @@ def test_members_see_different_kernels_and_only_their_own() -> None:
             assert counts[member, rows.kernel[index[member]]].all()
 
 
+def test_a_kernel_timed_on_two_devices_is_drawn_as_one() -> None:
+    """Groups 0 and 2 are one kernel: a member has both or neither, and a lone unit is too few."""
+    group, unit = np.repeat(np.arange(3), 4), np.repeat([7, 5, 7], 4)
+    x, y = np.zeros((12, 2), np.float32), np.tile([1.0, 2.0, 3.0, 4.0], 3)
+    rows = TrainingRows.build(x, y, group, 2, unit=unit)
+    np.testing.assert_array_equal(rows.unit, [1, 0, 1])
+    counts = bootstrap(rows, 50, np.random.default_rng(0))
+    np.testing.assert_array_equal(counts[:, 0], counts[:, 2])
+    assert (counts[:, 0] + counts[:, 1] == 2).all()
+    apart = bootstrap(TrainingRows.build(x, y, group, 2), 50, np.random.default_rng(0))
+    assert (apart[:, 0] != apart[:, 2]).any()
+    with pytest.raises(SimulatorError, match="rows: 1, but two"):
+        TrainingRows.build(x, y, group, 2, unit=np.zeros(12, int))
+
+
 def test_batches_are_blocks_of_one_kernel_and_lean_to_the_fast_end() -> None:
     rows, rng = many_rows([40] * 10 + [3]), np.random.default_rng(0)
     sampler = BatchSampler(rows, np.ones((2, 11), int), kernels=16, rows_per_kernel=8, fast_bias=1.0)

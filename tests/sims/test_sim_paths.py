@@ -19,7 +19,7 @@ def tree() -> Paths:
     actions = np.array([[A, B], [A, C], [D, 9.0], [A, 9.0]])[..., None]  # 9: padding
     states = np.arange(12.0).reshape(4, 3, 1)
     log_time = np.array([[5.0, NAN, 2.0], [5.0, NAN, 3.0], [5.0, 4.0, -99.0], [7.0, 8.0, NAN]])
-    return Paths(np.zeros((2, 1, 1)), np.ones((2, 1), bool), np.array([0, 0, 0, 1]), actions, states,
+    return Paths(np.array([[[0.0]], [[1.0]]]), np.ones((2, 1), bool), np.array([0, 0, 0, 1]), actions, states,
                  np.array([2, 2, 1, 1]), log_time)  # fmt: skip
 
 
@@ -66,6 +66,16 @@ def test_splits_are_of_whole_kernels() -> None:
 
 def bent(paths: Paths, **changes: np.ndarray) -> dict:
     return vars(paths) | changes
+
+
+def test_one_kernel_on_two_devices_is_never_split() -> None:
+    paths = make_paths(8, 4, 0).paths
+    twice = replace(paths, context=paths.context[[0, 1, 2, 3, 0, 1, 2, 3]])
+    assert sorted(twice.units.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    for seed in range(5):
+        rest, held = twice.split(0.25, np.random.default_rng(seed))
+        assert not set(twice.units[rest.kernel]) & set(twice.units[held.kernel])
+        assert len(np.unique(held.kernel)) == 2
 
 
 @pytest.mark.parametrize(
