@@ -24,6 +24,7 @@ from tinygrad import Context
 from autotune import corpus
 from autotune.cli_collect import collect_command
 from autotune.cli_records import export_command, import_command, merge_command, noise_command, verify_command
+from autotune.collect import DEFAULT as COLLECTING
 from autotune.collect import STRATEGIES as COLLECTORS
 from autotune.compiler import default_device, fingerprint, renderer_of
 from autotune.errors import AutotuneError, UsageError
@@ -43,7 +44,7 @@ CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under r
 VERIFIED = 20  # records that `verify` looks at
 VERIFY_HELP = "how many (default: %(default)s)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
-COLLECTORS_HELP = f"they take turns at each kernel: {', '.join(COLLECTORS)} (default: all)"
+COLLECTORS_HELP = f"they take turns at each kernel: {', '.join(COLLECTORS)} (default: {', '.join(COLLECTING)})"
 PROBE = "import json, sys; from autotune.compiler import fingerprint; print(json.dumps(fingerprint(sys.argv[1])))"
 PROBE_SECONDS = 60.0
 
@@ -148,7 +149,8 @@ def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
     option("--split", choices=corpus.SPLITS, default="train", help="of the corpus (default: %(default)s)")
     option("--per-kernel", type=count, default=24, metavar="N", help="trials of each, in all (default: %(default)s)")
     option("--minutes", type=minutes, default=60.0, metavar="M", help="stop after this long (default: %(default)g)")
-    option("--strategies", nargs="+", choices=COLLECTORS, default=COLLECTORS, metavar="NAME", help=COLLECTORS_HELP)
+    option("--strategies", nargs="+", choices=COLLECTORS, default=COLLECTING, metavar="NAME", help=COLLECTORS_HELP)
+    option("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT_HELP)
     option("--seed", type=_at_least(0, int), default=0, metavar="S", help="of order and schedules (default: 0)")
 
 

@@ -10,10 +10,12 @@ from autotune import corpus
 from autotune.card import card_of
 from autotune.collect import collect
 from autotune.compiler import default_device
+from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
 from autotune.records import Records
 from autotune.script import capture_script, check_captured, check_script, say
+from autotune.search import NEEDS_GUIDE
 
 CAPTURE_SECONDS = 60.0  # of a script whose kernels are collected
 
@@ -26,7 +28,9 @@ def collect_command(args: argparse.Namespace) -> int:
     with contextlib.closing(Records(args.records)) as records, contextlib.closing(Runner(device)) as runner:
         records.add_fingerprint(runner.fields)
         kernels = _kernels(args, device)
-        new = collect(kernels, records, runner, args.per_kernel, args.strategies, args.seed, args.minutes)
+        guided = NEEDS_GUIDE.intersection(args.strategies)
+        guide = Guide.load(find_checkpoint(args.checkpoint, device)) if guided else None
+        new = collect(kernels, records, runner, args.per_kernel, args.strategies, args.seed, args.minutes, guide)
         say(f"{new} new trials of {len(kernels)} kernels in {args.records}; the same command goes on from there")
         print(card_of(records, runner.fingerprint).table(), flush=True)
     return 0

@@ -15,17 +15,23 @@ import numpy as np
 from tqdm import tqdm
 
 from autotune.compiler import renderer_of
+from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Measurer, Runner, commit
 from autotune.records import Records, Trial
 from autotune.search import make_strategy
 
-STRATEGIES = ("random", "ucb", "greedy", "beam")  # none of them needs to have been trained
+DEFAULT = ("random", "ucb", "greedy", "beam")  # none of them needs to have been trained
+STRATEGIES = (
+    *DEFAULT,
+    "evolution",
+    "mixed",
+)  # `mixed` gathers where a trained guide would go: what it gets wrong there
 VISIT = 8  # trials of a kernel at a time: the preparation of a kernel costs as much as two or three
 
 
 def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device: str, count: int, seed: int,
-                   strategy: str = "random", batch: int = 64) -> int:  # fmt: skip
+                   strategy: str = "random", batch: int = 64, guide: Guide | None = None) -> int:  # fmt: skip
     """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new.
 
     A strategy hears of its trials after each `batch`.
@@ -35,7 +41,7 @@ def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device:
         commit(records, measurer, kernel, measurer.baselines(kernel))
     if history.spent >= count:  # a run that resumes meets many of these
         return 0
-    search = make_strategy(strategy, kernel, renderer_of(device), seed, None)
+    search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)
     search.tell(history.trials)
     done = functools.partial(_commit_one, records, measurer, kernel, strategy, seed)
     missing, new = count - history.spent, 0
@@ -50,7 +56,7 @@ def _commit_one(records: Records, measurer: Measurer, kernel: Kernel, strategy: 
 
 
 def collect(kernels: Sequence[Kernel], records: Records, runner: Runner, per_kernel: int, strategies: Sequence[str],
-            seed: int, minutes: float) -> int:  # fmt: skip
+            seed: int, minutes: float, guide: Guide | None = None) -> int:  # fmt: skip
     """Visit the kernels until each has `per_kernel` trials, or until the time is up. Returns how many trials were new."""
     deadline, order, new = time.monotonic() + 60 * minutes, np.random.default_rng(seed).permutation(len(kernels)), 0
     done = [records.history(kernels[i].key, runner.fingerprint).spent for i in order]
@@ -64,7 +70,7 @@ def collect(kernels: Sequence[Kernel], records: Records, runner: Runner, per_ker
                 strategy = strategies[(place + visit) % len(strategies)]  # each kernel sees them all, in turn
                 wanted = min(per_kernel, (visit + 1) * VISIT)
                 found = collect_kernel(
-                    kernels[i], records, runner, runner.device, wanted, seed, strategy, batch=VISIT // 2
+                    kernels[i], records, runner, runner.device, wanted, seed, strategy, VISIT // 2, guide
                 )
                 bar.update(found)
                 new += found

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+from planning_figures import planning
 from sims_figures import simulators
 from tables import interval, table
 
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     folder = ROOT / "benchmarks"
     texts = {"README.md": examples(folder), "docs/measuring.md": proofs(folder), "docs/agents.md": agents(folder),
-             "docs/simulators.md": simulators(folder)}  # fmt: skip
+             "docs/simulators.md": "\n\n".join(filter(None, (simulators(folder), planning(folder))))}  # fmt: skip
     if not parser.parse_args().write:
         print("\n\n".join(texts.values()))
         return

@@ -142,31 +142,40 @@ def grown(guide):
     return make
 
 
-def test_mixed_chooses_a_batch_of_four_by_thompson_sampling_and_crowding(grown):
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, kind):
     """Held against the rule written out again."""
-    search, candidates, members = grown()
+    search, candidates, members = grown(kind)
+    mean, bound = members.mean(0), members.mean(0) - members.std(0)
     draws, expected = copy.deepcopy(search.rng), []
     for slot in range(BATCH):
-        score = members.mean(0) if slot == 0 else members[int(draws.integers(len(members)))]
+        score = {"ucb": bound, "greedy": mean, "thompson": mean}[kind]
+        if kind == "thompson" and slot:
+            score = members[int(draws.integers(len(members)))]
         likes = [search._similarity(candidates, [candidates[j]])[:, 0] for j in expected]
         score = score + 0.5 * np.max([np.zeros(len(candidates)), *likes], axis=0)
         expected.append(min((i for i in range(len(candidates)) if i not in expected), key=lambda i: score[i]))
     assert len(candidates) > 50 and search.ask(BATCH) == [candidates[i].schedule for i in expected]
 
 
-def test_mixed_uses_the_kind_that_it_is_given_and_planner_hands_it_on(grown, guide):
-    for kind, doubt in (("ucb", 1.0), ("greedy", 0.0)):
-        search, candidates, members = grown(kind)
-        bound = members.mean(0) - doubt * members.std(0)
-        assert search.ask(1) == [candidates[int(bound.argmin())].schedule]
+def test_the_kinds_choose_otherwise_and_planner_hands_its_own_on(grown, guide):
+    assert len({tuple(grown(kind)[0].ask(BATCH)) for kind in KINDS}) == 3
     assert PlannerSearch(KERNEL, CPU, 0, guide, acquisition="ucb").acquisition == "ucb"
 
 
-def test_the_eighth_schedule_of_mixed_is_unlike_all_others(grown):
-    search, candidates, members = grown()
-    mean, asked = members.mean(0), search.ask(8)
+@pytest.mark.parametrize("seconds", [(1.0,), ()])
+def test_the_eighth_schedule_of_mixed_is_unlike_all_that_were_chosen_or_measured(grown, seconds):
+    """What would be the eighth is measured first, or fails: now another is least like all."""
+    first, _, _ = grown("greedy")
+    before = first.ask(8)[7]
+    search, _, _ = grown("greedy")
+    search.tell([Trial(KERNEL.key, before, "ok" if seconds else "crashed", seconds)])
+    candidates = [s for s in search.pool.values() if s.schedule not in search.seen]
+    mean = search._corrected(candidates).mean(0)
+    asked = search.ask(8)
+    likes = np.max([search._similarity(candidates, [search.pool[s]])[:, 0] for s in asked[:7]], axis=0)
     measured = search._similarity(candidates, [s for s, _ in search.measured] + search.failed).max(1)
-    likes = [search._similarity(candidates, [search.pool[s]])[:, 0] for s in asked[:7]]
-    near = np.max([measured, *likes], axis=0)
     left = [i for i, s in enumerate(candidates) if s.schedule not in asked[:7] and mean[i] <= mean.min() + 1.0]
-    assert len(left) > 10 and asked[7] == candidates[min(left, key=lambda i: near[i])].schedule
+    least = min(left, key=lambda i: max(likes[i], measured[i]))
+    assert len(left) > 10 and least != min(left, key=lambda i: likes[i])
+    assert asked[7] == candidates[least].schedule

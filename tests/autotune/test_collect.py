@@ -27,6 +27,13 @@ def test_a_scripts_kernels_are_collected_once(folder: Path):
     assert status == 0 and "0 new trials" in err and count(records) == 10 and again == out
 
 
+def test_a_guide_can_say_where_to_look(folder: Path):
+    records = folder / "guided.db"
+    command = ("collect", "--records", records, "--script", "small.py", "--per-kernel", "4", "--strategies", "mixed")
+    status, out, err = autotune(folder, *command)
+    assert status == 0 and count(records) == 4 and "mixed 4" in out, err
+
+
 def test_the_time_ends_it(folder: Path):
     records = folder / "short.db"
     status, out, err = autotune(folder, "collect", "--records", records, "--minutes", "0")
@@ -62,7 +69,9 @@ def test_a_card_by_hand(tmp_path: Path):
     assert "no simulator can order more than" in card.table()
 
 
-def test_bad_input_is_one_line(capsys):
+def test_bad_input_is_one_line(capsys, tmp_path: Path):
     assert "no script nowhere.py" in fails(capsys, 2, "collect", "--script", "nowhere.py")
     assert "invalid choice: 'policy'" in fails(capsys, 2, "collect", "--strategies", "policy")
+    missing = ("collect", "--strategies", "mixed", "--checkpoint", "nowhere", "--records", tmp_path / "none.db")
+    assert "nowhere" in fails(capsys, 2, *missing)
     assert "--per-kernel" in fails(capsys, 2, "collect", "--per-kernel", "0")

@@ -1,0 +1,75 @@
+"""More tables of docs/simulators.md: what planning with simulators gives, from `benchmarks/curves-*.json` and
+`imagination-*.json` (the result.json of these experiments) and `planning-speed-*.json` (tools/bench_planning.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tables import interval, line, table
+
+
+def planning(folder: Path) -> str:
+    """Every table there is a file for."""
+    parts = []
+    for kind, text in (("curves", _curves), ("imagination", _imagination), ("planning-speed", _speed)):
+        parts += [text(json.loads(path.read_text()), path.name) for path in sorted(folder.glob(f"{kind}-*.json"))]
+    return "\n\n".join(parts)
+
+
+def _curves(result: Mapping[str, Any], name: str) -> str:
+    """Strategies after each budget, then what each costs."""
+    figures = result["figures"]
+    settings, summary = figures["settings"], figures["summary"]
+    budgets = list(next(iter(summary.values()))["score"])
+    scores = [line([strategy, *(interval(row["score"][b]) for b in budgets)]) for strategy, row in summary.items()]
+    over = [line([strategy, *(interval(row["over"][b]) if row["over"] else "" for b in budgets)])
+            for strategy, row in summary.items()]  # fmt: skip
+    cost = [line([strategy, *(f"{row['reached'][b]:.0%}" for b in budgets), _or_never(row["trials"]), _or_never(row["seconds"]),
+                  f"{row['each_trial']:.2f}"]) for strategy, row in summary.items()]  # fmt: skip
+    kernels = len({curve["kernel"] for curve in figures["curves"]})
+    return "\n\n".join([
+        f"DEV={result['device']}, `{name}`: {kernels} kernels of the split {settings['split']}, {settings['seeds']} seeds, at most "
+        f"{settings['trials']} trials of each kernel. Time of the best schedule that anyone found over that of the best after so many "
+        "trials, hand-coded counting as found at 0 trials: IQM and its 95% interval over seeds and kernels.",
+        table(("strategy", *budgets), scores),
+        "Probability of being faster than random schedules after as many trials (ties count half):",
+        table(("strategy", *budgets), over),
+        "Share of searches within 5% of the best known schedule after so many trials; median trials and wall-clock seconds until then "
+        "(never: fewer than half ever were); seconds a trial, thinking included.",
+        table(("strategy", *budgets, "trials", "seconds", "s a trial"), cost),
+    ])  # fmt: skip
+
+
+def _or_never(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f}"
+
+
+def _imagination(result: Mapping[str, Any], name: str) -> str:
+    figures = result["figures"]
+    settings, summary = figures["settings"], figures["summary"]
+    kinds = list(next(iter(next(iter(summary.values())).values())))
+    rows = [line([trials, arm, *(interval(row[kind]) if kind in row else "" for kind in kinds)])
+            for trials, arms in summary.items() for arm, row in arms.items()]  # fmt: skip
+    references = ", ".join(f"{key} {value:.3f}" for key, value in figures["references"].items())
+    return "\n\n".join([
+        f"DEV={result['device']}, `{name}`: PPO that learns from so many recorded trials, by replaying them or in a simulator fitted to "
+        f"them; {settings['env_steps']} environment steps, {settings['seeds']} seeds; IQM of the score on held-out kernels and its "
+        f"95% interval. For scale: {references}.",
+        table(("trials", "arm", *kinds), rows),
+    ])  # fmt: skip
+
+
+def _speed(found: Mapping[str, Any], name: str) -> str:
+    parts = list(next(iter(found["planners"].values()))["shares"])
+    rows = [line([planner, f"{row['simulations_per_second']:.0f} ({row['slowest']:.0f} to {row['fastest']:.0f})",
+                  str(row["simulations"]), f"{row['seconds_per_round']:.1f}", *(f"{row['shares'][part]:.0%}" for part in parts)])
+            for planner, row in found["planners"].items()]  # fmt: skip
+    return "\n\n".join([
+        f"DEV={found['device']}, `{name}`: planners from the root of a held-out kernel, median and range over kernels, and the share of "
+        "the time that each part takes (under Python's profiler); the rest is the search itself.",
+        table(("planner", "simulations/s", "a round", "its seconds", *parts), rows),
+    ])  # fmt: skip
