@@ -25,7 +25,7 @@ from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner, judge
 from autotune.records import Records, default_path
-from autotune.search import DEFAULT, STRATEGIES
+from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.training import Clock, TrainConfig, Trainer
 from autotune.tuner import Budget, Tuner
 
@@ -51,7 +51,7 @@ def options(description: str) -> argparse.ArgumentParser:
 
 def find_guide(args: argparse.Namespace) -> Guide | None:
     """The checkpoint to use; None for a strategy that needs none."""
-    if args.strategy == "random":
+    if args.strategy not in NEEDS_GUIDE:
         return None
     path = find_checkpoint(args.checkpoint, default_device())
     print(f"checkpoint {path}")

@@ -18,6 +18,7 @@ from autotune.search.policy import MixedSearch, PolicySearch
 from autotune.search.random import RandomSearch
 from autotune.search.sequential import SequentialSearch
 from autotune.search.tree import TreeSearch
+from autotune.search.value import FilterSearch, ValueSearch
 
 
 class Strategy(Protocol):
@@ -41,6 +42,8 @@ STRATEGIES: dict[str, Factory] = {
     "mixed": _guided(MixedSearch),
     "planner": _guided(PlannerSearch),
     "policy": _guided(PolicySearch),
+    "value": _guided(ValueSearch),
+    "filter": _guided(FilterSearch),
     "muzero": _guided(LatentSearch),
     "sequential": _guided(SequentialSearch),
     "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
@@ -49,7 +52,7 @@ STRATEGIES: dict[str, Factory] = {
     "evolution": lambda kernel, renderer, seed, guide: EvolutionSearch(kernel, renderer, seed),
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
-NEEDS_GUIDE = {"mixed", "muzero", "planner", "policy", "sequential"}
+NEEDS_GUIDE = {"filter", "mixed", "muzero", "planner", "policy", "sequential", "value"}
 DEFAULT = "mixed"
 
 

@@ -32,7 +32,6 @@ class EvolutionSearch(RandomSearch):
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int):
         super().__init__(kernel, renderer, seed)
-        self.seen.add(())  # the un-optimized kernel is a baseline, not a child
         self.times: dict[Schedule, float] = {}  # seconds of all that was told; infinite where it failed
 
     def tell(self, trials: Sequence[Trial]) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 
 from autotune.compiler import Renderer
 from autotune.episodes import Seen, sample_episodes
+from autotune.errors import IllegalAction
 from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
 from autotune.search.acquisition import check_kind, choose
-from autotune.space import State, root_state
+from autotune.space import State, apply_to_state, root_state
 
 ROOT_TEMPERATURES = (
     1.0,
@@ -27,6 +28,7 @@ ROOT_TEMPERATURES = (
     10.0,
 )  # of the episodes that `mixed` draws from the root: a confident policy repeats itself
 PREFIX_TEMPERATURES = (2.0, 5.0)  # and of those that continue prefixes of the best schedules measured so far
+TAUGHT_BY = ("trial", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
 DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` counts as exhausted
 FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
 NEAR = 0.5  # scale of the distance, in standardised features, over which a trial speaks for its neighbours
@@ -73,7 +75,7 @@ class MixedSearch(PolicySearch):
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, acquisition: str = "thompson"):
         super().__init__(kernel, renderer, seed, guide)
         self.acquisition = check_kind(acquisition)
-        self.pool: dict[Schedule, State] = {}
+        self.pool: dict[Schedule, State] = {(): self.root}
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
         self.summaries: dict[Schedule, np.ndarray] = {}
@@ -99,16 +101,29 @@ class MixedSearch(PolicySearch):
         return schedules
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Take in measured times: they correct the simulator for this kernel."""
+        """Take in measured times, the baselines' among them: they correct the simulator for this kernel."""
         super().tell(trials)
         for trial in trials:
-            state = self.pool.get(trial.schedule)
-            if state is None or trial.kind != "trial":
+            state = self._state_of(trial.schedule)
+            if state is None or trial.kind not in TAUGHT_BY:
                 continue
             if trial.seconds is None:
                 self.failed.append(state)
             else:
                 self.measured.append((state, math.log2(trial.seconds)))
+
+    def _state_of(self, schedule: Schedule) -> State | None:
+        """From the pool, which is given it with all of its prefixes where it is missing: an earlier run's, or hand-coded.
+        None where it is not legal here."""
+        state = self.root
+        for i, opt in enumerate(schedule):
+            known = self.pool.get(schedule[: i + 1])
+            try:
+                state = known or apply_to_state(state, opt)
+            except IllegalAction:
+                return None
+            self.pool[state.schedule] = state
+        return state
 
     def _grow(self) -> None:
         """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state."""
