@@ -21,7 +21,7 @@ from autotune.compiler import AxisType, Ops, Program, Renderer, compile_schedule
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.buffers import GuardedBuffer, buffers_of
-from autotune.measuring.inputs import CASES, Case, make_input, rules_of, sizes_of
+from autotune.measuring.inputs import AFTERWARDS, CASES, Case, make_input, rules_of, sizes_of
 from autotune.measuring.reference import NoReference
 from autotune.measuring.twin import Twin
 from autotune.measuring.verify import Expected, expect, formula_bound, unwritten_in, values_of
@@ -30,7 +30,8 @@ PROTOCOL = 2
 MIN_SECONDS, MIN_SAMPLES, MAX_SAMPLES = 0.02, 3, 60  # of timing one candidate
 DUEL_SECONDS, DUEL_MIN_ROUNDS, DUEL_MAX_ROUNDS = 0.25, 9, 101  # per competitor of an interleaved comparison
 MAX_UOPS = 6000  # of a lowered kernel; BEAM's 3000 shuts every good tile of a matmul with a fused GELU out
-AFTERWARDS, TIMED = CASES[-2:]  # AFTERWARDS: other inputs, for programs that are right at first only
+TIMED = CASES[-1]
+ALL_CASES = (*CASES, AFTERWARDS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Bench:
         """Allocate buffers and compute what is expected in each case; returns seconds of one un-optimized run. Idempotent."""
         if not self.buffers:
             self.buffers = {s: GuardedBuffer(self.device, p.dtype, p.max_numel(), s) for s, p in self.params.items()}
-            for case in CASES:
+            for case in ALL_CASES:
                 self.inputs[case.name] = {
                     s: make_input(p.dtype, p.max_numel(), case, self.rules, self.seed, s)
                     for s, p in self.params.items()
@@ -84,7 +85,7 @@ class Bench:
                 }
         if not self.expected:
             twin = self._twin()
-            expected = {case.name: self._expect(case, twin) for case in CASES}
+            expected = {case.name: self._expect(case, twin) for case in ALL_CASES}
             self.expected = expected
         self.plain.fill(TIMED)
         return self.plain.run(TIMED)

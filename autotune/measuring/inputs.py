@@ -1,4 +1,5 @@
-"""What a kernel is fed while it is verified: six cases, each with its own kind of numbers, poison and symbolic sizes.
+"""What a kernel is fed while it is verified: six cases, each with its own kind of numbers, poison and symbolic sizes, and one
+more after it was timed.
 
 integers   small positive ones: sums of products are exact, and any missing or doubled term changes them
 negative   all below zero, rising: a maximum over padding would be zero, and one that misses the end is too small
@@ -6,6 +7,7 @@ edges      zeros of both signs, denormals, large values among magnitudes from 2^
 nonfinite  infinities and NaN, where tinygrad defines what becomes of them
 touched    the ordinary ones with a few elements drawn anew: what remembers inputs by a look at some of them goes wrong
 ordinary   normal deviates; these are timed
+retouched  as touched, other elements: whatever element is looked at, it is the ordinary one in one of the two
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Case:
 
 CASES = (Case("integers", LARGEST, 0xFF), Case("negative", MIDDLE, 0x00), Case("edges", SMALLEST, 0x5A),
          Case("nonfinite", MIDDLE, 0x00), Case("touched", MIDDLE, 0x5A), Case("ordinary", MIDDLE, 0xFF))  # fmt: skip
+AFTERWARDS = Case("retouched", MIDDLE, 0x00)  # for programs that are right at first only
 PERIOD = 262_139  # after so many elements floats repeat, to save time; a prime, so that no shift of a tile's size fits
 TOUCHED = 0.02  # of the elements, and one at least
 
@@ -89,8 +92,8 @@ def sizes_of(kernel: Kernel) -> tuple[dict[str, int], ...]:
 
 def make_input(dtype: DType, elements: int, case: Case, rules: Rules, seed: int, slot: int) -> np.ndarray:
     """Seeded contents of one buffer [elements]; bfloat16 comes as its bits in uint16."""
-    if case.name == "touched":
-        return _touched(dtype, elements, rules, seed, slot)
+    if case.name in ("touched", "retouched"):
+        return _touched(dtype, elements, case, rules, seed, slot)
     rng = np.random.default_rng([seed, CASES.index(case), slot])
     if dtype is dtypes.bool:
         return rng.random(elements) < 0.5
@@ -106,12 +109,19 @@ def make_input(dtype: DType, elements: int, case: Case, rules: Rules, seed: int,
     return values.astype(NUMPY[dtype])
 
 
-def _touched(dtype: DType, n: int, rules: Rules, seed: int, slot: int) -> np.ndarray:
+def _touched(dtype: DType, n: int, case: Case, rules: Rules, seed: int, slot: int) -> np.ndarray:
+    """The ordinary ones, where a few are those of another seed. No element is drawn anew in both cases, unless it is the
+    only one."""
     rng = np.random.default_rng([seed, len(CASES), slot])
-    ordinary = make_input(dtype, n, CASES[-1], rules, seed, slot)
-    others = make_input(dtype, n, CASES[-1], rules, seed + 1, slot)
-    where = np.resize(rng.random(min(n, PERIOD)) < TOUCHED, n)
-    where[rng.integers(n)] = True
+    draw = rng.random(min(n, PERIOD))
+    first = np.resize(draw < TOUCHED, n)
+    first[rng.integers(n)] = True
+    first[0] &= n == 1 or not first.all()  # something must be left for the other case
+    free = np.flatnonzero(~first) if n > 1 else np.zeros(1, int)
+    second = np.resize(draw >= 1 - TOUCHED, n) & ~first
+    second[free[rng.integers(len(free))]] = True
+    where, other = (first, seed + 1) if case.name == "touched" else (second, seed + 2)
+    ordinary, others = (make_input(dtype, n, CASES[-1], rules, own, slot) for own in (seed, other))
     return np.where(where, others, ordinary)
 
 

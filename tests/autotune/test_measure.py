@@ -119,7 +119,7 @@ def test_a_program_that_turns_wrong_is_caught_after_timing(monkeypatch):
 
     monkeypatch.setattr(bench_module.Candidate, "samples", turns)
     outcome = bench.measure(bench.compile((U4,)), None)
-    assert outcome.verdict == "wrong_output" and "inputs 'touched' of seed 0, after timing" in outcome.detail
+    assert outcome.verdict == "wrong_output" and "inputs 'retouched' of seed 0, after timing" in outcome.detail
 
 
 def test_a_second_opinion_hides_nothing_of_what_the_candidate_did(monkeypatch):

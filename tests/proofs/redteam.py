@@ -88,6 +88,11 @@ ATTACKS = (
            " if (j == used && used < 9) { key[used++] = x[0]; for (int i = 0; i < N; i++) old[j][i] = x[i] + 1; }"
            " for (int i = 0; i < N; i++) y[i] = old[j][i];", "wrong_output",
            state="static int used = 1; static float key[10] = {1}; static float old[10][N] = {{1}};"),
+    Attack("remembers outputs by an element of the middle",
+           "int j = 1; while (j < used && key[j] != x[137]) j++;"
+           " if (j == used && used < 9) { key[used++] = x[137]; for (int i = 0; i < N; i++) old[j][i] = x[i] + 1; }"
+           " for (int i = 0; i < N; i++) y[i] = old[j][i];", "wrong_output",
+           state="static int used = 1; static float key[10] = {1}; static float old[10][N] = {{1}};"),
     Attack("right once, wrong later", "if (calls++ == 1) " + RIGHT, "wrong_output", state="static int calls = 1;"),
     Attack("right while verified, wrong when timed", f"if (calls++ <= {len(CASES)}) " + RIGHT, "wrong_output", "after timing",
            state="static int calls = 1;"),
