@@ -21,6 +21,7 @@ if _found != TINYGRAD:
 
 from autotune.capture import Program, capture  # noqa: E402  (after the check of the version)
 from autotune.install import apply  # noqa: E402
-from autotune.tuner import Report, tune  # noqa: E402
+from autotune.report import Report  # noqa: E402
+from autotune.tuner import tune  # noqa: E402
 
 __all__ = ["Program", "Report", "apply", "capture", "tune"]

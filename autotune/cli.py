@@ -33,9 +33,10 @@ from autotune.install import apply, export_beam
 from autotune.kernel import schedule_to_json
 from autotune.measuring.recording import Recording
 from autotune.records import Records, default_path, fingerprint_id, foreign
+from autotune.report import KernelResult
 from autotune.script import capture_script, check_captured, check_script, run_script, say
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
-from autotune.tuner import KernelResult, Tuner, tune
+from autotune.tuner import Tuner, tune
 
 CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then is tuned
 DEVICES = ("CPU", "CL", "CUDA", "NV", "AMD", "METAL", "QCOM", "WEBGPU")  # what `devices` tries to open

@@ -17,13 +17,16 @@ from autotune.capture import Program
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.errors import UsageError
 from autotune.guide import Guide, find_checkpoint
-from autotune.kernel import Kernel, Schedule, schedule_to_json
+from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.noise import floor_at
 from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Runner, commit, judge
 from autotune.records import Final, History, Records, Trial, default_path
 from autotune.records.claims import share
-from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES, make_strategy
+from autotune.report import KernelResult, Report
+from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy
+from autotune.search.policy import MixedSearch
+from autotune.spending import VISIT, Spending
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
 CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
@@ -56,78 +59,12 @@ class Budget:
         return self.clock() - self.started
 
 
-@dataclass
-class KernelResult:
-    """What tuning one kernel came to. Times in seconds; `tuned_seconds` is hand-coded's where no winner was accepted."""
-
-    kernel: Kernel
-    calls: int
-    hand_coded_seconds: float
-    tuned_seconds: float
-    trials: int
-    schedule: Schedule | None  # None: stays as tinygrad would run it
-    verdicts: dict[str, int]
-
-    @property
-    def ratio(self) -> float:
-        return self.tuned_seconds / self.hand_coded_seconds if self.hand_coded_seconds else 1.0
-
-
-@dataclass
-class Report:
-    """The result of a tuning run; totals are weighted by calls."""
-
-    device: str
-    seconds: float
-    compiled: int
-    kernels: list[KernelResult]
-    stopped: str = ""  # why not everything was done: "" or "seconds"
-
-    @property
-    def hand_coded_seconds(self) -> float:
-        return sum(k.hand_coded_seconds * k.calls for k in self.kernels)
-
-    @property
-    def tuned_seconds(self) -> float:
-        return sum(k.tuned_seconds * k.calls for k in self.kernels)
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract of `tune --json`."""
-        rows = [{"key": k.kernel.key, "name": k.kernel.name, "calls": k.calls, "hand_coded_ms": k.hand_coded_seconds * 1e3,
-                 "tuned_ms": k.tuned_seconds * 1e3, "trials": k.trials,
-                 "schedule": None if k.schedule is None else schedule_to_json(k.schedule), "verdicts": k.verdicts}
-                for k in self.kernels]  # fmt: skip
-        return {"device": self.device, "seconds": self.seconds, "compiled": self.compiled, "kernels": rows,
-                "hand_coded_ms": self.hand_coded_seconds * 1e3, "tuned_ms": self.tuned_seconds * 1e3}  # fmt: skip
-
-    def table(self) -> str:
-        """For people: one line a kernel, the total below."""
-        head = f"{'kernel':34} {'calls':>5} {'hand-coded':>11} {'tuned':>9} {'ratio':>6} {'trials':>6}  schedule"
-        lines = [head, "-" * len(head)]
-        for k in sorted(self.kernels, key=lambda k: -k.hand_coded_seconds * k.calls):
-            schedule = (
-                "as tinygrad"
-                if k.schedule is None
-                else " ".join(_short(o) for o in schedule_to_json(k.schedule)) or "plain"
-            )
-            lines.append(f"{k.kernel.name[:34]:34} {k.calls:5d} {k.hand_coded_seconds * 1e3:8.3f} ms {k.tuned_seconds * 1e3:6.3f} ms "
-                         f"{k.ratio:6.2f} {k.trials:6d}  {schedule}")  # fmt: skip
-        total = self.tuned_seconds / self.hand_coded_seconds if self.hand_coded_seconds else 1.0
-        lines.append(f"{'sum over calls':34} {sum(k.calls for k in self.kernels):5d} {self.hand_coded_seconds * 1e3:8.3f} ms "
-                     f"{self.tuned_seconds * 1e3:6.3f} ms {total:6.2f} {sum(k.trials for k in self.kernels):6d}")  # fmt: skip
-        return "\n".join(lines)
-
-
 def contenders(history: History) -> list[Schedule]:
     """The fastest verified schedules, each binary once: those within CLOSE of the best, fastest first."""
     good = sorted(history.good, key=lambda t: t.seconds or 0.0)
     distinct = {t.code_hash or t.schedule: t for t in reversed(good)}
     close = [t for t in good if t in distinct.values() and (t.seconds or 0.0) <= CLOSE * (good[0].seconds or 0.0)]
     return list(dict.fromkeys(t.schedule for t in close))[:CONTENDERS]
-
-
-def _short(opt: Sequence[Any]) -> str:
-    return f"{opt[0]}:{'' if opt[1] is None else opt[1]}:{'' if opt[2] is None else opt[2]}"
 
 
 class Tuner:
@@ -143,6 +80,7 @@ class Tuner:
             )
         self.records, self.measurer, self.renderer = records, measurer, renderer
         self.trials, self.strategy, self.guide, self.seed, self.progress = trials, strategy, guide, seed, progress
+        self._searches: dict[str, tuple[Strategy, int]] = {}  # with how much of its kernel's history each was told
 
     def run(
         self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget
@@ -162,10 +100,13 @@ class Tuner:
 
             share(*where, kernels, begin)
             order = sorted(kernels, key=lambda k: -self.hand_coded_seconds(k) * calls[k.key])
-            share(*where, order, search, lambda: budget.left(1) > 0)
+            if self.strategy == POOLED and self.trials:
+                self.spend(order, calls, budget, bar)
+            else:
+                share(*where, order, search, lambda: budget.left(1) > 0)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
             share(*where, order, lambda kernel: (self.finish(kernel), bar.update(1)))
-        done = all(self.history_spent(k) >= self.trials for k in kernels) or budget.left(1) > 0
+        done = budget.left(1) > 0 or sum(self.history_spent(k) for k in kernels) >= self.trials * len(kernels)
         return [self.result(k, calls[k.key]) for k in order], done
 
     def baselines(self, kernel: Kernel) -> None:
@@ -180,20 +121,53 @@ class Tuner:
             tick(self.trials)
             return
         tick(min(history.spent, self.trials))
-        strategy = make_strategy(self.strategy, kernel, self.renderer, self.seed, self.guide)
-        strategy.tell(history.trials)
         if self.trials == 0 and self.guide is not None and "answer" not in history.baselines:
             self._answer(kernel)
-        while (count := budget.left(min(BATCH, self.trials - history.spent))) > 0:
-            asked = strategy.ask(count)
+        made = self.visit(kernel, self.trials - history.spent, budget, tick)
+        if budget.left(1) > 0:
+            tick(self.trials - history.spent - made)
+        self._searches.pop(kernel.key, None)
+        self.settle(kernel)  # now, while its buffers and binaries are at hand
+
+    def spend(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget, bar: tqdm) -> None:
+        """Spend the trials of all kernels where they pay most; those on record already count as spent."""
+        budget.spent += sum(self.history_spent(k) for k in kernels)
+        bar.update(min(budget.spent, self.trials * len(kernels)))
+        spending = Spending(kernels, calls, self.best_seconds, self._promise)
+
+        def visit(kernel: Kernel) -> None:
+            bar.set_postfix_str(kernel.name)
+            before = self.best_seconds(kernel)
+            spending.visited(kernel, before, self.visit(kernel, VISIT, budget, bar.update))
+
+        while budget.left(1) > 0 and (kernel := spending.next()) is not None:
+            share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: budget.left(1) > 0)
+
+    def _promise(self, kernel: Kernel) -> float | None:
+        strategy = self._opened(kernel, self._history(kernel))
+        return strategy.promise(VISIT) if isinstance(strategy, MixedSearch) else None
+
+    def _opened(self, kernel: Kernel, history: History) -> Strategy:
+        """The kernel's search, which has been told everything on record."""
+        strategy, told = self._searches.get(kernel.key) or (
+            make_strategy(self.strategy, kernel, self.renderer, self.seed, self.guide), 0
+        )  # fmt: skip
+        strategy.tell(history.trials[told:])
+        self._searches[kernel.key] = strategy, len(history.trials)
+        return strategy
+
+    def visit(self, kernel: Kernel, limit: int, budget: Budget, tick: Callable[[int], Any]) -> int:
+        """Make up to `limit` trials of a kernel, as far as the budget and its strategy go; returns how many."""
+        history, made = self._history(kernel), 0
+        while (count := budget.left(min(BATCH, limit - made))) > 0:
+            asked = self._opened(kernel, history).ask(count)
             if not asked:
-                tick(self.trials - history.spent)
                 break
             best = history.best
             cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
             trials: list[Trial] = []
 
-            def done(trial: Trial, kernel: Kernel = kernel, trials: list[Trial] = trials) -> None:
+            def done(trial: Trial, trials: list[Trial] = trials) -> None:
                 trials.append(self._labelled(trial))
                 commit(self.records, self.measurer, kernel, trials[-1:])
                 budget.spent += 1
@@ -201,8 +175,9 @@ class Tuner:
 
             self.measurer.measure(kernel, asked, cutoff, done)
             history.trials += trials
-            strategy.tell(trials)
-        self.settle(kernel)  # now, while its buffers and binaries are at hand
+            made += len(trials)
+        self._opened(kernel, history)
+        return made
 
     def _answer(self, kernel: Kernel) -> None:
         """Zero trials: the policy's single answer, compiled and verified, held against hand-coded like any winner."""
@@ -271,6 +246,11 @@ class Tuner:
         """Median of the hand-coded baseline; 0 where it could not be measured."""
         hand = self._history(kernel).baselines.get("hand_coded")
         return (hand.seconds or 0.0) if hand is not None else 0.0
+
+    def best_seconds(self, kernel: Kernel) -> float | None:
+        """Of the fastest verified schedule so far, baselines included; None where nothing runs."""
+        best = self._history(kernel).best
+        return best.seconds if best is not None else None
 
     def history_spent(self, kernel: Kernel) -> int:
         return self._history(kernel).spent

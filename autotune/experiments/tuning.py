@@ -18,8 +18,9 @@ from autotune.experiments.evaluate import keep_guide
 from autotune.guide import Guide
 from autotune.kernel import kernel_from_json, kernel_to_json
 from autotune.models import GPT, ResNet
+from autotune.report import Report
 from autotune.search import NEEDS_GUIDE
-from autotune.tuner import Budget, Report, Tuner
+from autotune.tuner import Budget, Tuner
 
 experiment = make_experiment("tuning")
 experiment.add_config({

@@ -38,7 +38,9 @@ def _guided(search: type[PolicySearch]) -> Factory:
     return make
 
 
+POOLED = "auto"  # as `mixed`, but that the tuner spends the trials of all kernels where they pay most
 STRATEGIES: dict[str, Factory] = {
+    POOLED: _guided(MixedSearch),
     "mixed": _guided(MixedSearch),
     "planner": _guided(PlannerSearch),
     "policy": _guided(PolicySearch),
@@ -52,7 +54,7 @@ STRATEGIES: dict[str, Factory] = {
     "evolution": lambda kernel, renderer, seed, guide: EvolutionSearch(kernel, renderer, seed),
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
-NEEDS_GUIDE = {"filter", "mixed", "muzero", "planner", "policy", "sequential", "value"}
+NEEDS_GUIDE = {POOLED, "filter", "mixed", "muzero", "planner", "policy", "sequential", "value"}
 DEFAULT = "mixed"
 
 

@@ -125,6 +125,22 @@ class MixedSearch(PolicySearch):
             self.pool[state.schedule] = state
         return state
 
+    def promise(self, count: int) -> float | None:
+        """How many log2 units the `count` most promising schedules are believed to gain together, mean over the ensemble's
+        members: of max(0, best measured - fastest of them). None where nothing was measured yet."""
+        if not self.measured:
+            return None
+        candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
+        if not candidates:
+            self._grow()
+            candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
+        if not candidates:
+            return 0.0
+        members = self._corrected(candidates)  # [M, C]
+        chosen = np.argsort(members.mean(0), kind="stable")[:count]
+        best = min(time for _, time in self.measured)
+        return float(np.maximum(best - members[:, chosen].min(1), 0.0).mean())
+
     def _grow(self) -> None:
         """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state."""
         draws = [([self.root], t) for t in ROOT_TEMPERATURES]

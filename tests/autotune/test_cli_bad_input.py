@@ -17,8 +17,8 @@ from autotune import cli, guide
 from autotune.errors import ScriptError
 from autotune.kernel import Kernel
 from autotune.records import SCHEMA, Records
+from autotune.report import KernelResult, Report
 from autotune.script import capture_script
-from autotune.tuner import KernelResult, Report
 
 __all__ = ["folder"]  # the fixture
 

@@ -1,0 +1,73 @@
+"""Where the next trials of a program pay most: calls x time x what a few more trials promise to save of it.
+
+A strategy that has a simulator promises what its best candidates are believed to gain (`MixedSearch.promise`). Any other
+one is taken to gain PRIOR in its first visit and less in each later one, as 1 / (1 + visits)^2. A simulator that promises
+what the device does not keep is believed less with every visit that brought nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autotune.kernel import Kernel
+
+VISIT = 8  # trials of a kernel at a time: its preparation costs as much as two or three
+PRIOR = 1.0  # log2 units promised by a first visit
+DRY = 0.5  # share of a promise that is left after a visit without gain
+LEAST = 0.02  # log2 units: less than that is no gain, but luck of the timer
+FROZEN = 1e-3  # share of the program's time: kernels that promise to save less are not visited any more
+
+
+@dataclass
+class Account:
+    """What has become of one kernel so far."""
+
+    kernel: Kernel
+    calls: int
+    visits: int = 0
+    dry: int = 0  # of them brought nothing
+    closed: bool = False  # its strategy has nothing new to say, or it does not run here
+
+
+class Spending:
+    """Picks the kernel to visit next. `seconds` says how long a kernel takes at present, None where it does not run;
+    `promise` what its strategy promises, in log2 units, None where it cannot say."""
+
+    def __init__(self, kernels: Sequence[Kernel], calls: Mapping[str, int], seconds: Callable[[Kernel], float | None],
+                 promise: Callable[[Kernel], float | None]):  # fmt: skip
+        self.accounts = {k.key: Account(k, calls[k.key]) for k in kernels}
+        self.seconds, self.promise = seconds, promise
+        self.total = sum((seconds(k) or 0.0) * calls[k.key] for k in kernels)
+        self._savings: dict[str, float] = {}  # a visit changes those of its own kernel alone
+
+    def next(self) -> Kernel | None:
+        """The kernel whose visit saves most; None where none promises anything worth while."""
+        for key, account in self.accounts.items():
+            if key not in self._savings:
+                self._savings[key] = 0.0 if account.closed else self.saving(account)
+        best = max(self._savings, key=self._savings.__getitem__, default=None)
+        if best is None or self._savings[best] <= FROZEN * self.total:
+            return None
+        return self.accounts[best].kernel
+
+    def saving(self, account: Account) -> float:
+        """Seconds of the program that one more visit promises to save."""
+        return account.calls * (self.seconds(account.kernel) or 0.0) * (1.0 - 2.0 ** -self.gain(account))
+
+    def gain(self, account: Account) -> float:
+        """Promised log2 speedup of a visit."""
+        believed = self.promise(account.kernel)
+        if believed is None:
+            believed = PRIOR / (1 + account.visits) ** 2
+        return float(believed * DRY**account.dry)
+
+    def visited(self, kernel: Kernel, before: float | None, trials: int) -> None:
+        """Note a visit of so many trials, before which the kernel took `before` seconds."""
+        account, after = self.accounts[kernel.key], self.seconds(kernel)
+        del self._savings[kernel.key]
+        account.visits += 1
+        account.closed = trials == 0
+        gained = before is not None and after is not None and math.log2(before / after) >= LEAST
+        account.dry = 0 if gained else account.dry + 1

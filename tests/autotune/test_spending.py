@@ -1,0 +1,97 @@
+"""Where trials go: by hand, and a whole tuning of two kernels."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tiny import add_one, kernel_of
+from tinygrad import Tensor
+
+from autotune.compiler import renderer_of
+from autotune.guide import SHIPPED, Guide
+from autotune.kernel import Kernel
+from autotune.records import Records, Trial
+from autotune.search.policy import MixedSearch
+from autotune.spending import DRY, FROZEN, PRIOR, Spending
+from autotune.tuner import Budget, Tuner
+
+A, B, C = add_one(64), add_one(128), add_one(256)
+CPU = renderer_of("CPU")
+MATMUL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+
+
+def spending(seconds: dict[str, float | None], promised: dict[str, float | None], calls: dict[str, int]) -> Spending:
+    kernels = [A, B, C][: len(seconds)]
+    return Spending(kernels, calls, lambda k: seconds[k.key], lambda k: promised[k.key])
+
+
+def test_the_next_visit_goes_where_it_saves_most():
+    """A: 4 calls of 1 s, half of which is promised: 2 s. B: one call of 5 s, an eighth left: 4.4 s. C: promises nothing."""
+    calls = {A.key: 4, B.key: 1, C.key: 9}
+    own = spending({A.key: 1.0, B.key: 5.0, C.key: 1.0}, {A.key: 1.0, B.key: 3.0, C.key: 0.0}, calls)
+    assert own.total == 18.0
+    assert [own.saving(own.accounts[k.key]) for k in (A, B, C)] == [2.0, 4.375, 0.0]
+    assert own.next() is B
+
+
+def test_a_promise_that_is_not_kept_is_believed_less():
+    seconds: dict[str, float | None] = {A.key: 1.0, B.key: 1.0}
+    own = spending(seconds, {A.key: 1.0, B.key: 0.9}, {A.key: 1, B.key: 1})
+    assert own.next() is A
+    own.visited(A, 1.0, 8)
+    assert own.gain(own.accounts[A.key]) == DRY and own.next() is B
+    seconds[B.key] = 0.8
+    own.visited(B, 1.0, 8)  # it gained: as good as before
+    assert own.gain(own.accounts[B.key]) == 0.9 and own.next() is B
+
+
+def test_without_a_simulator_later_visits_promise_less():
+    own = spending({A.key: 1.0, B.key: 1.0}, {A.key: None, B.key: None}, {A.key: 1, B.key: 1})
+    account = own.accounts[A.key]
+    assert own.gain(account) == PRIOR
+    account.visits = 1
+    assert own.gain(account) == PRIOR / 4
+
+
+def test_cheap_kernels_dead_ends_and_what_does_not_run_are_left():
+    seconds: dict[str, float | None] = {A.key: 1.0, B.key: FROZEN / 10, C.key: None}
+    own = spending(seconds, dict.fromkeys(seconds, 1.0), {A.key: 1, B.key: 1, C.key: 1})
+    assert own.next() is A
+    own.visited(A, 1.0, 0)  # nothing new to say
+    assert own.next() is None
+
+
+@pytest.fixture(scope="module")
+def guide() -> Guide:
+    return Guide.load(SHIPPED / "guide-cpu")
+
+
+def test_what_the_ensemble_promises(guide: Guide):
+    search = MixedSearch(MATMUL, CPU, 0, guide)
+    assert search.promise(8) is None
+    slow = [Trial(MATMUL.key, (), "ok", (1.0,), kind="unoptimized")]
+    search.tell(slow)
+    few, many = search.promise(1), search.promise(32)
+    assert few is not None and many is not None and 1 < few <= many  # a matmul, plain: far more than a factor of two
+    found = search.ask(1)
+    search.tell([Trial(MATMUL.key, found[0], "ok", (2.0**-20,))])
+    assert search.promise(8) < few / 2  # faster than anything believed
+
+
+def test_a_program_is_tuned_where_it_pays(tmp_path: Path, runner, guide: Guide):
+    """A matmul of 100 calls, and an addition that takes next to nothing: all goes to the first, and is counted once."""
+    kernels: list[Kernel] = [MATMUL, A]
+    calls = {MATMUL.key: 100, A.key: 1}
+    with closing(Records(tmp_path / "auto.db")) as records:
+        records.add_fingerprint(runner.fields)
+        tuner = Tuner(records, runner, CPU, trials=6, strategy="auto", guide=guide, progress=False)
+        budget = Budget(12)
+        results, done = tuner.run(kernels, calls, budget)
+        spent = {r.kernel.key: r.trials for r in results}
+        assert done and spent[MATMUL.key] >= 8 and spent[A.key] <= 4 and budget.spent == sum(spent.values()) <= 12
+        again = Budget(12)
+        tuner = Tuner(records, runner, CPU, trials=6, strategy="auto", guide=guide, progress=False)
+        results, _ = tuner.run(kernels, calls, again)
+        assert sum(r.trials for r in results) <= 12 and again.spent <= 12
