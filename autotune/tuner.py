@@ -30,6 +30,9 @@ from autotune.spending import VISIT, Spending
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
 CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
+FRESH = (
+    2.0  # seconds that a final timing takes beyond the preparation of its kernel: a new process, and the duel itself
+)
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 
 
@@ -43,6 +46,7 @@ class Budget:
     started: float = field(default=0.0)
     stop_after: int | None = None  # a replay stops at the count that the recorded run had reached by its clock
     spent: int = 0
+    reserved: float = 0.0  # seconds kept back, for the final timing of winners
 
     def __post_init__(self) -> None:
         self.started = self.clock()
@@ -51,7 +55,7 @@ class Budget:
         """How many of `wanted` trials may still be made."""
         if self.stop_after is not None:
             return max(0, min(wanted, self.stop_after - self.spent))
-        if self.seconds is not None and self.elapsed() >= self.seconds:
+        if self.seconds is not None and self.elapsed() + self.reserved >= self.seconds:
             return 0
         return max(0, min(wanted, self.trials - self.spent))
 
@@ -80,6 +84,8 @@ class Tuner:
             )
         self.records, self.measurer, self.renderer = records, measurer, renderer
         self.trials, self.strategy, self.guide, self.seed, self.progress = trials, strategy, guide, seed, progress
+        self._final_seconds: dict[str, float] = {}  # that the final timing of a kernel may take
+        self._waiting: dict[str, float] = {}  # of kernels that have something to time
         self._searches: dict[str, tuple[Strategy, int]] = {}  # with how much of its kernel's history each was told
 
     def run(
@@ -91,7 +97,10 @@ class Tuner:
         with bar:
 
             def begin(kernel: Kernel) -> None:
+                began = budget.elapsed()
                 self.baselines(kernel)
+                self._final_seconds[kernel.key] = budget.elapsed() - began + FRESH
+                self._reserve(kernel, budget, self._has_winner(kernel))
                 bar.update(2)
 
             def search(kernel: Kernel) -> None:
@@ -104,9 +113,9 @@ class Tuner:
                 self.spend(order, calls, budget, bar)
             else:
                 share(*where, order, search, lambda: budget.left(1) > 0)
+        done = budget.left(1) > 0 or sum(self.history_spent(k) for k in kernels) >= self.trials * len(kernels)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
             share(*where, order, lambda kernel: (self.finish(kernel), bar.update(1)))
-        done = budget.left(1) > 0 or sum(self.history_spent(k) for k in kernels) >= self.trials * len(kernels)
         return [self.result(k, calls[k.key]) for k in order], done
 
     def baselines(self, kernel: Kernel) -> None:
@@ -159,6 +168,7 @@ class Tuner:
     def visit(self, kernel: Kernel, limit: int, budget: Budget, tick: Callable[[int], Any]) -> int:
         """Make up to `limit` trials of a kernel, as far as the budget and its strategy go; returns how many."""
         history, made = self._history(kernel), 0
+        self._reserve(kernel, budget, True)  # it may find a winner
         while (count := budget.left(min(BATCH, limit - made))) > 0:
             asked = self._opened(kernel, history).ask(count)
             if not asked:
@@ -177,7 +187,18 @@ class Tuner:
             history.trials += trials
             made += len(trials)
         self._opened(kernel, history)
+        self._reserve(kernel, budget, self._has_winner(kernel))
         return made
+
+    def _has_winner(self, kernel: Kernel) -> bool:
+        """Whether something on record is faster than hand-coded, though it be the un-optimized kernel."""
+        best, hand = self.best_seconds(kernel), self._history(kernel).baselines.get("hand_coded")
+        return best is not None and hand is not None and hand.seconds is not None and best < hand.seconds
+
+    def _reserve(self, kernel: Kernel, budget: Budget, winner: bool) -> None:
+        """Keep back what the final timing of a kernel will take, judged by what its baselines took."""
+        self._waiting[kernel.key] = self._final_seconds.get(kernel.key, FRESH) if winner else 0.0
+        budget.reserved = sum(self._waiting.values())
 
     def _answer(self, kernel: Kernel) -> None:
         """Zero trials: the policy's single answer, compiled and verified, held against hand-coded like any winner."""

@@ -1,0 +1,70 @@
+"""`--seconds` is for a whole program: what the final timing of winners will take is kept back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from test_never_worse import KERNELS, Adversary
+
+from autotune.compiler import renderer_of
+from autotune.kernel import Kernel, Schedule
+from autotune.records import Records, Trial
+from autotune.tuner import FRESH, Budget, Tuner
+
+PREPARED, TRIAL, DUEL = 3.0, 1.0, 2.0  # seconds of the clock below
+
+
+class Slow(Adversary):
+    """An honest device on a clock of its own, which only it moves: preparing a kernel takes 3 s, a trial 1 s, a duel 2 s."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0.0, 0.0)
+        self.now = 0.0
+
+    def baselines(self, kernel: Kernel) -> list[Trial]:
+        self.now += PREPARED
+        return super().baselines(kernel)
+
+    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None,
+                done: Callable | None = None) -> list[Trial]:  # fmt: skip
+        self.now += TRIAL * len(schedules)
+        return super().measure(kernel, schedules, cutoff, done)
+
+    def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
+        self.now += DUEL + (PREPARED if fresh else 0.0)
+        return super().duel(kernel, schedules, fresh)
+
+
+def late(folder: Path, seconds: float, kept: bool) -> float:
+    """Seconds by which five kernels are done too late."""
+    device = Slow()
+    with closing(Records(folder / f"{kept}.db")) as records:
+        tuner = Tuner(records, device, renderer_of("CPU"), trials=50, strategy="random", progress=False)
+        if not kept:
+            tuner._reserve = lambda *_: None  # type: ignore[method-assign]
+        results, done = tuner.run(
+            KERNELS[:5], {k.key: 1 for k in KERNELS[:5]}, Budget(250, seconds, lambda: device.now)
+        )
+    assert not done and sum(r.trials for r in results) >= 4
+    return device.now - seconds
+
+
+@pytest.mark.parametrize("seconds", [60.0, 120.0])
+def test_a_program_is_done_in_time(tmp_path: Path, seconds: float) -> None:
+    """Within a batch of four trials and one comparison; the control, which keeps nothing back, is late by its finals."""
+    bound = 4 * TRIAL + DUEL
+    assert late(tmp_path, seconds, True) <= bound < late(tmp_path, seconds, False)
+
+
+def test_what_is_kept_back_by_hand() -> None:
+    now = [0.0]
+    budget = Budget(100, 10.0, lambda: now[0])
+    budget.reserved = 4.0
+    now[0] = 5.9
+    assert budget.left(8) == 8
+    now[0] = 6.0
+    assert budget.left(8) == 0
+    assert FRESH > 0 and Budget(100, None, lambda: now[0]).left(3) == 3
