@@ -13,6 +13,9 @@ export DEV
 # where the learning tests leave their bars and figures, for tools/figures.py
 RUNGS ?= benchmarks/agents-rungs-$(1).xml
 
+# where `bench-sims` leaves its results, and goes on from
+SIMS ?= benchmarks/sims-$(shell echo $(DEV) | tr A-Z a-z).json
+
 # what `prove` runs; the other files of tests/proofs are what these share
 PROOFS := redteam dynamics fuzz killed cold concurrently protocol malformed
 
@@ -41,8 +44,10 @@ bench-agents: $(READY)  ## the agents' benchmarks: CartPole, their speed, all of
 	$(BIN)/python tools/bench_agents.py --json benchmarks/agents-speed.json
 	$(BIN)/python -m autotune.experiments.agents
 
-bench-sims: $(READY)  ## every simulator on kernels that it never saw, beside nearest neighbour, roofline and boosting (an hour)
-	$(BIN)/python tools/bench_sims.py --seeds 0 1 2 3 4 --json benchmarks/sims-$$(echo $(DEV) | tr A-Z a-z).json
+bench-sims: $(READY)  ## every simulator on kernels that it never saw, beside nearest neighbour, roofline and boosting (hours)
+	$(BIN)/python tools/bench_sims.py --parts cost --seeds 0 --json $(SIMS)
+	$(BIN)/python tools/bench_sims.py --parts all --seeds 0 1 2 3 4 --json $(SIMS)
+	$(BIN)/python tools/bench_sims.py --parts curve idle noisy --curve 500 2000 8000 --seeds 0 1 --json $(SIMS)
 
 prove: $(READY)  ## attack the measuring and the records at full size, every proof of tests/proofs (hours)
 	@missed=; for name in $(PROOFS); do echo "**** $$name ****"; \

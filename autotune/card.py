@@ -41,6 +41,8 @@ class Card:
 
     def table(self) -> str:
         """For people."""
+        if not self.verdicts:
+            return "no trials on record"
         splits = [s for s in self.kernels if "/" not in s]
         lines = [f"{s:12} {self.kernels[s]:5} kernels {self.trials[s]:7} trials   " +
                  ", ".join(f"{name.split('/')[1]} {n}" for name, n in self.kernels.items() if name.startswith(f"{s}/"))

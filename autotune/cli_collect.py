@@ -10,6 +10,7 @@ from autotune import corpus
 from autotune.card import card_of
 from autotune.collect import collect
 from autotune.compiler import default_device
+from autotune.data import shipped_kernels
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
@@ -38,7 +39,8 @@ def collect_command(args: argparse.Namespace) -> int:
 
 def _kernels(args: argparse.Namespace, device: str) -> Sequence[Kernel]:
     if args.script is None:
-        return corpus.load(args.split)
+        shipped = shipped_kernels(device) if args.unseen else set()
+        return [k for k in corpus.load(args.split) if k.key not in shipped]
     program = capture_script(args.script, [], CAPTURE_SECONDS)
     check_captured(program, device, args.script)
     return program.for_device(device)

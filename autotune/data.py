@@ -79,6 +79,12 @@ def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel]) -> in
     return len(dataset) - before
 
 
+def shipped_kernels(backend: str) -> set[str]:
+    """Keys of the kernels of which trials ship for a backend."""
+    path = shipped_path(backend)
+    return {line["kernel"] for line in _lines_of(path)} if path.exists() else set()
+
+
 def _trial_from_row(key: str, row: list) -> Trial:
     schedule, micros, code_hash, kind = row
     return Trial(key, schedule_from_json(schedule), "ok", (micros * 1e-6,), code_hash=code_hash, kind=kind)

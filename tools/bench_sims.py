@@ -5,7 +5,7 @@
 
 With --held-out-model all kernels of a records file are held out, and the simulators are fitted on every trial that ships.
 Each result is in the JSON file as soon as it exists, and the same command goes on from there; remove the file to measure
-anew. Seconds and microseconds mean something on a machine that does nothing else.
+anew. `--parts cost` means something only on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sims_results import Measure, Results, table
-from sims_scores import Make, idled, learned, noisy, whole
+from sims_scores import Make, cost, idled, learned, noisy, whole
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from autotune import corpus
@@ -46,6 +46,7 @@ from sims import (
 from sims.base import TrainingRows
 from sims.paths import Points
 
+PARTS = ("all", "cost", "curve", "idle", "noisy")  # scores, seconds, learning curve, null action, noisy television
 HELD_OUT = 0.25  # of the kernels
 IDLE = Opt(OptOps.UPCAST, 0, 1)  # a split by one: it would change nothing
 
@@ -130,6 +131,7 @@ def parts(make: Make, pool: Trials, model: Trials | None, curve: list[int], seed
     idle, held_idle = pool.idle, (model or pool).idle
     return {
         "all": partial(whole, make, train, held, held_idle),
+        "cost": partial(cost, make, train, held),
         **{str(n): partial(learned, make, train, held, n, seed) for n in curve if n < len(train)},
         "idle": partial(idled, make, train, held, idle, held_idle, seed),
         "noisy": partial(noisy, make, train, held, seed),
@@ -141,6 +143,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the split and of each simulator")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="simulators, by name")
     parser.add_argument("--curve", type=int, nargs="+", metavar="TRIALS", default=[], help="learn from so many, too")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured (default: all of it)"
+    )
     parser.add_argument("--held-out-model", type=Path, metavar="RECORDS", help="of a program, to be judged on")
     parser.add_argument("--steps", type=int, help="of training, for a quick look")
     parser.add_argument("--json", type=Path, metavar="OUT", help="keep the results there")
@@ -163,6 +168,8 @@ def main() -> None:
         for name, make in simulators(pool.paths.widths, seed, args.steps).items():
             if args.only is None or name in args.only:
                 for part, measure in parts(make, pool, model, args.curve, seed).items():
+                    if ("curve" if part.isdigit() else part) not in args.parts:
+                        continue
                     new = results.keep(f"{name} {seed} {part}", measure)
                     print(f"{name}, seed {seed}, {part}: {'measured' if new else 'was there'}", flush=True)
     print(table(results.summary))

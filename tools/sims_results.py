@@ -83,7 +83,7 @@ def summarised(parts: Mapping[str, list[Any]]) -> dict[str, Any]:
         found["scores"] = {name: over([seed["kernels"][name] for seed in seeds]) for name in SCORES}
         found["scores"]["spearman_median"] = over([seed["kernels"]["spearman"] for seed in seeds], np.nanmedian)
         found |= {group: {name: over([[seed[group][name]] for seed in seeds]) for name in seeds[0][group]}
-                  for group in ("roll_out", "null", "cost")}  # fmt: skip
+                  for group in ("roll_out", "null")}  # fmt: skip
         found["scores"]["roll_out_5"] = found["roll_out"]["5"]
         found["passes"] = {name: passes(name, found["scores"][name]) for name in GATES}
     for part, values in parts.items():

@@ -22,15 +22,13 @@ Make = Callable[[], PathSimulator]
 
 
 def whole(make: Make, train: Paths, held: Paths, idle: np.ndarray) -> dict[str, Any]:
-    """Fitted on all of `train`: scores of each held-out kernel, roll-outs, the null action, and what it costs."""
-    simulator, began = make(), time.perf_counter()
+    """Fitted on all of `train`: scores of each held-out kernel, roll-outs, and the null action."""
+    simulator = make()
     simulator.fit(train)
-    seconds = time.perf_counter() - began
     return {
         "kernels": scores(simulator, held),
         "roll_out": {str(d): loss for d, loss in metrics.roll_out_loss(simulator, held, DEPTHS).items()},
         "null": checks.null_action(simulator, held, idle),
-        "cost": {"trials": len(train), "train_seconds": seconds, **cost(simulator, held)},
     }
 
 
@@ -50,9 +48,14 @@ def scores(simulator: PathSimulator, held: Paths) -> dict[str, list[float]]:
     return {name: [f[name] for f in found] for name in names}
 
 
-def cost(simulator: PathSimulator, held: Paths) -> dict[str, float]:
-    """Microseconds a schedule, by batch: to predict all its prefixes, and to imagine one more action and judge it."""
-    able, found = held.take(held.length > 0), dict[str, float]()
+def cost(make: Make, train: Paths, held: Paths) -> dict[str, float]:
+    """Seconds to fit all of `train`, and microseconds a schedule, by batch: to predict all its prefixes, and to imagine one
+    more action and judge it.
+    """
+    simulator, began = make(), time.perf_counter()
+    simulator.fit(train)
+    found = {"trials": float(len(train)), "train_seconds": time.perf_counter() - began}
+    able = held.take(held.length > 0)
     for batch in BATCHES:
         some = able.take(np.resize(np.arange(len(able)), batch))
         root, action = simulator.embed(some.cut(0)), some.actions[:, 0]

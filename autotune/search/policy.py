@@ -20,6 +20,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
 from autotune.search.acquisition import check_kind, choose
+from autotune.search.breeding import POPULATION, Breeder
 from autotune.space import State, apply_to_state, root_state
 
 ROOT_TEMPERATURES = (
@@ -28,6 +29,10 @@ ROOT_TEMPERATURES = (
     10.0,
 )  # of the episodes that `mixed` draws from the root: a confident policy repeats itself
 PREFIX_TEMPERATURES = (2.0, 5.0)  # and of those that continue prefixes of the best schedules measured so far
+CHILDREN = 64  # of the fastest measured, bred for each batch: the policy knows kernels, but not what this one has shown
+STALE = 0.03  # log2 units: a batch that gained less gained nothing
+DOUBT = 0.125  # share of a batch that is bred blindly, for each batch in a row that gained nothing ...
+MOST_DOUBT = 0.5  # ... up to this: where the simulator has nothing more to say, evolution without it has
 TAUGHT_BY = ("trial", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
 DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` counts as exhausted
 FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
@@ -79,13 +84,20 @@ class MixedSearch(PolicySearch):
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
         self.summaries: dict[Schedule, np.ndarray] = {}
+        self.breeder = Breeder(self.root, self.rng)
+        self.stale = 0  # batches in a row that gained nothing
 
     def ask(self, count: int) -> list[Schedule]:
         """The most promising schedules of the pool that were not measured yet, as the acquisition chooses them: by default
         the ensemble's first choice, then one of a random member each (Thompson sampling)."""
         self._grow()
-        candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
-        if not candidates:
+        self._breed(CHILDREN)
+        blind = self._blind(int(count * min(MOST_DOUBT, DOUBT * self.stale)))
+        return blind + self._chosen(count - len(blind))
+
+    def _chosen(self, count: int) -> list[Schedule]:
+        candidates = self._candidates()
+        if not candidates or not count:
             return []
         known = [s for s, _ in self.measured] + self.failed
         chosen = choose(
@@ -103,6 +115,7 @@ class MixedSearch(PolicySearch):
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take in measured times, the baselines' among them: they correct the simulator for this kernel."""
         super().tell(trials)
+        before = self.fastest
         for trial in trials:
             state = self._state_of(trial.schedule)
             if state is None or trial.kind not in TAUGHT_BY:
@@ -111,6 +124,13 @@ class MixedSearch(PolicySearch):
                 self.failed.append(state)
             else:
                 self.measured.append((state, math.log2(trial.seconds)))
+        if any(trial.kind == "trial" for trial in trials):
+            self.stale = 0 if self.fastest < before - STALE else self.stale + 1
+
+    @property
+    def fastest(self) -> float:
+        """Log2 seconds; infinite where nothing was measured."""
+        return min((time for _, time in self.measured), default=math.inf)
 
     def _state_of(self, schedule: Schedule) -> State | None:
         """From the pool, which is given it with all of its prefixes where it is missing: an earlier run's, or hand-coded.
@@ -130,16 +150,32 @@ class MixedSearch(PolicySearch):
         members: of max(0, best measured - fastest of them). None where nothing was measured yet."""
         if not self.measured:
             return None
-        candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
+        candidates = self._candidates()
         if not candidates:
             self._grow()
-            candidates = [s for s in self.pool.values() if s.schedule not in self.seen]
+            candidates = self._candidates()
         if not candidates:
             return 0.0
         members = self._corrected(candidates)  # [M, C]
         chosen = np.argsort(members.mean(0), kind="stable")[:count]
-        best = min(time for _, time in self.measured)
-        return float(np.maximum(best - members[:, chosen].min(1), 0.0).mean())
+        return float(np.maximum(self.fastest - members[:, chosen].min(1), 0.0).mean())
+
+    def _candidates(self) -> list[State]:
+        return [s for s in self.pool.values() if s.schedule not in self.seen]
+
+    def _breed(self, count: int) -> list[State]:
+        """Children of the fastest measured, which join the pool."""
+        fastest = [s.schedule for s, _ in sorted(self.measured, key=lambda pair: pair[1])[:POPULATION]]
+        children = [self.breeder.child(fastest) for _ in range(count)] if fastest else []
+        self.pool.update((child.schedule, child) for child in children)
+        return children
+
+    def _blind(self, count: int) -> list[Schedule]:
+        """Children that no simulator has chosen."""
+        new = [c.schedule for c in self._breed(2 * count) if c.schedule not in self.seen]
+        taken = list(dict.fromkeys(new))[:count]
+        self.seen.update(taken)
+        return taken
 
     def _grow(self) -> None:
         """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state."""

@@ -13,7 +13,8 @@ from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.kernel import Schedule
 from autotune.records import Trial
 from autotune.search import NEEDS_GUIDE, make_strategy
-from autotune.search.evolution import MUTATIONS, POPULATION, EvolutionSearch
+from autotune.search.breeding import MUTATIONS, POPULATION, Breeder
+from autotune.search.evolution import EvolutionSearch
 from autotune.search.random import RandomSearch
 from autotune.space import ACTION_INDEX, ACTIONS, State, legal_mask, root_state, step
 
@@ -55,16 +56,27 @@ def rank(schedule: Schedule) -> float:
     return 1 + sum((i + 1) * ACTION_INDEX[o] for i, o in enumerate(schedule)) % 997 / 997
 
 
-class Watched(EvolutionSearch):
-    """Remembers who its parents were, and the fastest that they were drawn from."""
+class Watching(Breeder):
+    """Remembers who the parents were, and the fastest that they were drawn from."""
 
     def __init__(self, *args):
         super().__init__(*args)
         self.parents: list[tuple[Schedule, tuple[Schedule, ...]]] = []
 
-    def _parent(self, fastest):
-        self.parents.append((super()._parent(fastest), tuple(fastest)))
+    def parent(self, fastest):
+        self.parents.append((super().parent(fastest), tuple(fastest)))
         return self.parents[-1][0]
+
+
+def watched() -> tuple[EvolutionSearch, list[tuple[Schedule, tuple[Schedule, ...]]]]:
+    """A search, and the list that its parents will be in."""
+    search = EvolutionSearch(KERNEL, CPU, 0)
+    search.breeder = watching = Watching(search.root, search.rng)
+    return search, watching.parents
+
+
+def breeder() -> Breeder:
+    return Breeder(ROOT, np.random.default_rng(0))
 
 
 class Blind(EvolutionSearch):
@@ -109,29 +121,29 @@ def test_it_begins_as_random_does_and_goes_on_so_while_everything_fails():
 
 
 def test_parents_are_the_fastest_that_ran():
-    search, cost = Watched(KERNEL, CPU, 0), lambda s: None if ACTION_INDEX[s[0]] % 2 else rank(s)
+    (search, parents), cost = watched(), lambda s: None if ACTION_INDEX[s[0]] % 2 else rank(s)
     asked = play(search, cost, 80)
     ran = [s for s in asked if cost(s)]
-    assert len(search.parents) > 30 and POPULATION < len(ran) < len(asked)
-    assert all(parent in fastest and cost(parent) for parent, fastest in search.parents)
+    assert len(parents) > 30 and POPULATION < len(ran) < len(asked)
+    assert all(parent in fastest and cost(parent) for parent, fastest in parents)
     play(search, cost, 1)
-    assert set(search.parents[-1][1]) == set(sorted(ran, key=rank)[:POPULATION])
+    assert set(parents[-1][1]) == set(sorted(ran, key=rank)[:POPULATION])
 
 
 def test_a_schedule_that_is_refuted_later_is_a_parent_no_more():
-    search = Watched(KERNEL, CPU, 0)
+    search, parents = watched()
     asked = play(search, rank, 40)
     best = min(asked, key=rank)
     search.tell([trial(best, None)])
-    search.parents.clear()
+    parents.clear()
     play(search, rank, 20)
-    assert search.parents and all(best not in fastest for _, fastest in search.parents)
+    assert parents and all(best not in fastest for _, fastest in parents)
 
 
 def test_the_tournament_by_hand():
     """Of two drawn from eight the better is taken: rank r, counted from 0, with probability (2 (8 - r) - 1) / 64."""
-    search, fastest = EvolutionSearch(KERNEL, CPU, 0), [(a,) for a in ACTIONS[:8]]
-    drawn = [fastest.index(search._parent(fastest)) for _ in range(8000)]
+    search, fastest = breeder(), [(a,) for a in ACTIONS[:8]]
+    drawn = [fastest.index(search.parent(fastest)) for _ in range(8000)]
     expected = np.array([15, 13, 11, 9, 7, 5, 3, 1]) / 64
     assert np.abs(np.bincount(drawn, minlength=8) / 8000 - expected).max() < 0.02  # four standard errors
 
@@ -152,9 +164,9 @@ def edits(kind: str, parent: Schedule) -> set[Schedule]:
 
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_a_mutation_is_one_of_all_that_are_possible(kind):
-    search, parent = EvolutionSearch(KERNEL, CPU, 0), (B, WHOLE, A)
+    search, parent = breeder(), (B, WHOLE, A)
     possible = edits(kind, parent)
-    found = {search._mutation(parent, kind) for _ in range(300)}
+    found = {search.mutation(parent, kind).schedule for _ in range(300)}
     assert found <= possible and len(found) > 0.7 * len(possible)
     if kind == "delete":  # without B the sum is too long to be unrolled whole: two actions go
         assert found == {(A,), (B, A), (B, WHOLE)}
@@ -164,24 +176,27 @@ def test_a_mutation_is_one_of_all_that_are_possible(kind):
 
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_of_nothing_a_mutation_makes_one_action(kind):
-    search = EvolutionSearch(KERNEL, CPU, 0)
-    assert {search._mutation((), kind) for _ in range(300)} <= {(opt,) for opt in legal(ROOT)}
-    assert len(search._mutation((), kind)) == 1
+    search = breeder()
+    assert {search.mutation((), kind).schedule for _ in range(300)} <= {(opt,) for opt in legal(ROOT)}
+    assert len(search.mutation((), kind).schedule) == 1
 
 
 def test_a_crossover_by_hand():
-    search = EvolutionSearch(KERNEL, CPU, 0)
-    found = {search._crossover((B, A), (C, B, WHOLE)) for _ in range(100)}
+    search = breeder()
+    found = {search.crossover((B, A), (C, B, WHOLE)).schedule for _ in range(100)}
     assert found == {(C, B, WHOLE), (B, C, WHOLE), (B, A, C, WHOLE)}  # prefixes of 0, 1, 2 actions
-    assert {search._crossover((A,), (WHOLE, C)) for _ in range(50)} == {(C,), (A, C)}  # WHOLE is legal in neither
-    assert search._crossover((A, B), (A, B)) == (A, B)
+    assert {search.crossover((A,), (WHOLE, C)).schedule for _ in range(50)} == {
+        (C,),
+        (A, C),
+    }  # WHOLE is legal in neither
+    assert search.crossover((A, B), (A, B)).schedule == (A, B)
 
 
 def test_actions_of_another_vocabulary_are_dropped():
     foreign = Opt(OptOps.UPCAST, 0, 6)
     assert foreign not in ACTION_INDEX
-    search = EvolutionSearch(KERNEL, CPU, 0)
-    assert {search._crossover((foreign,), (B, A)) for _ in range(20)} == {(B, A)}
+    search = breeder()
+    assert {search.crossover((foreign,), (B, A)).schedule for _ in range(20)} == {(B, A)}
 
 
 def test_only_the_order_of_times_counts():
@@ -193,11 +208,11 @@ def test_only_the_order_of_times_counts():
 
 def test_what_was_told_is_not_asked_for_again_and_has_children():
     told = play(EvolutionSearch(KERNEL, CPU, 0), rank, 24)
-    search = Watched(KERNEL, CPU, 0)
+    search, parents = watched()
     search.tell([trial(s, rank(s)) for s in [(), *told]])
     asked = play(search, rank, 24)
     assert len(asked) == 24 and not set(asked) & {(), *told}
-    assert search.parents and set(search.parents[0][1]) == set(sorted([(), *told], key=rank)[:POPULATION])
+    assert parents and set(parents[0][1]) == set(sorted([(), *told], key=rank)[:POPULATION])
 
 
 def test_a_small_space_is_walked_to_its_end():
@@ -215,11 +230,13 @@ def test_a_small_space_is_walked_to_its_end():
 def test_where_all_children_are_known_random_schedules_take_their_place():
     """Or the search would end with the neighbours of the fastest."""
 
-    class Barren(EvolutionSearch):
-        def _child(self, fastest):
-            return fastest[0]
+    class Barren(Breeder):
+        def child(self, fastest):
+            return self.replay(self.root, fastest[0])
 
-    assert play(Barren(KERNEL, CPU, 5), rank, 40) == play(RandomSearch(KERNEL, CPU, 5), rank, 40)
+    search = EvolutionSearch(KERNEL, CPU, 5)
+    search.breeder = Barren(search.root, search.rng)
+    assert play(search, rank, 40) == play(RandomSearch(KERNEL, CPU, 5), rank, 40)
 
 
 def test_it_needs_no_guide():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from tiny import kernel_of
@@ -10,7 +12,8 @@ from tinygrad import Tensor
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
-from autotune.search.policy import MixedSearch
+from autotune.search.breeding import Breeder
+from autotune.search.policy import CHILDREN, MixedSearch
 from autotune.space import legal_mask, root_state, step
 
 CPU = renderer_of("CPU")
@@ -58,3 +61,51 @@ def test_what_is_not_legal_here_is_passed_over(guide: Guide):
     search = MixedSearch(KERNEL, CPU, 0, guide)
     search.tell([Trial(KERNEL.key, (Opt(OptOps.UPCAST, 9, 4),), "ok", (1.0,))])
     assert not search.measured and search.ask(2)
+
+
+class Watching(Breeder):
+    """Remembers how many children were asked for at a time, by counting those of each batch."""
+
+    born: list[tuple]
+
+    def child(self, fastest):
+        state = super().child(fastest)
+        self.born.append(state.schedule)
+        return state
+
+
+def play(search: MixedSearch, seconds: Callable[[int], float], batches: int) -> list[int]:
+    """For each batch of eight, how many of its schedules were bred after those that join the pool: blindly."""
+    search.breeder = breeder = Watching(search.root, search.rng)
+    search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
+    blind = []
+    for i in range(batches):
+        breeder.born, before = [], set(search.seen)
+        asked = search.ask(8)
+        assert len(asked) == len(set(asked)) == 8
+        late = breeder.born[CHILDREN:]
+        blind.append(len(late) // 2)
+        new = [s for s in dict.fromkeys(late) if s not in before][: blind[-1]]
+        assert asked[: len(new)] == new
+        search.tell([Trial(KERNEL.key, s, "ok", (seconds(i),)) for s in asked])
+    return blind
+
+
+def test_the_longer_nothing_is_gained_the_less_the_simulator_is_asked(guide: Guide):
+    """Of eight: one more with each batch in vain, at most half. While batches gain, none."""
+    assert play(MixedSearch(KERNEL, CPU, 0, guide), lambda i: 1.0, 7) == [0, 1, 2, 3, 4, 4, 4]
+    assert play(MixedSearch(KERNEL, CPU, 0, guide), lambda i: 2.0**-i, 4) == [0, 1, 0, 0]  # the first is no gain
+    assert play(MixedSearch(KERNEL, CPU, 0, guide), lambda i: 0.999**i, 4) == [0, 1, 2, 3]  # that is luck of the timer
+
+
+def test_children_of_the_fastest_can_be_chosen(guide: Guide):
+    """They are no schedules that the policy proposes; without them the pool ends where the policy ends."""
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
+    asked = search.ask(8)
+    proposed = set(search.pool)
+    search.tell([Trial(KERNEL.key, s, "ok", (2.0**-i,)) for i, s in enumerate(asked)])
+    search._grow = lambda: None  # type: ignore[method-assign]
+    more = search.ask(4)
+    assert len(more) == 4 and set(search.pool) > proposed and not set(more) & set(asked)
+    assert any(s not in proposed for s in more)
