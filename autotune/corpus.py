@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from tinygrad import Tensor, TinyJit, Variable
-from tinygrad.nn.state import get_parameters
+from tinygrad import Tensor
 from tqdm import tqdm
 
 from autotune.capture import capture
 from autotune.compiler import Ops, canonical, default_device, is_tunable, renderer_of
 from autotune.errors import CodecError
 from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
-from autotune.models import GPT, ResNet
+from autotune.models import ResNet
+from autotune.programs import PROGRAMS, captured
 from autotune.space import legal_mask, root_state
 
 DATA = Path(__file__).parent / "data"
@@ -256,18 +256,14 @@ def generate(
 
 
 def example_kernels() -> list[Kernel]:
-    """Every kernel that the example networks run: held out, whole programs at a time."""
-    with capture() as program:
-        for depth in (18, 34, 50):
-            net = ResNet(depth)
-            net(Tensor.zeros(1, 3, 224, 224).contiguous().realize()).realize()
-        gpt = GPT()
-        Tensor.realize(*get_parameters(gpt))
-        gpt(Tensor.zeros(1, 64, dtype="int32").contiguous().realize(), 0).realize()
-        step = TinyJit(lambda t, s: gpt(t, s).realize())
-        for position in (64, 65, 66):
-            step(Tensor.zeros(1, 1, dtype="int32").contiguous().realize(), Variable("start", 1, 127).bind(position))
-    return list(program.kernels.values())
+    """Every kernel that the programs and the examples run: held out, whole programs at a time."""
+    found = {key: kernel for name in PROGRAMS for key, kernel in captured(name).kernels.items()}
+    for depth in (34, 50):
+        net, image = ResNet(depth), Tensor.zeros(1, 3, 224, 224).contiguous().realize()
+        with capture() as program:
+            net(image).realize()
+        found |= program.kernels
+    return list(found.values())
 
 
 def write(kernels: list[Kernel], path: Path) -> None:

@@ -100,6 +100,109 @@ class GPT:
         return self.head(self.norm(x[:, -1]))
 
 
+# of each stage: expansion, channels, blocks, stride of the first (Sandler et al. 2018, table 2)
+MOBILE_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class _Inverted:
+    """Inverted residual: 1x1 to a wider space, 3x3 depthwise there, 1x1 back (Sandler et al. 2018, fig. 4)."""
+
+    def __init__(self, channels: int, out: int, stride: int, expansion: int):
+        wide = expansion * channels
+        plan = [(channels, wide, 1, 1, 1)] if expansion > 1 else []  # in, out, size, stride, groups
+        plan += [(wide, wide, 3, stride, wide), (wide, out, 1, 1, 1)]
+        self.convs = [nn.Conv2d(a, b, k, stride=s, padding=k // 2, groups=g, bias=False) for a, b, k, s, g in plan]
+        self.norms = [nn.BatchNorm(b) for _, b, *_ in plan]
+        self.shortcut = stride == 1 and channels == out
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            y = y.clip(0, 6) if i < len(self.convs) - 1 else y
+        return x + y if self.shortcut else y
+
+
+class MobileNet:
+    """MobileNetV2, width 1, for 224x224 images: depthwise convolutions."""
+
+    def __init__(self, classes: int = 1000):
+        self.stem, self.norm1 = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm(32)
+        self.blocks: list[Callable[[Tensor], Tensor]] = []
+        channels = 32
+        for expansion, out, count, stride in MOBILE_STAGES:
+            for i in range(count):
+                self.blocks.append(_Inverted(channels, out, stride if i == 0 else 1, expansion))
+                channels = out
+        self.last, self.norm2 = nn.Conv2d(channels, 1280, 1, bias=False), nn.BatchNorm(1280)
+        self.head = nn.Linear(1280, classes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """images [N, 3, H, W] -> logits [N, classes]"""
+        y = self.norm1(self.stem(x)).clip(0, 6).sequential(list(self.blocks))
+        return self.head(self.norm2(self.last(y)).clip(0, 6).mean((2, 3)))
+
+
+class _Encoder:
+    """Pre-norm attention and MLP over all tokens at once."""
+
+    def __init__(self, width: int, heads: int):
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows, tokens, width = x.shape
+        q, k, v = (t.reshape(rows, tokens, self.heads, -1).transpose(1, 2)
+                   for t in self.qkv(self.norm1(x)).chunk(3, dim=-1))  # fmt: skip
+        x = x + self.out(q.scaled_dot_product_attention(k, v).transpose(1, 2).reshape(rows, tokens, width))
+        return x + self.down(self.up(self.norm2(x)).gelu())
+
+
+class ViT:
+    """A vision transformer (Dosovitskiy et al. 2021) of the tiny width, in patches of 14, its tokens averaged at the end."""
+
+    def __init__(self, layers: int = 4, width: int = 192, heads: int = 6, patch: int = 14, classes: int = 1000):
+        self.patches = nn.Conv2d(3, width, patch, stride=patch)
+        self.positions = Tensor.zeros(1, (224 // patch) ** 2, width)
+        self.blocks: list[Callable[[Tensor], Tensor]] = [_Encoder(width, heads) for _ in range(layers)]
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """images [N, 3, 224, 224] -> logits [N, classes]"""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.head(self.norm(tokens.sequential(list(self.blocks))).mean(1))
+
+
+class MLP:
+    """Three layers for vectors of 784 numbers, and a step of training them."""
+
+    def __init__(self, hidden: int = 500, classes: int = 10):
+        self.layers = [nn.Linear(a, b) for a, b in ((784, hidden), (hidden, hidden), (hidden, classes))]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, 784] -> logits [N, classes]"""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+    def train_step(self, x: Tensor, labels: Tensor, optimizer: nn.optim.Optimizer) -> Tensor:
+        """One step of the optimizer; the mean cross-entropy before it."""
+        optimizer.zero_grad()
+        loss = self(x).sparse_categorical_crossentropy(labels).backward()
+        optimizer.step()
+        return loss
+
+
 Net = TypeVar("Net")
 
 

@@ -4,61 +4,37 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from sacred.run import Run
-from tinygrad import Tensor
-from tinygrad.nn.state import get_parameters
 
-from autotune.capture import Program, capture
-from autotune.errors import UsageError
+from autotune.capture import Program
 from autotune.experiments import Session, command_line, make_experiment, session_of
 from autotune.experiments.evaluate import keep_guide
 from autotune.guide import Guide
 from autotune.kernel import kernel_from_json, kernel_to_json
-from autotune.models import GPT, ResNet
+from autotune.programs import captured
 from autotune.report import Report
 from autotune.search import NEEDS_GUIDE
 from autotune.tuner import Budget, Tuner
 
 experiment = make_experiment("tuning")
 experiment.add_config({
-    "program": "resnet",  # one of PROGRAMS
+    "program": "resnet",  # one of programs.PROGRAMS
     "trials": 16,  # times the number of distinct kernels
     "seconds": None,  # of wall time; None: no limit
     "strategy": "mixed",
     "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
     "seed": 0,
 })  # fmt: skip
-experiment.add_named_config("fast", {"program": "mlp", "trials": 2, "strategy": "random"})
+experiment.add_named_config("fast", {"program": "matmul", "trials": 2, "strategy": "random"})
 
 
-def _mlp() -> Tensor:
-    return (Tensor.ones(32, 64).contiguous().realize() @ Tensor.ones(64, 48).contiguous().realize()).relu()
-
-
-def _resnet() -> Tensor:
-    return ResNet(18)(Tensor.zeros(1, 3, 224, 224).contiguous().realize())
-
-
-def _gpt() -> Tensor:
-    net = GPT()
-    Tensor.realize(*get_parameters(net))
-    return net(Tensor.zeros(1, 64, dtype="int32").contiguous().realize(), 0)
-
-
-PROGRAMS: dict[str, Callable[[], Tensor]] = {"mlp": _mlp, "resnet": _resnet, "gpt": _gpt}
-
-
-def captured(session: Session, name: str) -> Program:
+def program_of(session: Session, name: str) -> Program:
     """The program's kernels: from the run's directory where they stand already (a replay), else captured now."""
     path = session.out / "program.json"
     if not path.exists():
-        if name not in PROGRAMS:
-            raise UsageError(f"unknown program {name!r}; choose one of {', '.join(PROGRAMS)}")
-        with capture() as seen:
-            PROGRAMS[name]().realize()
+        seen = captured(name)
         rows = [[seen.calls[k.key], kernel_to_json(k)] for k in seen.for_device(session.device)]
         path.write_text(json.dumps(rows))
     program = Program()
@@ -74,7 +50,7 @@ def captured(session: Session, name: str) -> Program:
 
 def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Tune one program from empty records; the figures that a replay must repeat."""
-    program = captured(session, settings["program"])
+    program = program_of(session, settings["program"])
     guide = Guide.load(keep_guide(session, settings["checkpoint"])) if settings["strategy"] in NEEDS_GUIDE else None
     tuner = Tuner(session.records(), session.measurer, session.renderer, trials=settings["trials"],
                   strategy=settings["strategy"], guide=guide, seed=settings["seed"])  # fmt: skip
