@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -116,10 +116,30 @@ def needed(curve: Curve, best: float) -> tuple[float, float]:
     return math.inf, math.inf
 
 
-def summarise(curves: Sequence[Curve], control: str = "random") -> dict[str, Any]:
+def totals(curves: Sequence[Curve], calls: Mapping[str, int], trials: int | None = None) -> np.ndarray:
+    """Seconds of all kernels and calls together over hand-coded, after so many trials of each kernel (None: all), by seed [S].
+
+    `curves` are those of one strategy.
+    """
+    found = []
+    for seed in sorted({c.seed for c in curves}):
+        own = [c for c in curves if c.seed == seed]
+        spent = [len(c.times) if trials is None else trials for c in own]
+        best = sum(calls[c.kernel] * 2.0 ** c.best_after(n) for c, n in zip(own, spent, strict=True))
+        found.append(best / sum(calls[c.kernel] * 2.0**c.hand_coded for c in own))
+    return np.array(found)
+
+
+def summarise(
+    curves: Sequence[Curve], control: str = "random", calls: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """By strategy. `score`: best known time over own best after each budget, IQM with its interval; `over`: probability of
     improvement over the control there; `reached`: share of searches within 5% after each budget; `trials` and `seconds`
-    until then: medians over searches (None: fewer than half ever were); `each_trial`: seconds a trial, thinking included."""
+    until then: medians over searches (None: fewer than half ever were); `each_trial`: seconds a trial, thinking included;
+    `total`: of all kernels together over hand-coded after each budget, mean over seeds, the kernels' `calls` counted (None:
+    once each); `end`: the same at the end of its searches, with their trials and
+    seconds, means over kernels and seeds."""
+    calls = calls or {c.kernel: 1 for c in curves}
     best = best_known(curves)
     kernels, seeds = sorted(best), sorted({c.seed for c in curves})
     of = {(c.strategy, c.seed, c.kernel): c for c in curves}
@@ -141,6 +161,9 @@ def summarise(curves: Sequence[Curve], control: str = "random") -> dict[str, Any
             "trials": _finite(np.median([t for t, _ in until])), "seconds": _finite(np.median([s for _, s in until])),
             "each_trial": float(np.mean([c.seconds[-1] / len(c.times) for c in own if c.times])),
             "worst": {b: float(scores(name, b).min()) for b in budgets},
+            "total": {b: float(totals(own, calls, b).mean()) for b in budgets},
+            "end": {"total": float(totals(own, calls).mean()), "trials": float(np.mean([len(c.times) for c in own])),
+                    "seconds": float(np.mean([max(c.seconds, default=0.0) for c in own]))},
         }  # fmt: skip
     return found
 
@@ -154,7 +177,7 @@ def table(summary: dict[str, Any]) -> str:
     budgets = list(next(iter(summary.values()))["score"])
     lines = [
         f"{'strategy':12}" + "".join(f"{b:>24}" for b in budgets) + f"{'trials to 5%':>14}{'seconds':>9}{'s/trial':>9}"
-    ]
+    ]  # fmt: skip
     for name, row in summary.items():
         cells = [f"{v['value']:.3f} ({v['low']:.3f}-{v['high']:.3f})" for v in row["score"].values()]
         until = [

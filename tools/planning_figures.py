@@ -30,9 +30,13 @@ def _curves(result: Mapping[str, Any], name: str) -> str:
             for strategy, row in summary.items()]  # fmt: skip
     cost = [line([strategy, *(f"{row['reached'][b]:.0%}" for b in budgets), _or_never(row["trials"]), _or_never(row["seconds"]),
                   f"{row['each_trial']:.2f}"]) for strategy, row in summary.items()]  # fmt: skip
+    totals = [line([strategy, *(f"{row['total'][b]:.3f}" for b in budgets),
+                    *(f"{row['end'][key]:.{digits}f}" for key, digits in (("total", 3), ("trials", 0), ("seconds", 0)))])
+              for strategy, row in summary.items()]  # fmt: skip
     kernels = len({curve["kernel"] for curve in figures["curves"]})
+    whose = f"of {settings['program']}" if settings.get("program") else f"of the split {settings['split']}"
     return "\n\n".join([
-        f"DEV={result['device']}, `{name}`: {kernels} kernels of the split {settings['split']}, {settings['seeds']} seeds, at most "
+        f"DEV={result['device']}, `{name}`: {kernels} kernels {whose}, {settings['seeds']} seeds, at most "
         f"{settings['trials']} trials of each kernel. Time of the best schedule that anyone found over that of the best after so many "
         "trials, hand-coded counting as found at 0 trials: IQM and its 95% interval over seeds and kernels.",
         table(("strategy", *budgets), scores),
@@ -41,6 +45,9 @@ def _curves(result: Mapping[str, Any], name: str) -> str:
         "Share of searches within 5% of the best known schedule after so many trials; median trials and wall-clock seconds until then "
         "(never: fewer than half ever were); seconds a trial, thinking included.",
         table(("strategy", *budgets, "trials", "seconds", "s a trial"), cost),
+        "Time of all kernels together over hand-coded after so many trials of each, calls counted, mean over seeds; the same at the "
+        "end of the searches, with how many trials and seconds they took a kernel.",
+        table(("strategy", *budgets, "at the end", "trials", "seconds"), totals),
     ])  # fmt: skip
 
 

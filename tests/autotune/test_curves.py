@@ -11,7 +11,7 @@ from tiny import U2, U4, kernel_of
 from tinygrad import Tensor
 
 from autotune.compiler import renderer_of
-from autotune.curves import Curve, Shared, best_known, needed, search, summarise, table
+from autotune.curves import Curve, Shared, best_known, needed, search, summarise, table, totals
 from autotune.records import Records
 
 
@@ -52,6 +52,19 @@ def test_a_summary_by_hand():
     assert (found["good"]["trials"], found["good"]["seconds"]) == (1.5, 0.75)
     assert found["random"]["trials"] is None and "never" in table(found)
     assert found["good"]["each_trial"] == 0.5 and found["good"]["worst"] == {1: 0.5, 2: 1.0}
+
+
+def test_totals_by_hand():
+    """Seconds over hand-coded after one trial, seed 0: a 1/4 of 1, b 2 of 2; seed 1: a 1/2, b 1. Called 3 and 1 times, of 5."""
+    good, calls = [c for c in CURVES if c.strategy == "good"], {"a": 3, "b": 1}
+    assert totals(good, calls, 0).tolist() == [1.0, 1.0]
+    assert totals(good, calls, 1) == pytest.approx([2.75 / 5, 2.5 / 5])
+    assert totals(good, calls) == pytest.approx([1.75 / 5, 1.75 / 5]) and len(totals(good, calls)) == 2
+    found = summarise(CURVES, calls=calls)["good"]
+    assert found["total"] == pytest.approx({1: 0.525, 2: 0.35})
+    assert found["end"] == pytest.approx({"total": 0.35, "trials": 2.0, "seconds": 1.0})
+    twice = summarise(CURVES, calls={"a": 6, "b": 2})["good"]
+    assert twice == found  # metamorphic
 
 
 def test_slower_clocks_and_other_units_change_no_score():
