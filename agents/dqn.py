@@ -16,6 +16,7 @@ from tinygrad import Tensor
 
 from agents import losses
 from agents.checkpoint import CheckpointError, check_shapes
+from agents.jitcache import upload
 from agents.learner import LearnerConfig, NetworkAgent, Trained
 from agents.losses import taken, weighted_mean
 from agents.networks import ILLEGAL, LSTMPolicy
@@ -231,7 +232,7 @@ class DQN(NetworkAgent):
             raise ValueError(f"a rollout of {r.action.shape}, but the configuration says {(c.steps, c.n_envs)}")
         self.replay.add(r)
         lr, epsilon = self.lr, self.epsilon
-        samples = (Tensor(self.replay.sample(self.rng, c.batch)).realize() for _ in range(c.gradient_steps))
+        samples = (upload(self.replay.sample(self.rng, c.batch)) for _ in range(c.gradient_steps))
         table = self.trained.table([self.trained.step(lr, [], [self.target, sample]) for sample in samples])
         self.updates += 1
         if self.updates % c.target_every == 0:

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tinygrad import Context, Device, Tensor, TinyJit, helpers
+import numpy as np
+from tinygrad import Context, Device, Tensor, TinyJit, dtypes, helpers
 
 log = logging.getLogger(__name__)
 # settings that change no kernel, or that `__call__` sets itself; every other one is part of the key
@@ -163,6 +164,21 @@ class CachedJit:
             os.replace(temporary, file)
         except Exception as error:
             log.warning("JIT cache: could not write %s (%s: %s)", file, type(error).__name__, error)
+
+
+DTYPES = {np.dtype(np.float32): dtypes.float32, np.dtype(np.int32): dtypes.int32, np.dtype(np.bool_): dtypes.bool}
+
+
+def upload(array: np.ndarray) -> Tensor:
+    """A realized tensor that holds a copy of an array of float32, int32 or bool: an input of a jitted function.
+
+    As `Tensor(array).realize()`, which schedules and runs a program for it; that took longer than the small networks here.
+    """
+    tensor = Tensor.empty(*array.shape, dtype=DTYPES[array.dtype])
+    if array.size:
+        buffer: Any = tensor.uop.buffer
+        buffer.ensure_allocated().allocator._copyin(buffer._buf, np.ascontiguousarray(array).data.cast("B"))
+    return tensor
 
 
 def cached_jit(

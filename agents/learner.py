@@ -17,7 +17,7 @@ from tinygrad import Tensor
 
 from agents import networks
 from agents.checkpoint import check_shapes
-from agents.jitcache import cached_jit
+from agents.jitcache import cached_jit, upload
 from agents.networks import LSTMPolicy
 from agents.protocol import Observation
 from agents.rollout import Action, Rollout
@@ -66,9 +66,9 @@ class Trained:
     def step(self, lr: float, coefs: Sequence[float], batch: Sequence[Tensor]) -> Tensor:
         """The metrics of this step [M], on the device. Parameters and Adam's moments are changed in place."""
         self.steps += 1
-        c, row = self.config, Tensor(np.zeros(len(self.metrics), np.float32)).realize()
+        c, row = self.config, upload(np.zeros(len(self.metrics), np.float32))
         numbers = (lr, 1 / (1 - c.adam_b1**self.steps), 1 / (1 - c.adam_b2**self.steps), *coefs)
-        schedule = Tensor(np.array(numbers, np.float32)).realize()  # inputs of the JIT, which would freeze numbers
+        schedule = upload(np.array(numbers, np.float32))  # inputs of the JIT, which would freeze numbers
         self._jit(self.policy.theta, self.m, self.v, row, schedule, *batch)
         return row
 
@@ -156,7 +156,7 @@ class NetworkAgent:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log-probabilities [B, A] (illegal: about -1e9), values [B] and the next hidden state [B, 2H]."""
         state, mask, actions = observation
-        inputs = [Tensor(x) for x in (state, mask, hidden, reset, actions) if x is not None]
+        inputs = [upload(x) for x in (state, mask, hidden, reset, actions) if x is not None]
         out = self._forward(self.policy.theta, *inputs).numpy().copy()  # the next call writes to the same buffer
         A = mask.shape[1]
         return out[:, :A], out[:, A], out[:, A + 1 :]
@@ -244,7 +244,7 @@ def sample(log_probs: np.ndarray, rng: np.random.Generator, temperature: float =
 
 def to_tensors(*arrays: np.ndarray | None) -> list[Tensor]:
     """Realized inputs of a jitted function; absent ones are left out."""
-    return [Tensor(np.ascontiguousarray(array)).realize() for array in arrays if array is not None]
+    return [upload(array) for array in arrays if array is not None]
 
 
 def config_from(cls: type[C], mapping: Mapping[str, Any]) -> C:

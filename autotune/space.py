@@ -284,13 +284,26 @@ def legal_mask(state: State) -> np.ndarray:
     mask[STOP_INDEX] = True
     if len(state.schedule) >= MAX_STEPS:
         return mask
-    unrolled = state.sizes(AxisType.UPCAST), state.sizes(AxisType.UNROLL)
-    local = state.sizes(AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE)
+    tiles = _tiles(state)
     for op, members in _BY_OP.items():
         if _op_possible(state, op):
             for i, opt in members:
-                mask[i] = _worth_taking(state, opt, unrolled, local)
+                mask[i] = _worth_taking(state, opt, *tiles)
     return mask
+
+
+def may_take(state: State, action: int) -> bool:
+    """As `legal_mask(state)[action]`, at the price of one action."""
+    opt = ACTIONS[action]
+    if opt is None:
+        return True
+    return len(state.schedule) < MAX_STEPS and _op_possible(state, opt.op) and _worth_taking(state, opt, *_tiles(state))
+
+
+def _tiles(state: State) -> tuple[tuple[int, int], int]:
+    """((upcast, unrolled), local) sizes."""
+    unrolled = state.sizes(AxisType.UPCAST), state.sizes(AxisType.UNROLL)
+    return unrolled, state.sizes(AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE)
 
 
 _BY_OP: dict[OptOps, list[tuple[int, Opt]]] = {}

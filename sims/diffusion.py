@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.jitcache import CachedJit, cached_jit
+from agents.jitcache import CachedJit, cached_jit, upload
 from sims import denoise, mlp, theta
 from sims.base import Scaling, SimulatorError, centre, check_features, check_state
 from sims.calibration import scale_of
@@ -177,7 +177,7 @@ class Diffusion(StateSimulator):
                 noise = rng.standard_normal((c.batch, self._drawn), np.float32)
                 drawn = np.concatenate([noise, denoise.clock(a)], axis=1)
                 inputs = (np.zeros(1, np.float32), np.array(hyper, np.float32), point.astype(np.int32), drawn)
-                put = [Tensor(x).realize() for x in inputs]
+                put = [upload(x) for x in inputs]
                 rows.append(put[0])
                 jit(w, m, v, *put, *data)
                 if deadline is not None and deadline():
@@ -204,14 +204,12 @@ class Diffusion(StateSimulator):
         )
         ticks = np.repeat(denoise.clock(alpha[:0:-1])[:, None], CHUNK, axis=1)  # [steps, CHUNK, CLOCK]
         with Context(BEAM=0):
-            ways = [
-                [Tensor(a).realize() for a in pair] for pair in zip(ticks, denoise.coefficients(alpha), strict=True)
-            ]
+            ways = [[upload(a) for a in pair] for pair in zip(ticks, denoise.coefficients(alpha), strict=True)]
             for at in range(0, N * S, CHUNK):
                 part = [np.zeros((CHUNK, a.shape[1]), np.float32) for a in (noise, given)]
                 count = min(CHUNK, N * S - at)
                 part[0][:count], part[1][:count] = noise[at : at + count], given[at : at + count]
-                x, known = (Tensor(a).realize() for a in part)
+                x, known = (upload(a) for a in part)
                 for way in ways:
                     jit(learned, x, known, *way)
                 out[at : at + count] = x.numpy()[:count]

@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.jitcache import CachedJit, cached_jit
+from agents.jitcache import CachedJit, cached_jit, upload
 from sims import mlp
 from sims.base import Scaling, SimulatorError, Spread, TrainingRows, centre, check_features, check_state
 from sims.calibration import calibrate
@@ -175,7 +175,7 @@ class Ensemble:
                 part = np.zeros((1, CHUNK, self._width), np.float32)
                 count = min(CHUNK, len(x) - at)
                 part[0, :count] = x[at : at + count]
-                out[:, at : at + count] = jit(*self._tensors, Tensor(part)).numpy()[:, :count]
+                out[:, at : at + count] = jit(*self._tensors, upload(part)).numpy()[:, :count]
         return out
 
     def state(self) -> dict[str, np.ndarray]:
@@ -233,7 +233,7 @@ class Ensemble:
             for t, (x, y) in enumerate(batches, 1):
                 rate = c.lr * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + np.cos(np.pi * (t - 1) / total)))
                 hyper = np.array([rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)], np.float32)
-                losses.append(jit(*w, *m, *v, Tensor(x), Tensor(y), Tensor(hyper)).numpy())
+                losses.append(jit(*w, *m, *v, upload(x), upload(y), upload(hyper)).numpy())
                 if deadline is not None and deadline():
                     break
             self._keep([p.numpy().copy() for p in w])

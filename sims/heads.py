@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.jitcache import CachedJit, cached_jit
+from agents.jitcache import CachedJit, cached_jit, upload
 from agents.networks import ILLEGAL, orthogonal
 from sims import theta
 from sims.base import Scaling, SimulatorError, check_features, check_state, per_group
@@ -148,7 +148,7 @@ class Heads:
                 part = np.zeros((1, ROWS, self.sizes[0]), np.float32)
                 count = min(ROWS, len(z) - at)
                 part[0, :count] = scaled[at : at + count]
-                out[:, at : at + count] = jit(self._theta, Tensor(part), Tensor(keys)).numpy()[:, 0, :count, :A]
+                out[:, at : at + count] = jit(self._theta, upload(part), upload(keys)).numpy()[:, 0, :count, :A]
         return out[0], out[1]
 
     def state(self) -> dict[str, np.ndarray]:
@@ -218,7 +218,7 @@ class Heads:
                 rate = c.lr * (1 - 0.9 * (t - 1) / total)
                 hyper = [rate, c.weight_decay, 1 / (1 - theta.BETA1**t), 1 / (1 - theta.BETA2**t)]
                 inputs = (np.zeros(2, np.float32), np.array(hyper, np.float32), *next(batches))
-                put = [Tensor(x).realize() for x in inputs]
+                put = [upload(x) for x in inputs]
                 rows.append(put[0])
                 jit(w, m, v, *put, *data)
         losses = np.stack([row.numpy() for row in rows])

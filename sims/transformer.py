@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.jitcache import CachedJit, cached_jit
+from agents.jitcache import CachedJit, cached_jit, upload
 from sims import attention, mlp, theta
 from sims.attention import Batch, NetShape
 from sims.base import Prediction, Scaling, SimulatorError, Spread, check_features, check_state, per_group
@@ -186,7 +186,7 @@ class Transformer:
                 rate *= min(1.0, t / min(c.warmup, total))
                 hyper = [rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)]
                 inputs = [np.zeros(len(METRICS), np.float32), np.array(hyper, np.float32), *next(batches)]
-                rows.append((given := [Tensor(a).realize() for a in inputs])[0])
+                rows.append((given := [upload(a) for a in inputs])[0])
                 jit(w, m, v, *given, *data)
                 if deadline is not None and deadline():
                     break
@@ -263,7 +263,7 @@ class Transformer:
                 rows = np.stack([np.resize(b, ROWS) for b in part + part[:1] * (BLOCKS - len(part))])  # [BLOCKS, ROWS]
                 kernel, flat = paths.kernel[rows[:, 0]], rows.reshape(-1)
                 arrays = (context[kernel], present[kernel], actions[flat], states[flat], known[flat].astype(np.int32))
-                out[:, flat] = jit(learned, *(Tensor(np.ascontiguousarray(a[None])).realize() for a in arrays)).numpy()
+                out[:, flat] = jit(learned, *(upload(a[None]) for a in arrays)).numpy()
         return out
 
     # *** latent mode ***

@@ -12,7 +12,7 @@ import numpy as np
 
 from autotune.compiler import Opt
 from autotune.kernel import Schedule
-from autotune.space import ACTION_INDEX, State, legal_mask, step
+from autotune.space import ACTION_INDEX, State, legal_mask, may_take, step
 
 POPULATION = 8  # schedules that may be parents
 TOURNAMENT = 2  # drawn for each parent; the fastest of them it is
@@ -53,7 +53,7 @@ class Breeder:
         """The state after those actions that are legal when their turn comes; the others are dropped."""
         for opt in opts:
             action = ACTION_INDEX.get(opt)  # None: of another vocabulary
-            if action is not None and legal_mask(state)[action]:
+            if action is not None and may_take(state, action):
                 state = step(state, action)
         return state
 

@@ -17,7 +17,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.paths import paths_of
 from autotune.search.policy import MixedSearch
-from autotune.space import ACTIONS, MAX_STEPS, State, legal_mask, root_of, step
+from autotune.space import ACTIONS, MAX_STEPS, State, legal_mask, may_take, root_of, step
 
 ROWS, SIMULATIONS, CONSIDERED = 16, 64, 16  # of one search; a plan is looked at once it has ended, or as far as it goes
 CONTINUED = 3  # fastest schedules whose prefixes become roots, once something was measured
@@ -58,8 +58,8 @@ class LatentSearch(MixedSearch):
             opt = ACTIONS[action]
             if opt is None or len(state.schedule) >= MAX_STEPS:
                 return
-            known = self.pool.get((*state.schedule, opt))  # the mask costs more than all else here
-            if known is None and not legal_mask(state)[action]:
+            known = self.pool.get((*state.schedule, opt))
+            if known is None and not may_take(state, action):
                 return
             state = known or step(state, action)
             self.pool[state.schedule] = state

@@ -8,7 +8,7 @@ import pytest
 from tinygrad import Context, Tensor
 
 from agents import jitcache
-from agents.jitcache import CachedJit
+from agents.jitcache import CachedJit, upload
 
 
 def double(x):
@@ -100,3 +100,17 @@ def test_a_second_process_captures_nothing_and_gets_the_same_numbers(make, cache
     command = [sys.executable, "-c", PROCESS, str(cache_dir), str(here), str(root)]
     captures, digest = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert captures == "0" and digest == hashlib.sha256(agent.policy.theta.numpy().tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(6, dtype=np.int32)[::2],
+                                   np.array([[True], [False]]), np.zeros((0, 3), np.float32)])  # fmt: skip
+def test_an_upload_is_a_copy_and_as_good_as_a_realized_tensor(array: np.ndarray, directory):
+    before, tensor = array.copy(), upload(array)
+    assert tensor.shape == array.shape and tensor.dtype == Tensor(before).dtype
+    array[...] = 0
+    np.testing.assert_array_equal(tensor.numpy(), before)
+    if array.size:
+        jit = CachedJit(lambda t: t.cat(t).contiguous(), "twice", cache_dir=directory)
+        twice = jit(Tensor(before).realize()).numpy().copy()
+        np.testing.assert_array_equal(jit(upload(before)).numpy(), twice)
+        assert jit.captures == 1

@@ -25,6 +25,7 @@ from autotune.space import (
     N_ACTIONS,
     STOP_INDEX,
     legal_mask,
+    may_take,
     root_state,
     step,
 )
@@ -59,6 +60,7 @@ def too_large(state, opt, limit: float) -> bool:
 def check_mask(state, scheduler, counts: Counter) -> np.ndarray:
     """Equal to tinygrad's own list, but for what we refuse on purpose."""
     mask = legal_mask(state)
+    assert [may_take(state, a) for a in range(N_ACTIONS)] == mask.tolist()
     theirs = {i - 1 for i in get_kernel_actions(scheduler, include_0=False)}
     ours = set(np.flatnonzero(mask[:BEAM]).tolist())
     assert ours <= theirs, [ACTIONS[i] for i in ours - theirs]
@@ -234,6 +236,7 @@ def test_only_stop_is_left_after_the_last_step():
             else replace(state, schedule=(*state.schedule, U2))
         )
     assert len(state.schedule) == MAX_STEPS and np.flatnonzero(legal_mask(state)).tolist() == [STOP_INDEX]
+    assert [a for a in range(N_ACTIONS) if may_take(state, a)] == [STOP_INDEX]
 
 
 def test_symbolic_axes_are_split_only_by_what_divides_them():
