@@ -164,6 +164,9 @@ def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
 
     option("--trials", type=count, default=16, metavar="N", help="trials per kernel, in all (default: %(default)s)")
     option("--seconds", type=seconds, metavar="S", help="stop searching after this long (default: no limit)")
+    option(
+        "--beam", type=count, default=0, metavar="N", help="then go on by beam search of width N, however long it takes"
+    )
     option("--capture-seconds", type=seconds, default=CAPTURE_SECONDS, metavar="S", help=CAPTURE_HELP)
     option("--strategy", choices=list(STRATEGIES), default=DEFAULT, metavar="NAME", help=STRATEGY_HELP)
     option("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT_HELP)
@@ -190,7 +193,7 @@ def tune_command(args: argparse.Namespace) -> int:
         calls = sum(program.calls[k.key] for k in kernels)
         say(f"{device}, distinct kernels: {len(kernels)}, calls: {calls}; trials are kept in {args.records}")
         report = tune(program, records=records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
-                      checkpoint=guide, seed=args.seed)  # fmt: skip
+                      checkpoint=guide, seed=args.seed, beam=args.beam)  # fmt: skip
     print(report.table(), flush=True)
     if report.stopped:
         left = sum(max(0, args.trials - k.trials) for k in report.kernels)

@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from autotune.kernel import Kernel, Schedule, schedule_to_json
+from autotune.records import History
+
+
+class Gain(NamedTuple):
+    """What one part of the search came to: how many trials, and seconds off the best schedule before each of them."""
+
+    trials: int = 0
+    seconds: float = 0.0
+
+
+def gains(history: History) -> dict[str, Gain]:
+    """By the strategy and the part of it that proposed each trial, in the order in which they came in. By single timings, from
+    hand-coded on: all together they are what was gained, as far as the final timing confirms it."""
+    hand = history.baselines.get("hand_coded")
+    best = hand.seconds if hand is not None else None
+    found: dict[str, Gain] = {}
+    for trial in history.trials:
+        if trial.kind in ("trial", "answer"):
+            before = found.get(trial.strategy, Gain())
+            won = 0.0
+            if trial.seconds is not None and best is not None and trial.seconds < best:
+                won, best = best - trial.seconds, trial.seconds
+            found[trial.strategy] = Gain(before.trials + 1, before.seconds + won)
+    return found
 
 
 @dataclass
@@ -20,6 +44,7 @@ class KernelResult:
     trials: int
     schedule: Schedule | None  # None: stays as tinygrad would run it
     verdicts: dict[str, int]
+    gains: dict[str, Gain] = field(default_factory=dict)  # by part of the search
 
     @property
     def ratio(self) -> float:
@@ -44,13 +69,24 @@ class Report:
     def tuned_seconds(self) -> float:
         return sum(k.tuned_seconds * k.calls for k in self.kernels)
 
+    @property
+    def gains(self) -> dict[str, Gain]:
+        """By part of the search: trials of all kernels, and seconds won, calls counted."""
+        found: dict[str, Gain] = {}
+        for kernel in self.kernels:
+            for part, gain in kernel.gains.items():
+                before = found.get(part, Gain())
+                found[part] = Gain(before.trials + gain.trials, before.seconds + gain.seconds * kernel.calls)
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """The contract of `tune --json`."""
         rows = [{"key": k.kernel.key, "name": k.kernel.name, "calls": k.calls, "hand_coded_ms": k.hand_coded_seconds * 1e3,
                  "tuned_ms": k.tuned_seconds * 1e3, "trials": k.trials,
                  "schedule": None if k.schedule is None else schedule_to_json(k.schedule), "verdicts": k.verdicts}
                 for k in self.kernels]  # fmt: skip
-        return {"device": self.device, "seconds": self.seconds, "compiled": self.compiled, "kernels": rows,
+        parts = {part: {"trials": gain.trials, "ms": gain.seconds * 1e3} for part, gain in self.gains.items()}
+        return {"device": self.device, "seconds": self.seconds, "compiled": self.compiled, "kernels": rows, "gains": parts,
                 "hand_coded_ms": self.hand_coded_seconds * 1e3, "tuned_ms": self.tuned_seconds * 1e3}  # fmt: skip
 
     def table(self) -> str:
@@ -68,6 +104,11 @@ class Report:
         total = self.tuned_seconds / self.hand_coded_seconds if self.hand_coded_seconds else 1.0
         lines.append(f"{'sum over calls':34} {sum(k.calls for k in self.kernels):5d} {self.hand_coded_seconds * 1e3:8.3f} ms "
                      f"{self.tuned_seconds * 1e3:6.3f} ms {total:6.2f} {sum(k.trials for k in self.kernels):6d}")  # fmt: skip
+        lines += [
+            f"  {part:24} {gain.trials:6d} trials won {gain.seconds * 1e3:9.3f} ms" for part, gain in self.gains.items()
+        ]
+        left = sum(k.schedule is None for k in self.kernels)
+        lines.append(f"  {left} of {len(self.kernels)} kernels stay as tinygrad runs them")
         return "\n".join(lines)
 
 

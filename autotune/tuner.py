@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from autotune.budget import Budget
 from autotune.capture import Program
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.errors import UsageError
@@ -23,8 +24,9 @@ from autotune.measuring.noise import floor_at
 from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Runner, commit, judge
 from autotune.records import Final, History, Records, Trial, default_path
 from autotune.records.claims import share
-from autotune.report import KernelResult, Report
-from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy
+from autotune.report import KernelResult, Report, gains
+from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
+from autotune.search.beam import BeamSearch
 from autotune.search.policy import MixedSearch
 from autotune.spending import VISIT, Spending
 
@@ -34,33 +36,6 @@ FRESH = (
     2.0  # seconds that a final timing takes beyond the preparation of its kernel: a new process, and the duel itself
 )
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
-
-
-@dataclass
-class Budget:
-    """The one counter. `trials` for all kernels together, `seconds` of wall time; None: no limit."""
-
-    trials: int
-    seconds: float | None = None
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(default=0.0)
-    stop_after: int | None = None  # a replay stops at the count that the recorded run had reached by its clock
-    spent: int = 0
-    reserved: float = 0.0  # seconds kept back, for the final timing of winners
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
-
-    def left(self, wanted: int) -> int:
-        """How many of `wanted` trials may still be made."""
-        if self.stop_after is not None:
-            return max(0, min(wanted, self.stop_after - self.spent))
-        if self.seconds is not None and self.elapsed() + self.reserved >= self.seconds:
-            return 0
-        return max(0, min(wanted, self.trials - self.spent))
-
-    def elapsed(self) -> float:
-        return self.clock() - self.started
 
 
 def contenders(history: History) -> list[Schedule]:
@@ -75,7 +50,7 @@ class Tuner:
     """Everything that a run shares: records, the measuring device, the strategy, the budget."""
 
     def __init__(self, records: Records, measurer: Measurer, renderer: Renderer, *, trials: int, strategy: str = DEFAULT,
-                 guide: Guide | None = None, seed: int = 0, progress: bool = True):  # fmt: skip
+                 guide: Guide | None = None, seed: int = 0, progress: bool = True, beam: int = 0):  # fmt: skip
         if strategy not in STRATEGIES:
             raise UsageError(f"unknown strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
         if strategy in NEEDS_GUIDE and guide is None:
@@ -84,6 +59,7 @@ class Tuner:
             )
         self.records, self.measurer, self.renderer = records, measurer, renderer
         self.trials, self.strategy, self.guide, self.seed, self.progress = trials, strategy, guide, seed, progress
+        self.beam = beam  # width of the beam search that goes on where the trials end; 0: none
         self._final_seconds: dict[str, float] = {}  # that the final timing of a kernel may take
         self._waiting: dict[str, float] = {}  # of kernels that have something to time
         self._searches: dict[str, tuple[Strategy, int]] = {}  # with how much of its kernel's history each was told
@@ -113,6 +89,8 @@ class Tuner:
                 self.spend(order, calls, budget, bar)
             else:
                 share(*where, order, search, lambda: budget.left(1) > 0)
+            if self.beam:
+                share(*where, order, lambda kernel: self.continue_by_beam(kernel, budget), budget.in_time)
         done = budget.left(1) > 0 or sum(self.history_spent(k) for k in kernels) >= self.trials * len(kernels)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
             share(*where, order, lambda kernel: (self.finish(kernel), bar.update(1)))
@@ -170,25 +148,45 @@ class Tuner:
         history, made = self._history(kernel), 0
         self._reserve(kernel, budget, True)  # it may find a winner
         while (count := budget.left(min(BATCH, limit - made))) > 0:
-            asked = self._opened(kernel, history).ask(count)
+            strategy = self._opened(kernel, history)
+            asked = strategy.ask(count)
             if not asked:
                 break
-            best = history.best
-            cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
-            trials: list[Trial] = []
-
-            def done(trial: Trial, trials: list[Trial] = trials) -> None:
-                trials.append(self._labelled(trial))
-                commit(self.records, self.measurer, kernel, trials[-1:])
-                budget.spent += 1
-                tick(1)
-
-            self.measurer.measure(kernel, asked, cutoff, done)
-            history.trials += trials
-            made += len(trials)
+            made += len(
+                self._measure(kernel, history, asked, partial(origin_of, strategy), partial(self._spent, budget, tick))
+            )
         self._opened(kernel, history)
         self._reserve(kernel, budget, self._has_winner(kernel))
         return made
+
+    def continue_by_beam(self, kernel: Kernel, budget: Budget) -> None:
+        """Beam search, in as many trials as it takes beyond the budget's; only its seconds end it early."""
+        history, search = self._history(kernel), BeamSearch(kernel, self.renderer, self.seed, self.beam)
+        search.tell(history.trials)
+        self._reserve(kernel, budget, True)
+        while history.best is not None and budget.in_time() and (asked := search.ask(BATCH)):
+            search.tell(self._measure(kernel, history, asked, lambda _: "beam", lambda: None))
+        self._reserve(kernel, budget, self._has_winner(kernel))
+
+    def _measure(self, kernel: Kernel, history: History, asked: Sequence[Schedule], origin: Callable[[Schedule], str],
+                 tick: Callable[[], Any]) -> list[Trial]:  # fmt: skip
+        """Trials of these schedules, each committed at once; `history` hears of them."""
+        best, trials = history.best, []
+        cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
+
+        def done(trial: Trial) -> None:
+            trials.append(self._labelled(trial, origin(trial.schedule)))
+            commit(self.records, self.measurer, kernel, trials[-1:])
+            tick()
+
+        self.measurer.measure(kernel, asked, cutoff, done)
+        history.trials += trials
+        return trials
+
+    @staticmethod
+    def _spent(budget: Budget, tick: Callable[[int], Any]) -> None:
+        budget.spent += 1
+        tick(1)
 
     def _has_winner(self, kernel: Kernel) -> bool:
         """Whether something on record is faster than hand-coded, though it be the un-optimized kernel."""
@@ -204,10 +202,10 @@ class Tuner:
         """Zero trials: the policy's single answer, compiled and verified, held against hand-coded like any winner."""
         policy = make_strategy("policy", kernel, self.renderer, self.seed, self.guide)
         for trial in self.measurer.measure(kernel, policy.ask(1), None):
-            commit(self.records, self.measurer, kernel, [replace(self._labelled(trial), kind="answer")])
+            commit(self.records, self.measurer, kernel, [replace(self._labelled(trial, "answer"), kind="answer")])
 
-    def _labelled(self, trial: Trial) -> Trial:
-        return replace(trial, strategy=self.strategy, seed=self.seed)
+    def _labelled(self, trial: Trial, origin: str) -> Trial:
+        return replace(trial, strategy=f"{self.strategy}/{origin}" if origin else self.strategy, seed=self.seed)
 
     def settle(self, kernel: Kernel) -> Schedule | None:
         """The fastest schedule, by sequential halving over those that single timings cannot tell apart; None without any."""
@@ -261,7 +259,7 @@ class Tuner:
             hand = statistics.median(final.hand_coded)
             tuned, schedule = (statistics.median(final.tuned), final.schedule) if final.accepted else (hand, None)
         verdicts = Counter(t.verdict for t in history.trials if t.kind == "trial")
-        return KernelResult(kernel, calls, hand, tuned, history.spent, schedule, dict(verdicts))
+        return KernelResult(kernel, calls, hand, tuned, history.spent, schedule, dict(verdicts), gains(history))
 
     def hand_coded_seconds(self, kernel: Kernel) -> float:
         """Median of the hand-coded baseline; 0 where it could not be measured."""
@@ -283,12 +281,12 @@ class Tuner:
 def tune(
     kernels: Program | Sequence[Kernel], *, records: str | os.PathLike[str] | Records | None = None, trials: int = 16,
     seconds: float | None = None, strategy: str = DEFAULT, checkpoint: str | os.PathLike[str] | Guide | None = None,
-    seed: int = 0, progress: bool = True,
+    seed: int = 0, progress: bool = True, beam: int = 0,
 ) -> Report:  # fmt: skip
     """Tune kernels (those of `capture()`, or a list) on the device that DEV names, and return a Report.
 
     `trials` times the number of kernels is allowed in all, `seconds` bounds the wall time; what is on record already is
-    not spent again. Without a checkpoint a learned strategy takes the newest of this backend, else one that ships. Raises AutotuneError subclasses only.
+    not spent again. `beam` lets a beam search of that width go on where the trials end. Without a checkpoint a learned strategy takes the newest of this backend, else one that ships. Raises AutotuneError subclasses only.
     """
     device = default_device()
     chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
@@ -304,7 +302,15 @@ def tune(
     try:
         opened.add_fingerprint(runner.fields)
         tuner = Tuner(
-            opened, runner, renderer, trials=trials, strategy=strategy, guide=guide, seed=seed, progress=progress
+            opened,
+            runner,
+            renderer,
+            trials=trials,
+            strategy=strategy,
+            guide=guide,
+            seed=seed,
+            progress=progress,
+            beam=beam,
         )
         budget = Budget(trials * len(chosen), seconds)
         results, done = tuner.run(chosen, calls, budget)

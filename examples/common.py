@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import autotune
 from autotune import corpus, latency
+from autotune.budget import Budget
 from autotune.capture import Program
 from autotune.compiler import default_device, renderer_of
 from autotune.data import Dataset, add_shipped
@@ -27,7 +28,7 @@ from autotune.measuring.runner import Runner, judge
 from autotune.records import Records, default_path
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.training import Clock, TrainConfig, Trainer
-from autotune.tuner import Budget, Tuner
+from autotune.tuner import Tuner
 
 
 def options(description: str) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sacred.run import Run
 
+from autotune.budget import Budget
 from autotune.capture import Program
 from autotune.experiments import Session, command_line, make_experiment, session_of
 from autotune.experiments.evaluate import keep_guide
@@ -16,7 +17,7 @@ from autotune.kernel import kernel_from_json, kernel_to_json
 from autotune.programs import captured
 from autotune.report import Report
 from autotune.search import NEEDS_GUIDE
-from autotune.tuner import Budget, Tuner
+from autotune.tuner import Tuner
 
 experiment = make_experiment("tuning")
 experiment.add_config({

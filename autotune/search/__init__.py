@@ -58,6 +58,11 @@ NEEDS_GUIDE = {POOLED, "filter", "mixed", "muzero", "planner", "policy", "sequen
 DEFAULT = "mixed"
 
 
+def origin_of(strategy: Strategy, schedule: Schedule) -> str:
+    """Which part of a strategy proposed a schedule; empty where it has but one."""
+    return strategy.origins.get(schedule, "") if isinstance(strategy, MixedSearch) else ""
+
+
 def make_strategy(name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
     """Raises UsageError for an unknown name, or where a checkpoint is needed and there is none."""
     if name not in STRATEGIES:

@@ -53,7 +53,7 @@ class LatentSearch(MixedSearch):
 
     def _walk(self, state: State, actions: Sequence[int]) -> None:
         """Into the pool goes every prefix, up to the first action that is not legal."""
-        self.pool.setdefault(state.schedule, state)
+        self._propose(state, "muzero")
         for action in actions:
             opt = ACTIONS[action]
             if opt is None or len(state.schedule) >= MAX_STEPS:
@@ -62,7 +62,7 @@ class LatentSearch(MixedSearch):
             if known is None and not may_take(state, action):
                 return
             state = known or step(state, action)
-            self.pool[state.schedule] = state
+            self._propose(state, "muzero")
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
         """Draws from what the simulator believes of each schedule [DRAWS, N]: a normal of its mean and spread."""

@@ -59,7 +59,8 @@ class PlannerSearch(MixedSearch):
         """Episodes from `starts` in turn, each step of which is searched for; an episode that has ended begins again. The
         pool keeps all that any search looked at."""
         states = [starts[i % len(starts)] for i in range(self.rows)]
-        self.pool.update((s.schedule, s) for s in states)
+        for state in states:
+            self._propose(state, "planner")
         hidden = self.guide.agent.initial_hidden(self.rows)
         root = first = self._look(states, hidden, np.ones(self.rows, np.float32))
         for _ in range(STEPS):
@@ -67,7 +68,7 @@ class PlannerSearch(MixedSearch):
             result = search(root, self._follow, self.simulations, noise, CONSIDERED, backup="max")
             for row in range(self.rows):
                 for leaf in result.leaves(row):
-                    self.pool.setdefault(leaf.embedding.state.schedule, leaf.embedding.state)
+                    self._propose(leaf.embedding.state, "planner")
             after = self._follow(root.embedding, result.action)
             root = _merged(after.discount == 0, first, after)
 

@@ -81,6 +81,7 @@ class MixedSearch(PolicySearch):
         super().__init__(kernel, renderer, seed, guide)
         self.acquisition = check_kind(acquisition)
         self.pool: dict[Schedule, State] = {(): self.root}
+        self.origins: dict[Schedule, str] = {}  # which part of the search proposed it first
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
         self.summaries: dict[Schedule, np.ndarray] = {}
@@ -167,7 +168,8 @@ class MixedSearch(PolicySearch):
         """Children of the fastest measured, which join the pool."""
         fastest = [s.schedule for s, _ in sorted(self.measured, key=lambda pair: pair[1])[:POPULATION]]
         children = [self.breeder.child(fastest) for _ in range(count)] if fastest else []
-        self.pool.update((child.schedule, child) for child in children)
+        for child in children:
+            self._propose(child, "evolution")
         return children
 
     def _blind(self, count: int) -> list[Schedule]:
@@ -187,7 +189,12 @@ class MixedSearch(PolicySearch):
         for starts, temperature in draws:
             for path in self.episodes(starts, temperature):
                 for state in path:
-                    self.pool.setdefault(state.schedule, state)
+                    self._propose(state, "policy")
+
+    def _propose(self, state: State, origin: str) -> None:
+        """Into the pool, unless it is there."""
+        if state.schedule not in self.pool:
+            self.pool[state.schedule], self.origins[state.schedule] = state, origin
 
     def _prefixes(self, state: State) -> list[State]:
         return [

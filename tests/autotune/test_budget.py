@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from test_never_worse import KERNELS, Adversary
 
+from autotune.budget import Budget
 from autotune.compiler import renderer_of
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, Trial
-from autotune.tuner import FRESH, Budget, Tuner
+from autotune.tuner import FRESH, Tuner
 
 PREPARED, TRIAL, DUEL = 3.0, 1.0, 2.0  # seconds of the clock below
 

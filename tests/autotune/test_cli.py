@@ -53,7 +53,7 @@ def winner(folder: Path, tuned: tuple[Path, str, str, dict]) -> Path:
 
 def test_tune_keeps_the_contract_of_its_json(tuned):
     records, _, _, result = tuned
-    assert set(result) == {"device", "seconds", "compiled", "kernels", "hand_coded_ms", "tuned_ms"}
+    assert set(result) == {"device", "seconds", "compiled", "kernels", "hand_coded_ms", "tuned_ms", "gains"}
     assert result["device"] == "CPU" and result["compiled"] == 2 and result["seconds"] > 0
     (kernel,) = result["kernels"]
     fields = {"key", "name", "calls", "hand_coded_ms", "tuned_ms", "trials", "schedule", "verdicts"}

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from tiny import U2, U4, add_one
 
 from autotune import corpus
+from autotune.budget import Budget
 from autotune.compiler import hand_coded, renderer_of
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.runner import NOISE_FLOOR, Refuted
 from autotune.records import History, Records, Trial
-from autotune.tuner import CONTENDERS, Budget, Tuner, contenders
+from autotune.tuner import CONTENDERS, Tuner, contenders
 
 CPU = renderer_of("CPU")
 KERNELS = [k for split in corpus.SPLITS for k in corpus.load(split)]

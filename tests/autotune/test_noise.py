@@ -9,12 +9,13 @@ import pytest
 from test_never_worse import CPU, KERNELS, Adversary
 
 from autotune import cli
+from autotune.budget import Budget
 from autotune.compiler import fingerprint
 from autotune.measuring import noise
 from autotune.measuring.noise import Length, curve_of, floor_at, measure_noise
 from autotune.measuring.runner import NOISE_FLOOR
 from autotune.records import Records, fingerprint_id
-from autotune.tuner import Budget, Tuner
+from autotune.tuner import Tuner
 
 CURVE = ((1e-6, 0.08), (1e-4, 0.04), (1e-2, 0.01))
 

@@ -9,13 +9,14 @@ import pytest
 from tiny import add_one, kernel_of
 from tinygrad import Tensor
 
+from autotune.budget import Budget
 from autotune.compiler import renderer_of
 from autotune.guide import SHIPPED, Guide
 from autotune.kernel import Kernel
 from autotune.records import Records, Trial
 from autotune.search.policy import MixedSearch
 from autotune.spending import DRY, FROZEN, PRIOR, Spending
-from autotune.tuner import Budget, Tuner
+from autotune.tuner import Tuner
 
 A, B, C = add_one(64), add_one(128), add_one(256)
 CPU = renderer_of("CPU")

@@ -27,12 +27,13 @@ from tqdm import tqdm
 sys.path.append(str(ROOT / "tests" / "autotune"))
 from tiny import add_one, in_place, symbolic
 
+from autotune.budget import Budget
 from autotune.compiler import renderer_of
 from autotune.corpus import load
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
 from autotune.records import Records
-from autotune.tuner import Budget, Tuner
+from autotune.tuner import Tuner
 
 TRIALS = 2
 SECONDS = 30.0  # the tuner's own limit, which stops the spending but not the trial under way

@@ -1,0 +1,36 @@
+"""The one budget of a tuning run: trials, and seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Budget:
+    """The one counter. `trials` for all kernels together, `seconds` of wall time; None: no limit."""
+
+    trials: int
+    seconds: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(default=0.0)
+    stop_after: int | None = None  # a replay stops at the count that the recorded run had reached by its clock
+    spent: int = 0
+    reserved: float = 0.0  # seconds kept back, for the final timing of winners
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def left(self, wanted: int) -> int:
+        """How many of `wanted` trials may still be made."""
+        if self.stop_after is not None:
+            return max(0, min(wanted, self.stop_after - self.spent))
+        return max(0, min(wanted, self.trials - self.spent)) if self.in_time() else 0
+
+    def in_time(self) -> bool:
+        """Whether seconds are left, but those that are kept back."""
+        return self.seconds is None or self.elapsed() + self.reserved < self.seconds
+
+    def elapsed(self) -> float:
+        return self.clock() - self.started
