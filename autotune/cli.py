@@ -28,6 +28,7 @@ from autotune.collect import DEFAULT as COLLECTING
 from autotune.collect import STRATEGIES as COLLECTORS
 from autotune.compiler import default_device, fingerprint, renderer_of
 from autotune.errors import AutotuneError, UsageError
+from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
 from autotune.install import apply, export_beam
 from autotune.kernel import schedule_to_json
@@ -157,7 +158,7 @@ def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
 
 
 def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
-    count, seconds = _at_least(0, int), _at_least(0.001, float)
+    count, seconds, minutes = _at_least(0, int), _at_least(0.001, float), _at_least(0.0, float)
 
     def option(name: str, **settings: Any) -> None:
         tuning.add_argument(name, **settings)
@@ -166,6 +167,13 @@ def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
     option("--seconds", type=seconds, metavar="S", help="stop searching after this long (default: no limit)")
     option(
         "--beam", type=count, default=0, metavar="N", help="then go on by beam search of width N, however long it takes"
+    )
+    option(
+        "--finetune",
+        type=minutes,
+        default=0.0,
+        metavar="M",
+        help="first train the checkpoint on the script's kernels so long",
     )
     option("--capture-seconds", type=seconds, default=CAPTURE_SECONDS, metavar="S", help=CAPTURE_HELP)
     option("--strategy", choices=list(STRATEGIES), default=DEFAULT, metavar="NAME", help=STRATEGY_HELP)
@@ -180,6 +188,8 @@ def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
 def tune_command(args: argparse.Namespace) -> int:
     """Everything that may be wrong with the command itself is found before the script is run."""
     check_script(args.script)
+    if args.finetune and args.strategy not in NEEDS_GUIDE:
+        raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to fine-tune")
     _check_output(args.json)
     device = default_device()
     description = fingerprint(device)
@@ -192,6 +202,8 @@ def tune_command(args: argparse.Namespace) -> int:
         check_captured(program, device, args.script)
         calls = sum(program.calls[k.key] for k in kernels)
         say(f"{device}, distinct kernels: {len(kernels)}, calls: {calls}; trials are kept in {args.records}")
+        if args.finetune:
+            guide = Guide.load(fine_tune(kernels, device, records, guide, args.finetune, args.seed, args.script.stem))
         report = tune(program, records=records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
                       checkpoint=guide, seed=args.seed, beam=args.beam)  # fmt: skip
     print(report.table(), flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -16,18 +15,17 @@ import numpy as np
 from tqdm import tqdm
 
 import autotune
-from autotune import corpus, latency
+from autotune import latency
 from autotune.budget import Budget
 from autotune.capture import Program
 from autotune.compiler import default_device, renderer_of
-from autotune.data import Dataset, add_shipped
 from autotune.errors import AutotuneError
+from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner, judge
 from autotune.records import Records, default_path
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
-from autotune.training import Clock, TrainConfig, Trainer
 from autotune.tuner import Tuner
 
 
@@ -107,22 +105,12 @@ def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -
     return [m if a else floor for m, a in zip(medians, accepted, strict=False)] + [floor]
 
 
-def fine_tune(args: argparse.Namespace, program: Program, name: str) -> None:
+def train(args: argparse.Namespace, program: Program, name: str) -> None:
     """Train the checkpoint further on this network's kernels, measured here; later --infer finds the result."""
     device = default_device()
-    kernels, renderer, out = program.for_device(device), renderer_of(device), Path("runs") / f"finetuned-{name}"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    records, runner, data = Records(args.records), Runner(device), Dataset(renderer)
-    records.add_fingerprint(runner.fields)
-    add_shipped(data, device, corpus.load("train"))
-    config = TrainConfig(minutes=args.minutes, seed=args.seed, measure_share=0.3, train_share=1.0, check_kernels=8)
-    trainer = Trainer(config, {"train": kernels, "validation": kernels}, data, records, runner, renderer, device, out,
-                      Clock(), lambda *_: None, find_guide(args))  # fmt: skip
-    try:
-        print(trainer.run(), f"\nfine-tuned checkpoint: {out / 'best'}")
-    finally:
-        runner.close()
+    guide = find_guide(args)
+    best = fine_tune(program.for_device(device), device, Records(args.records), guide, args.minutes, args.seed, name)
+    print(f"fine-tuned checkpoint: {best}")
 
 
 def whole_program(args: argparse.Namespace, label: str) -> dict[str, dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from common import fine_tune, infer, main, options, serving
+from common import infer, main, options, serving, train
 from tinygrad import Context, Tensor, TinyJit
 
 import autotune
@@ -32,7 +32,7 @@ def run() -> None:
         f"ResNet-{args.depth}, batch {args.batch}: {len(program.kernels)} kernels in {sum(program.calls.values())} calls"
     )
     if args.train:
-        fine_tune(args, program, f"resnet{args.depth}")
+        train(args, program, f"resnet{args.depth}")
     else:
         infer(args, program, f"ResNet-{args.depth}, batch {args.batch}")
 

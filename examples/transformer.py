@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from common import fine_tune, infer, main, options, serving
+from common import infer, main, options, serving, train
 from tinygrad import Context, Tensor, TinyJit, Variable
 
 import autotune
@@ -41,7 +41,7 @@ def run() -> None:
         call().realize()
     print(f"GPT, {args.phase}: {len(program.kernels)} kernels in {sum(program.calls.values())} calls")
     if args.train:
-        fine_tune(args, program, f"gpt-{args.phase}")
+        train(args, program, f"gpt-{args.phase}")
     else:
         infer(args, program, f"GPT-2-like, {args.phase}")
 

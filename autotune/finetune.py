@@ -1,0 +1,57 @@
+"""A guide of one program: trained further on its own kernels, from trials made here and all that ship."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from autotune import corpus
+from autotune.compiler import renderer_of
+from autotune.data import Dataset, add_shipped
+from autotune.guide import Guide
+from autotune.kernel import Kernel
+from autotune.measuring.runner import Runner
+from autotune.records import Records
+from autotune.training import Clock, TrainConfig, Trainer
+
+MEASURE_SHARE = 0.3  # of the time goes to random schedules of the program's kernels; later tuning counts them as spent
+CHECK_KERNELS = 8
+MAX_UPDATES = 4000
+LEARNING_RATE = 1e-4  # constant: where a finished training has annealed it to nothing, nothing more would be learned
+
+
+def fine_tune(
+    kernels: Sequence[Kernel],
+    device: str,
+    records: Records,
+    guide: Guide | None,
+    minutes: float,
+    seed: int,
+    name: str,
+    runs: Path = Path("runs"),
+) -> Path:
+    """Train `guide` (None: a new one) for some minutes; returns the checkpoint, `RUNS/finetuned-NAME/best`, which replaces an earlier one.
+
+    `find_checkpoint` finds it as the newest from then on. Raises UsageError where the minutes do not suffice for trials to learn from.
+    """
+    out, renderer = runs / f"finetuned-{name}", renderer_of(device)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    runner, data = Runner(device), Dataset(renderer)
+    records.add_fingerprint(runner.fields)
+    add_shipped(data, device, corpus.load("train"))
+    done, world = (0, "") if guide is None else (guide.agent.updates, guide.world.kind if guide.world else "")
+    config = TrainConfig(minutes=minutes, seed=seed, measure_share=MEASURE_SHARE, train_share=1.0, check_kernels=CHECK_KERNELS,
+                         max_updates=done + MAX_UPDATES, world=world)  # fmt: skip
+    if guide is not None:
+        ppo = guide.agent.config
+        guide.agent.config = replace(ppo, lr=LEARNING_RATE, anneal_updates=0, entropy=ppo.entropy_end)
+    trainer = Trainer(config, {"train": list(kernels), "validation": list(kernels)}, data, records, runner, renderer, device, out,
+                      Clock(), lambda *_: None, guide)  # fmt: skip
+    try:
+        trainer.run()
+    finally:
+        runner.close()
+    return out / "best"

@@ -1,0 +1,49 @@
+"""Fine-tuning to a program: it goes on learning where a finished training had stopped, and its checkpoint is found."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shell import autotune, fails, folder
+from tiny import kernel_of
+from tinygrad import Tensor
+
+from autotune.finetune import LEARNING_RATE, fine_tune
+from autotune.guide import SHIPPED, Guide, find_checkpoint
+from autotune.records import Records
+
+__all__ = ["folder"]  # the fixture
+KERNELS = [kernel_of(Tensor.empty(24, 32) @ Tensor.empty(32, 16)), kernel_of(Tensor.empty(48, 64).sum(1))]
+
+
+@pytest.mark.slow
+def test_a_finished_training_goes_on(tmp_path: Path):
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide.agent.updates = 10 * guide.agent.config.anneal_updates  # the rate has come down to nothing
+    assert guide.agent.lr == 0.0
+    updates, before = guide.agent.updates, guide.agent.policy.theta.numpy().copy()
+    with closing(Records(tmp_path / "records.db")) as records:
+        best = fine_tune(KERNELS, "CPU", records, guide, 1.5, 0, "small", tmp_path)
+        assert len(records.kernels()) == len(KERNELS)
+    tuned = Guide.load(best)
+    assert best == tmp_path / "finetuned-small" / "best" == find_checkpoint(None, "CPU", tmp_path)
+    assert tuned.agent.updates > updates and tuned.agent.lr == LEARNING_RATE
+    moved = np.abs(tuned.agent.policy.theta.numpy() - before).max()
+    assert 0 < moved < 0.5
+
+
+@pytest.mark.slow
+def test_the_command_tunes_with_what_was_fine_tuned(folder: Path):
+    status, out, err = autotune(
+        folder, "tune", "--finetune", "1.5", "--trials", "12", "--records", "fine.db", "small.py"
+    )
+    assert status == 0 and "kernels stay as tinygrad runs them" in out, err
+    assert (folder / "runs" / "finetuned-small" / "best.json").exists()
+
+
+def test_a_strategy_without_a_checkpoint_has_nothing_to_fine_tune(folder: Path, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert "nothing to fine-tune" in fails(capsys, 2, "tune", "--finetune", "1", "--strategy", "random", "small.py")
