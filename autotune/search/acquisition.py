@@ -1,7 +1,8 @@
 """Which of many candidates are measured next: a batch chosen from what an ensemble believes of each.
 
-Three kinds of score, all in log2 seconds and minimised: `thompson` is the ensemble's mean in the first slot and one random
-member in each other (Thompson 1933; of ensembles Lu and Van Roy 2017), `ucb` the lower confidence bound mean - KAPPA std
+Three kinds of score, all in log2 seconds and minimised: `thompson` is in the first slot the upper bound mean + KAPPA std,
+since the least of many means is the luckiest one (the winner's curse: of all candidates the surest to be fast is wanted
+there), and one random member in each other (Thompson 1933; of ensembles Lu and Van Roy 2017), `ucb` the lower confidence bound mean - KAPPA std
 (Cox and John 1992; Srinivas et al. 2010), `greedy` the mean. Whatever the kind, a batch keeps its distance from itself:
 every choice pushes those like it back (compare local penalisation, Gonzalez et al. 2016), and the last slots are diverse:
 they take what is least like all that is known (maximin distance, Johnson et al. 1990), whatever is believed of it.
@@ -17,7 +18,7 @@ from autotune.errors import UsageError
 
 KINDS = ("thompson", "ucb", "greedy")
 BATCH = 8  # candidates chosen at once, unless the caller says otherwise
-KAPPA = 1.0  # standard deviations that `ucb` grants to doubt
+KAPPA = 1.0  # standard deviations that `ucb` grants to doubt, and `thompson` holds against it in its first slot
 CROWDING = 0.5  # log2 units by which a chosen candidate pushes back its like in the same batch
 DIVERSE = 0.125  # share of a batch that is diverse, rounded down: one of eight, none of four
 WITHIN = 1.0  # log2 units from the best mean beyond which nothing is worth a diverse slot
@@ -67,4 +68,5 @@ def _believed(members: np.ndarray, kind: str, slot: int, rng: np.random.Generato
     """The log2 time by which one slot judges the candidates [C]."""
     if kind == "thompson" and slot > 0:
         return members[int(rng.integers(len(members)))]
-    return members.mean(0) - (KAPPA * members.std(0) if kind == "ucb" else 0.0)
+    sign = {"thompson": 1.0, "ucb": -1.0, "greedy": 0.0}[kind]
+    return members.mean(0) + sign * KAPPA * members.std(0)

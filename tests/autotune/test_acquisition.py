@@ -42,15 +42,13 @@ def test_greedy_takes_the_least_means_and_ucb_the_least_bounds():
     assert choose(MEMBERS, ALONE, rng(), 2, "ucb") == [1, 0]
 
 
-def test_thompson_takes_the_mean_first_and_then_a_random_members_least():
+def test_thompson_takes_the_surest_first_and_then_a_random_members_least():
+    """Bounds 3, 4.5, 2.25, 4: candidate 2. Of what is left member 0 prefers candidate 0, member 1 candidate 1."""
     batches = [choose(MEMBERS, ALONE, rng(seed), 2) for seed in range(200)]
-    assert {tuple(b) for b in batches} == {
-        (0, 2),
-        (0, 1),
-    }  # member 0 prefers candidate 2 to what is left, member 1 has 1
+    assert {tuple(b) for b in batches} == {(2, 0), (2, 1)}
     assert 0.35 < np.mean([b[1] == 1 for b in batches]) < 0.65
     members = [int(np.random.default_rng(seed).integers(2)) for seed in range(200)]
-    assert [b[1] for b in batches] == [(2, 1)[m] for m in members]
+    assert [b[1] for b in batches] == members
 
 
 @pytest.mark.parametrize("kind, expected", [("greedy", [0, 1, 2, 3]), ("ucb", [1, 0, 2, 3])])
@@ -135,7 +133,8 @@ def grown(guide):
         again = MixedSearch(KERNEL, CPU, 3, guide, acquisition)
         for name in ("pool", "measured", "failed", "seen"):
             setattr(again, name, copy.copy(getattr(search, name)))
-        again._grow = lambda: None  # it would draw from the generator that choices are compared on
+        again._grow = lambda: None  # it would draw from the generator that choices are compared on, and so would this
+        again._breed = lambda count: []
         candidates = [s for s in again.pool.values() if s.schedule not in again.seen]
         return again, candidates, again._corrected(candidates)
 
@@ -146,10 +145,10 @@ def grown(guide):
 def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, kind):
     """Held against the rule written out again."""
     search, candidates, members = grown(kind)
-    mean, bound = members.mean(0), members.mean(0) - members.std(0)
+    mean, std = members.mean(0), members.std(0)
     draws, expected = copy.deepcopy(search.rng), []
     for slot in range(BATCH):
-        score = {"ucb": bound, "greedy": mean, "thompson": mean}[kind]
+        score = {"ucb": mean - std, "greedy": mean, "thompson": mean + std}[kind]
         if kind == "thompson" and slot:
             score = members[int(draws.integers(len(members)))]
         likes = [search._similarity(candidates, [candidates[j]])[:, 0] for j in expected]
@@ -159,7 +158,7 @@ def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, ki
 
 
 def test_the_kinds_choose_otherwise_and_planner_hands_its_own_on(grown, guide):
-    assert len({tuple(grown(kind)[0].ask(BATCH)) for kind in KINDS}) == 3
+    assert len({tuple(grown(kind)[0].ask(2 * BATCH)) for kind in KINDS}) == 3
     assert PlannerSearch(KERNEL, CPU, 0, guide, acquisition="ucb").acquisition == "ucb"
 
 
@@ -170,6 +169,7 @@ def test_the_eighth_schedule_of_mixed_is_unlike_all_that_were_chosen_or_measured
     before = first.ask(8)[7]
     search, _, _ = grown("greedy")
     search.tell([Trial(KERNEL.key, before, "ok" if seconds else "crashed", seconds)])
+    search.stale = 0  # or one of them would be bred
     candidates = [s for s in search.pool.values() if s.schedule not in search.seen]
     mean = search._corrected(candidates).mean(0)
     asked = search.ask(8)
@@ -177,5 +177,4 @@ def test_the_eighth_schedule_of_mixed_is_unlike_all_that_were_chosen_or_measured
     measured = search._similarity(candidates, [s for s, _ in search.measured] + search.failed).max(1)
     left = [i for i, s in enumerate(candidates) if s.schedule not in asked[:7] and mean[i] <= mean.min() + 1.0]
     least = min(left, key=lambda i: max(likes[i], measured[i]))
-    assert len(left) > 10 and least != min(left, key=lambda i: likes[i])
-    assert asked[7] == candidates[least].schedule
+    assert len(left) > 10 and asked[7] == candidates[least].schedule != before
