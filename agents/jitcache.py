@@ -177,7 +177,8 @@ def upload(array: np.ndarray) -> Tensor:
     tensor = Tensor.empty(*array.shape, dtype=DTYPES[array.dtype])
     if array.size:
         buffer: Any = tensor.uop.buffer
-        buffer.ensure_allocated().allocator._copyin(buffer._buf, np.ascontiguousarray(array).data.cast("B"))
+        own = np.array(array, order="C", ndmin=1)  # a device may copy later, from memory that nobody changes
+        buffer.ensure_allocated().allocator._copyin(buffer._buf, own.data.cast("B"))
     return tensor
 
 

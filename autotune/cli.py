@@ -209,7 +209,8 @@ def tune_command(args: argparse.Namespace) -> int:
     print(report.table(), flush=True)
     if report.stopped:
         left = sum(max(0, args.trials - k.trials) for k in report.kernels)
-        say(f"stopped by --seconds with {left} trials left; the same command goes on from there")
+        what = f"with {left} trials left" if left else "before the beam had ended"
+        say(f"stopped by --seconds {what}; the same command goes on from there")
     _write_json(args.json, report.to_json())
     return 0
 

@@ -11,6 +11,7 @@ from autotune.card import card_of
 from autotune.collect import collect
 from autotune.compiler import default_device
 from autotune.data import shipped_kernels
+from autotune.errors import UsageError
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
@@ -25,6 +26,8 @@ def collect_command(args: argparse.Namespace) -> int:
     """Measure until there is enough or the time is up, then print the data card of everything on record."""
     device = default_device()
     if args.script is not None:
+        if args.unseen:
+            raise UsageError("--unseen is for the corpus: no trials ship of a script's kernels")
         check_script(args.script)
     with contextlib.closing(Records(args.records)) as records, contextlib.closing(Runner(device)) as runner:
         records.add_fingerprint(runner.fields)

@@ -31,10 +31,10 @@ VISIT = 8  # trials of a kernel at a time: the preparation of a kernel costs as 
 
 
 def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device: str, count: int, seed: int,
-                   strategy: str = "random", batch: int = 64, guide: Guide | None = None) -> int:  # fmt: skip
+                   strategy: str = "random", batch: int = 64, guide: Guide | None = None, label: str = "") -> int:  # fmt: skip
     """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new.
 
-    A strategy hears of its trials after each `batch`.
+    A strategy hears of its trials after each `batch`. `label` is what they are recorded under, in place of its name.
     """
     history = records.history(kernel.key, measurer.fingerprint)
     if "hand_coded" not in history.baselines:
@@ -43,7 +43,7 @@ def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device:
         return 0
     search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)
     search.tell(history.trials)
-    done = functools.partial(_commit_one, records, measurer, kernel, strategy, seed)
+    done = functools.partial(_commit_one, records, measurer, kernel, label or strategy, seed)
     missing, new = count - history.spent, 0
     while new < missing and (asked := search.ask(min(batch, missing - new))):
         search.tell(measurer.measure(kernel, asked, None, done))

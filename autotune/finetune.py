@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from autotune.measuring.runner import Runner
 from autotune.records import Records
 from autotune.training import Clock, TrainConfig, Trainer
 
-MEASURE_SHARE = 0.3  # of the time goes to random schedules of the program's kernels; later tuning counts them as spent
+MEASURE_SHARE = 0.3  # of the time goes to random schedules of the program's kernels
 CHECK_KERNELS = 8
 MAX_UPDATES = 4000
 LEARNING_RATE = 1e-4  # constant: where a finished training has annealed it to nothing, nothing more would be learned
@@ -32,26 +33,30 @@ def fine_tune(
     name: str,
     runs: Path = Path("runs"),
 ) -> Path:
-    """Train `guide` (None: a new one) for some minutes; returns the checkpoint, `RUNS/finetuned-NAME/best`, which replaces an earlier one.
+    """Train `guide` (None: a new one) for some minutes; returns the checkpoint, `RUNS/finetuned-NAME/best`, which replaces an
+    earlier one at the end.
 
-    `find_checkpoint` finds it as the newest from then on. Raises UsageError where the minutes do not suffice for trials to learn from.
+    `find_checkpoint` finds it as the newest from then on. Its world stays as it was. Raises UsageError where the minutes do not
+    suffice for trials to learn from.
     """
-    out, renderer = runs / f"finetuned-{name}", renderer_of(device)
+    final, out, renderer = runs / f"finetuned-{name}", runs / f"finetuned-{name}.part", renderer_of(device)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     runner, data = Runner(device), Dataset(renderer)
     records.add_fingerprint(runner.fields)
     add_shipped(data, device, corpus.load("train"))
-    done, world = (0, "") if guide is None else (guide.agent.updates, guide.world.kind if guide.world else "")
+    done = guide.agent.updates if guide else 0
     config = TrainConfig(minutes=minutes, seed=seed, measure_share=MEASURE_SHARE, train_share=1.0, check_kernels=CHECK_KERNELS,
-                         max_updates=done + MAX_UPDATES, world=world)  # fmt: skip
+                         max_updates=done + MAX_UPDATES, world="")  # fmt: skip
     if guide is not None:
         ppo = guide.agent.config
         guide.agent.config = replace(ppo, lr=LEARNING_RATE, anneal_updates=0, entropy=ppo.entropy_end)
     trainer = Trainer(config, {"train": list(kernels), "validation": list(kernels)}, data, records, runner, renderer, device, out,
-                      Clock(), lambda *_: None, guide)  # fmt: skip
+                      Clock(), lambda *_: None, guide, "finetune/")  # fmt: skip
     try:
         trainer.run()
     finally:
         runner.close()
-    return out / "best"
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(out, final)
+    return final / "best"

@@ -1,4 +1,4 @@
-"""Whole programs by name, to tune and to compare on. All of their kernels are held out: none is in the corpus."""
+"""Whole programs by name, to tune and to compare on. All of their kernels are held out: none shares its key or its loops with one of the corpus."""
 
 from __future__ import annotations
 

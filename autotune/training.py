@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, kernels: dict[str, list[Kernel]], data: Dataset, records: Records,
                  measurer: Measurer, renderer: Renderer, device: str, out: Path, clock: Clock, log: Log,
-                 guide: Guide | None = None):  # fmt: skip
+                 guide: Guide | None = None, label: str = ""):  # fmt: skip
+        self.label = label  # of its trials in the records, before what made them: "finetune/"
         self.config, self.data, self.records, self.measurer = config, data, records, measurer
         self.renderer, self.device, self.out, self.clock, self.log = renderer, device, out, clock, log
         order = np.random.default_rng(config.seed).permutation(len(kernels["train"]))
@@ -134,7 +135,13 @@ class Trainer:
             if self.clock.over("measure", self.config.measure_share * self.seconds):
                 break
             self.trials += collect_kernel(
-                kernel, self.records, self.measurer, self.device, self.config.per_kernel, self.config.seed
+                kernel,
+                self.records,
+                self.measurer,
+                self.device,
+                self.config.per_kernel,
+                self.config.seed,
+                label=f"{self.label}random",
             )
             self._learn_of(kernel)
             self._tick(f"{self.trials} trials measured")
@@ -219,7 +226,8 @@ class Trainer:
                         ends.setdefault(path[-1].schedule, path[-1])
             chosen = list(ends)[: self.config.check_trials]
             if chosen:
-                trials = self.measurer.measure(kernel, chosen, cutoff=None)
+                found = self.measurer.measure(kernel, chosen, cutoff=None)
+                trials = [replace(t, strategy=f"{self.label}policy", seed=self.config.seed) for t in found]
                 commit(self.records, self.measurer, kernel, trials)
                 self.trials += len(trials)
                 errors += [t.verdict != "ok" for t in trials]

@@ -57,6 +57,8 @@ class Tuner:
             raise UsageError(
                 f"strategy {strategy!r} needs a checkpoint: run `make train`, or name one with --checkpoint"
             )
+        if beam < 0:
+            raise UsageError(f"a beam cannot be {beam} wide")
         self.records, self.measurer, self.renderer = records, measurer, renderer
         self.trials, self.strategy, self.guide, self.seed, self.progress = trials, strategy, guide, seed, progress
         self.beam = beam  # width of the beam search that goes on where the trials end; 0: none
@@ -70,6 +72,7 @@ class Tuner:
         """(results, whether all was done). Baselines first, so that the kernels can be put in order of total time."""
         bar = tqdm(total=len(kernels) * (self.trials + 2), desc="tuning", unit="trial", disable=not self.progress)
         where = self.records.path, self.measurer.fingerprint
+        finished = True  # the beams
         with bar:
 
             def begin(kernel: Kernel) -> None:
@@ -83,6 +86,11 @@ class Tuner:
                 bar.set_postfix_str(kernel.name)
                 self.search(kernel, budget, bar.update)
 
+            def beam(kernel: Kernel) -> None:
+                nonlocal finished
+                bar.set_postfix_str(f"beam, {kernel.name}")
+                finished &= self.continue_by_beam(kernel, budget)
+
             share(*where, kernels, begin)
             order = sorted(kernels, key=lambda k: -self.hand_coded_seconds(k) * calls[k.key])
             if self.strategy == POOLED and self.trials:
@@ -90,11 +98,11 @@ class Tuner:
             else:
                 share(*where, order, search, lambda: budget.left(1) > 0)
             if self.beam:
-                share(*where, order, lambda kernel: self.continue_by_beam(kernel, budget), budget.in_time)
-        done = budget.left(1) > 0 or sum(self.history_spent(k) for k in kernels) >= self.trials * len(kernels)
+                share(*where, order, beam)
+        tried = budget.left(1) > 0 or sum(self.history_spent(k) for k in kernels) >= self.trials * len(kernels)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
             share(*where, order, lambda kernel: (self.finish(kernel), bar.update(1)))
-        return [self.result(k, calls[k.key]) for k in order], done
+        return [self.result(k, calls[k.key]) for k in order], tried and finished
 
     def baselines(self, kernel: Kernel) -> None:
         known = self._history(kernel).baselines
@@ -159,14 +167,17 @@ class Tuner:
         self._reserve(kernel, budget, self._has_winner(kernel))
         return made
 
-    def continue_by_beam(self, kernel: Kernel, budget: Budget) -> None:
-        """Beam search, in as many trials as it takes beyond the budget's; only its seconds end it early."""
+    def continue_by_beam(self, kernel: Kernel, budget: Budget) -> bool:
+        """Beam search, in as many trials as it takes beyond the budget's; only its seconds end it early. Whether it is done."""
         history, search = self._history(kernel), BeamSearch(kernel, self.renderer, self.seed, self.beam)
         search.tell(history.trials)
         self._reserve(kernel, budget, True)
-        while history.best is not None and budget.in_time() and (asked := search.ask(BATCH)):
-            search.tell(self._measure(kernel, history, asked, lambda _: "beam", lambda: None))
+        asked: Sequence[Schedule] = [()]
+        while asked and history.best is not None and budget.in_time():
+            if asked := search.ask(BATCH):
+                search.tell(self._measure(kernel, history, asked, lambda _: "beam", lambda: None))
         self._reserve(kernel, budget, self._has_winner(kernel))
+        return not asked or history.best is None
 
     def _measure(self, kernel: Kernel, history: History, asked: Sequence[Schedule], origin: Callable[[Schedule], str],
                  tick: Callable[[], Any]) -> list[Trial]:  # fmt: skip

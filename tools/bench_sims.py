@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training, for a quick look")
     parser.add_argument("--json", type=Path, metavar="OUT", help="keep the results there")
     args = parser.parse_args()
+    if list(args.parts) == ["curve"] and not args.curve:
+        parser.error("a learning curve needs --curve TRIALS")
     device = default_device()
     try:
         model = None if args.held_out_model is None else recorded(device, args.held_out_model)

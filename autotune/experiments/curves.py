@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from autotune import corpus
 from autotune.curves import Curve, Shared, search, summarise, table
+from autotune.errors import UsageError
 from autotune.experiments import Session, command_line, make_experiment, session_of
 from autotune.experiments.evaluate import keep_guide
 from autotune.experiments.train import sample
@@ -48,15 +49,17 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     if settings["part"]:
         for path in [*Path(settings["part"]).glob("curve-*.json"), *Path(settings["part"]).glob("records.db")]:
             shutil.copy(path, session.out / path.name)
+    if unknown := set(settings["more"]) - set(settings["strategies"]):
+        raise UsageError(f"more trials for {', '.join(sorted(unknown))}, which is not among the strategies")
     guide = Guide.load(keep_guide(session, settings["checkpoint"]))
     kernels, calls = kernels_of(session, settings)
     jobs = [(k, name, seed) for seed in range(settings["seeds"]) for k in kernels for name in settings["strategies"]]
     curves = []
     for kernel, name, seed in tqdm(jobs, desc="searches"):
-        path = session.out / f"curve-{name}-{seed}-{kernel.key[:16]}.json"
+        budget = settings["more"].get(name, settings["trials"])
+        path = session.out / f"curve-{name}-{seed}-{budget}-{kernel.key[:16]}.json"
         if not path.exists():
             shared = Shared(kernel, session.records(), session.measurer)
-            budget = settings["more"].get(name, settings["trials"])
             found = search(kernel, shared, name, session.renderer, seed, guide, budget)
             path.write_text(json.dumps(asdict(found)))
         curves.append(Curve(**json.loads(path.read_text())))

@@ -58,6 +58,11 @@ class Trial:
         """Median run time; None where there is none."""
         return statistics.median(self.samples) if self.verdict == "ok" else None
 
+    @property
+    def beyond(self) -> bool:
+        """Whether it was made beyond a tuning's budget: by the beam that goes on where that ends, or to fine-tune."""
+        return self.strategy.endswith("/beam") or self.strategy.startswith("finetune/")
+
 
 @dataclass(frozen=True)
 class Final:
@@ -85,7 +90,7 @@ class History:
 
     @property
     def spent(self) -> int:
-        return sum(t.kind == "trial" for t in self.trials)
+        return sum(t.kind == "trial" and not t.beyond for t in self.trials)
 
     @property
     def baselines(self) -> dict[str, Trial]:

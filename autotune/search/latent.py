@@ -1,4 +1,4 @@
-"""MuZero-like search in a simulator's latent space (`muzero`): the compiler's rules are asked only for where a plan begins.
+"""MuZero-like search in a simulator's latent space (`muzero`): to plan, the compiler's rules are asked only for where a plan begins.
 
 The rows of one search share their kernel and differ in their Gumbel noise. Every plan that any of them looked at is then
 read on the exact dynamics, up to its first illegal action, and joins the pool. What is measured is chosen from it as in

@@ -2,7 +2,8 @@
 
 Both sample complete episodes from the policy on the exact dynamics, which costs no trial. `policy` measures its greedy
 episode and then its samples in the order drawn. `mixed` lets the simulator rank everything that the episodes passed
-through, corrects the simulator by the trials of this kernel so far, and continues episodes from the best schedules found.
+through, corrects the simulator by the trials of this kernel so far, continues episodes from the best schedules found, and
+breeds from them.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class MixedSearch(PolicySearch):
         self.stale = 0  # batches in a row that gained nothing
 
     def ask(self, count: int) -> list[Schedule]:
-        """The most promising schedules of the pool that were not measured yet, as the acquisition chooses them: by default
-        the ensemble's first choice, then one of a random member each (Thompson sampling)."""
+        """Up to `count` new schedules: the longer nothing was gained, the more of them are bred blindly; the others are the
+        most promising of the pool, as the acquisition chooses them."""
         self._grow()
         self._breed(CHILDREN)
         blind = self._blind(int(count * min(MOST_DOUBT, DOUBT * self.stale)))
@@ -119,8 +120,11 @@ class MixedSearch(PolicySearch):
         before = self.fastest
         for trial in trials:
             state = self._state_of(trial.schedule)
-            if state is None or trial.kind not in TAUGHT_BY:
+            refuted = trial.kind == "recheck" and trial.verdict != "ok"
+            if state is None or not (trial.kind in TAUGHT_BY or refuted):
                 continue
+            if refuted:  # its time was that of another program
+                self.measured = [(s, time) for s, time in self.measured if s.schedule != trial.schedule]
             if trial.seconds is None:
                 self.failed.append(state)
             else:
@@ -143,7 +147,7 @@ class MixedSearch(PolicySearch):
                 state = known or apply_to_state(state, opt)
             except IllegalAction:
                 return None
-            self.pool[state.schedule] = state
+            self._propose(state, "known")
         return state
 
     def promise(self, count: int) -> float | None:

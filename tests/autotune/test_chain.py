@@ -11,6 +11,7 @@ from tinygrad import Tensor
 
 from autotune.budget import Budget
 from autotune.compiler import renderer_of
+from autotune.errors import UsageError
 from autotune.guide import SHIPPED, Guide
 from autotune.records import History, Records, Trial
 from autotune.report import Gain, KernelResult, Report, gains
@@ -45,6 +46,19 @@ def test_what_each_part_won_by_hand():
     assert gains(History(BASELINES)) == {}
 
 
+def test_what_was_refuted_has_won_nothing_and_the_incumbent_is_the_better_baseline():
+    """Un-optimized is at 6. The 5 was another program's, so all that was won is from 6 to 4."""
+    wrong = Trial(KERNEL.key, (U4,), "ok", (5.0,), strategy="auto/policy")
+    history = [trial("", 6.0, "unoptimized"), trial("", 8.0, "hand_coded"), trial("auto/policy", 7.0), wrong,
+               Trial(KERNEL.key, (U4,), "wrong_output", kind="recheck"), trial("auto/evolution", 4.0)]  # fmt: skip
+    assert gains(History(history)) == {"auto/policy": Gain(2, 0.0), "auto/evolution": Gain(1, 2.0)}
+
+
+def test_what_was_made_beyond_a_budget_is_not_spent():
+    kinds = ["random", "mixed/policy", "beam", "mixed/beam", "finetune/random", "finetune/policy"]
+    assert History([trial(k, 1.0) for k in kinds]).spent == 3
+
+
 def test_a_report_counts_calls():
     results = [KernelResult(KERNEL, calls, 8.0, 4.0, 6, (U4,), {}, gains(History(HISTORY))) for calls in (1, 3)]
     report = Report("CPU", 1.0, 1, results)
@@ -68,19 +82,33 @@ def test_mixed_knows_who_proposed_a_schedule():
 
 
 def test_a_beam_goes_on_where_the_trials_end_and_is_not_searched_twice(tmp_path: Path, runner):
-    def tuned(beam: int, seconds: float | None = None) -> list[Trial]:
-        tuner = Tuner(records, runner, CPU, trials=2, strategy="random", progress=False, beam=beam)
-        (result,), done = tuner.run([KERNEL], {KERNEL.key: 1}, Budget(2, seconds))
-        assert done and set(result.gains) <= {"random", "random/beam"}
+    def tuned(beam: int, trials: int = 2, ended: bool = True) -> list[Trial]:
+        tuner = Tuner(records, runner, CPU, trials=trials, strategy="random", progress=False, beam=beam)
+        budget = Budget(trials, None if ended else 1e9)
+        if not ended:
+            budget.in_time = lambda: len(records.history(KERNEL.key, runner.fingerprint).trials) < 12  # type: ignore[method-assign]
+        (result,), done = tuner.run([KERNEL], {KERNEL.key: 1}, budget)
+        assert done is ended and set(result.gains) <= {"random", "random/beam"}
         return [t for t in records.history(KERNEL.key, runner.fingerprint).trials if t.kind == "trial"]
 
     with closing(Records(tmp_path / "chain.db")) as records:
         records.add_fingerprint(runner.fields)
         assert [t.strategy for t in tuned(0)] == ["random"] * 2
+        cut = tuned(1, ended=False)
+        assert 8 < len(cut) < 14
         trials = tuned(1)
+        assert trials[: len(cut)] == cut
         assert {t.strategy for t in trials[2:]} == {"random/beam"} and len(trials) > 10
-        level = {t.schedule for t in trials if len(t.schedule) == 1}
-        best = min((t.seconds, t.schedule) for t in trials if t.seconds and t.schedule in level)[1]
+        known = {
+            t.schedule: t.seconds for t in records.history(KERNEL.key, runner.fingerprint).trials
+        }  # hand-coded, too
+        best = min((s for s in known if len(s) == 1 and known[s]), key=lambda s: known[s])
         deeper = [t.schedule for t in trials[2:] if len(t.schedule) == 2]
-        assert deeper and all(s[:1] == best for s in deeper)  # a beam of one goes on from the fastest of a level
+        assert {s[:1] for s in deeper} == {best}  # a beam of one goes on from the fastest of a level
         assert tuned(1) == trials
+        assert [t.strategy for t in tuned(0, trials=4)[len(trials) :]] == ["random"] * 2  # the beam took none of them
+
+
+def test_a_beam_has_a_width(tmp_path: Path, runner):
+    with closing(Records(tmp_path / "r.db")) as records, pytest.raises(UsageError, match="-1 wide"):
+        Tuner(records, runner, CPU, trials=1, strategy="random", beam=-1)

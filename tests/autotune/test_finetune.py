@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def test_a_finished_training_goes_on(tmp_path: Path):
     assert tuned.agent.updates > updates and tuned.agent.lr == LEARNING_RATE
     moved = np.abs(tuned.agent.policy.theta.numpy() - before).max()
     assert 0 < moved < 0.5
+    assert not (tmp_path / "finetuned-small.part").exists()
+    assert tuned.world is not None and tuned.world.agent is not None  # as before
 
 
 @pytest.mark.slow
@@ -42,6 +45,13 @@ def test_the_command_tunes_with_what_was_fine_tuned(folder: Path):
     )
     assert status == 0 and "kernels stay as tinygrad runs them" in out, err
     assert (folder / "runs" / "finetuned-small" / "best.json").exists()
+    with closing(Records(folder / "fine.db", read_only=True)) as records:
+        (own,) = records.fingerprints()
+        made = Counter(t.strategy for _, t in records.all_trials(own) if t.kind == "trial")
+    assert (
+        sum(n for s, n in made.items() if s.startswith("mixed/")) == 12
+    )  # what fine-tuning took is not taken from these
+    assert made["finetune/random"] == 8
 
 
 def test_a_strategy_without_a_checkpoint_has_nothing_to_fine_tune(folder: Path, capsys, monkeypatch):

@@ -109,3 +109,26 @@ def test_children_of_the_fastest_can_be_chosen(guide: Guide):
     more = search.ask(4)
     assert len(more) == 4 and set(search.pool) > proposed and not set(more) & set(asked)
     assert any(s not in proposed for s in more)
+
+
+def test_the_tuners_small_batches_doubt_too(guide: Guide):
+    """Of four: half a schedule more with each batch in vain."""
+    search, doubted = MixedSearch(KERNEL, CPU, 0, guide), []
+    search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
+    blind = search._blind
+    search._blind = lambda count: (doubted.append(count), blind(count))[1]  # type: ignore[method-assign]
+    for _ in range(6):
+        search.tell([Trial(KERNEL.key, s, "ok", (1.0,)) for s in search.ask(4)])
+    assert doubted == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_is_refuted_is_no_parent_and_no_incumbent(guide: Guide):
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
+    first, second = search.ask(2)
+    search.tell([Trial(KERNEL.key, first, "ok", (0.001,)), Trial(KERNEL.key, second, "ok", (0.5,))])
+    search.tell([Trial(KERNEL.key, first, "ok", (0.001,), kind="recheck")])
+    assert search.fastest == np.log2(0.001)  # it held
+    search.tell([Trial(KERNEL.key, first, "wrong_output", kind="recheck")])
+    assert search.fastest == -1.0 and [s.schedule for s in search.failed] == [first]
+    assert {s.schedule for s, _ in search.measured} == {(), second}
