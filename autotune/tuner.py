@@ -27,7 +27,7 @@ from autotune.records.claims import share
 from autotune.report import KernelResult, Report, gains
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
 from autotune.search.beam import BeamSearch
-from autotune.search.policy import MixedSearch
+from autotune.search.mixed import MixedSearch
 from autotune.spending import VISIT, Spending
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from

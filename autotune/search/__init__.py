@@ -13,8 +13,9 @@ from autotune.records import Trial
 from autotune.search.beam import BeamSearch
 from autotune.search.evolution import EvolutionSearch
 from autotune.search.latent import LatentSearch
+from autotune.search.mixed import MixedSearch
 from autotune.search.planner import PlannerSearch
-from autotune.search.policy import MixedSearch, PolicySearch
+from autotune.search.policy import PolicySearch
 from autotune.search.random import RandomSearch
 from autotune.search.sequential import SequentialSearch
 from autotune.search.tree import TreeSearch

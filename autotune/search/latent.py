@@ -16,7 +16,7 @@ from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.paths import paths_of
-from autotune.search.policy import MixedSearch
+from autotune.search.mixed import MixedSearch
 from autotune.space import ACTIONS, MAX_STEPS, State, legal_mask, may_take, root_of, step
 
 ROWS, SIMULATIONS, CONSIDERED = 16, 64, 16  # of one search; a plan is looked at once it has ended, or as far as it goes
@@ -26,6 +26,8 @@ DRAWS = 5  # of a simulator's belief about a schedule: as many as an ensemble ha
 
 class LatentSearch(MixedSearch):
     """`mixed`, with its pool grown by planning in `guide.world`. Raises UsageError where the guide has none."""
+
+    directs = False  # all that is measured was planned, or bred
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS):
         super().__init__(kernel, renderer, seed, guide)

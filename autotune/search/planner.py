@@ -21,7 +21,7 @@ from autotune.compiler import Renderer
 from autotune.episodes import look
 from autotune.guide import Guide
 from autotune.kernel import Kernel
-from autotune.search.policy import MixedSearch
+from autotune.search.mixed import MixedSearch
 from autotune.space import STOP_INDEX, State, step
 
 SIMULATIONS, CONSIDERED = 8, 4  # for each action of each row, and actions that share them
@@ -40,6 +40,8 @@ class Node(NamedTuple):
 
 class PlannerSearch(MixedSearch):
     """`mixed`, with its pool grown by planning."""
+
+    directs = False  # all that is measured was planned, or bred
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS,
                  acquisition: str = "thompson"):  # fmt: skip

@@ -1,43 +1,23 @@
-"""Schedules that the trained PPO-LSTM chooses, alone (`policy`) or ranked by the simulator (`mixed`, the default).
+"""Schedules that the trained PPO-LSTM chooses by itself (`policy`).
 
-Both sample complete episodes from the policy on the exact dynamics, which costs no trial. `policy` measures its greedy
-episode and then its samples in the order drawn. `mixed` lets the simulator rank everything that the episodes passed
-through, corrects the simulator by the trials of this kernel so far, continues episodes from the best schedules found, and
-breeds from them.
+Complete episodes are sampled on the exact dynamics, which costs no trial. The greedy one is measured first, then samples in the
+order drawn.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from autotune.compiler import Renderer
 from autotune.episodes import Seen, sample_episodes
-from autotune.errors import IllegalAction
-from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
-from autotune.search.acquisition import check_kind, choose
-from autotune.search.breeding import POPULATION, Breeder
-from autotune.space import State, apply_to_state, root_state
+from autotune.space import State, root_state
 
-ROOT_TEMPERATURES = (
-    1.0,
-    3.0,
-    10.0,
-)  # of the episodes that `mixed` draws from the root: a confident policy repeats itself
-PREFIX_TEMPERATURES = (2.0, 5.0)  # and of those that continue prefixes of the best schedules measured so far
-CHILDREN = 64  # of the fastest measured, bred for each batch: the policy knows kernels, but not what this one has shown
-STALE = 0.03  # log2 units: a batch that gained less gained nothing
-DOUBT = 0.125  # share of a batch that is bred blindly, for each batch in a row that gained nothing ...
-MOST_DOUBT = 0.5  # ... up to this: where the simulator has nothing more to say, evolution without it has
-TAUGHT_BY = ("trial", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
 DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` counts as exhausted
-FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
-NEAR = 0.5  # scale of the distance, in standardised features, over which a trial speaks for its neighbours
 
 
 class PolicySearch:
@@ -71,166 +51,3 @@ class PolicySearch:
 
     def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
         return sample_episodes(self.guide.agent, starts, self.rng, temperature, self.looked)
-
-
-class MixedSearch(PolicySearch):
-    """Policy and simulator together: the policy proposes, the simulator chooses, trials correct it.
-
-    `acquisition` is one of `acquisition.KINDS`. Raises UsageError for another."""
-
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, acquisition: str = "thompson"):
-        super().__init__(kernel, renderer, seed, guide)
-        self.acquisition = check_kind(acquisition)
-        self.pool: dict[Schedule, State] = {(): self.root}
-        self.origins: dict[Schedule, str] = {}  # which part of the search proposed it first
-        self.measured: list[tuple[State, float]] = []
-        self.failed: list[State] = []
-        self.summaries: dict[Schedule, np.ndarray] = {}
-        self.breeder = Breeder(self.root, self.rng)
-        self.stale = 0  # batches in a row that gained nothing
-
-    def ask(self, count: int) -> list[Schedule]:
-        """Up to `count` new schedules: the longer nothing was gained, the more of them are bred blindly; the others are the
-        most promising of the pool, as the acquisition chooses them."""
-        self._grow()
-        self._breed(CHILDREN)
-        blind = self._blind(int(count * min(MOST_DOUBT, DOUBT * self.stale)))
-        return blind + self._chosen(count - len(blind))
-
-    def _chosen(self, count: int) -> list[Schedule]:
-        candidates = self._candidates()
-        if not candidates or not count:
-            return []
-        known = [s for s, _ in self.measured] + self.failed
-        chosen = choose(
-            self._corrected(candidates),
-            lambda i: self._similarity(candidates, [candidates[i]])[:, 0],
-            self.rng,
-            count,
-            self.acquisition,
-            known=self._similarity(candidates, known).max(1) if known else None,
-        )
-        schedules = [candidates[i].schedule for i in chosen]
-        self.seen.update(schedules)
-        return schedules
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Take in measured times, the baselines' among them: they correct the simulator for this kernel."""
-        super().tell(trials)
-        before = self.fastest
-        for trial in trials:
-            state = self._state_of(trial.schedule)
-            refuted = trial.kind == "recheck" and trial.verdict != "ok"
-            if state is None or not (trial.kind in TAUGHT_BY or refuted):
-                continue
-            if refuted:  # its time was that of another program
-                self.measured = [(s, time) for s, time in self.measured if s.schedule != trial.schedule]
-            if trial.seconds is None:
-                self.failed.append(state)
-            else:
-                self.measured.append((state, math.log2(trial.seconds)))
-        if any(trial.kind == "trial" for trial in trials):
-            self.stale = 0 if self.fastest < before - STALE else self.stale + 1
-
-    @property
-    def fastest(self) -> float:
-        """Log2 seconds; infinite where nothing was measured."""
-        return min((time for _, time in self.measured), default=math.inf)
-
-    def _state_of(self, schedule: Schedule) -> State | None:
-        """From the pool, which is given it with all of its prefixes where it is missing: an earlier run's, or hand-coded.
-        None where it is not legal here."""
-        state = self.root
-        for i, opt in enumerate(schedule):
-            known = self.pool.get(schedule[: i + 1])
-            try:
-                state = known or apply_to_state(state, opt)
-            except IllegalAction:
-                return None
-            self._propose(state, "known")
-        return state
-
-    def promise(self, count: int) -> float | None:
-        """How many log2 units the `count` most promising schedules are believed to gain together, mean over the ensemble's
-        members: of max(0, best measured - fastest of them). None where nothing was measured yet."""
-        if not self.measured:
-            return None
-        candidates = self._candidates()
-        if not candidates:
-            self._grow()
-            candidates = self._candidates()
-        if not candidates:
-            return 0.0
-        members = self._corrected(candidates)  # [M, C]
-        chosen = np.argsort(members.mean(0), kind="stable")[:count]
-        return float(np.maximum(self.fastest - members[:, chosen].min(1), 0.0).mean())
-
-    def _candidates(self) -> list[State]:
-        return [s for s in self.pool.values() if s.schedule not in self.seen]
-
-    def _breed(self, count: int) -> list[State]:
-        """Children of the fastest measured, which join the pool."""
-        fastest = [s.schedule for s, _ in sorted(self.measured, key=lambda pair: pair[1])[:POPULATION]]
-        children = [self.breeder.child(fastest) for _ in range(count)] if fastest else []
-        for child in children:
-            self._propose(child, "evolution")
-        return children
-
-    def _blind(self, count: int) -> list[Schedule]:
-        """Children that no simulator has chosen."""
-        new = [c.schedule for c in self._breed(2 * count) if c.schedule not in self.seen]
-        taken = list(dict.fromkeys(new))[:count]
-        self.seen.update(taken)
-        return taken
-
-    def _grow(self) -> None:
-        """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state."""
-        draws = [([self.root], t) for t in ROOT_TEMPERATURES]
-        if self.measured:
-            best = sorted(self.measured, key=lambda pair: pair[1])[:3]
-            starts = [p for state, _ in best for p in self._prefixes(state)]
-            draws += [(starts, t) for t in PREFIX_TEMPERATURES]
-        for starts, temperature in draws:
-            for path in self.episodes(starts, temperature):
-                for state in path:
-                    self._propose(state, "policy")
-
-    def _propose(self, state: State, origin: str) -> None:
-        """Into the pool, unless it is there."""
-        if state.schedule not in self.pool:
-            self.pool[state.schedule], self.origins[state.schedule] = state, origin
-
-    def _prefixes(self, state: State) -> list[State]:
-        return [
-            self.pool[state.schedule[:n]] for n in range(len(state.schedule) + 1) if state.schedule[:n] in self.pool
-        ]
-
-    def _members(self, states: Sequence[State]) -> np.ndarray:
-        """What each of several beliefs says of the log2 times of these states [M, N]."""
-        return self.guide.members(states)
-
-    def _corrected(self, candidates: list[State]) -> np.ndarray:
-        """Each member's log2 time [M, C], moved by what it got wrong near by; failures push their neighbours back."""
-        members = self._members(candidates)
-        if self.measured:
-            known = [s for s, _ in self.measured]
-            residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
-            level = residual.mean(1, keepdims=True)
-            weight = self._similarity(candidates, known)  # [C, K]
-            members = members + level + (residual - level) @ weight.T / (weight.sum(1) + 0.5)
-        if self.failed:
-            members = members + FAILURE * self._similarity(candidates, self.failed).max(1)
-        return members
-
-    def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
-        """exp(-squared distance) of standardised features [L, R]."""
-        a, b = (np.stack([self._summary(s) for s in states]) for states in (left, right))
-        scale = np.concatenate([a, b]).std(0) + 1e-3
-        a, b = a / scale, b / scale
-        distance = ((a[:, None] - b[None]) ** 2).mean(-1)
-        return np.exp(-distance / NEAR**2)
-
-    def _summary(self, state: State) -> np.ndarray:
-        if state.schedule not in self.summaries:
-            self.summaries[state.schedule] = summary(state)
-        return self.summaries[state.schedule]

@@ -14,8 +14,8 @@ from autotune.errors import UsageError
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
 from autotune.search.acquisition import KINDS, choose
+from autotune.search.mixed import MixedSearch
 from autotune.search.planner import PlannerSearch
-from autotune.search.policy import MixedSearch
 from autotune.space import State
 from autotune.tuner import BATCH
 
@@ -123,6 +123,7 @@ def test_the_order_of_candidates_does_not_matter(kind, seed):
 def grown(guide):
     """Makes a `mixed` that has measured one batch and failed once, and whose pool stays as it then is."""
     search = MixedSearch(KERNEL, CPU, 3, guide)
+    search.directs = False  # no choice without the acquisition
     first = search.ask(BATCH)
     times = [(), *((1.0 + i,) for i in range(BATCH - 1))]
     search.tell([Trial(KERNEL.key, s, "ok" if t else "crashed", t) for s, t in zip(first, times, strict=True)])
@@ -135,6 +136,7 @@ def grown(guide):
             setattr(again, name, copy.copy(getattr(search, name)))
         again._grow = lambda: None  # it would draw from the generator that choices are compared on, and so would this
         again._breed = lambda count: []
+        again.directs = False
         candidates = [s for s in again.pool.values() if s.schedule not in again.seen]
         return again, candidates, again._corrected(candidates)
 

@@ -16,7 +16,7 @@ from autotune.guide import SHIPPED, Guide
 from autotune.records import History, Records, Trial
 from autotune.report import Gain, KernelResult, Report, gains
 from autotune.search import origin_of
-from autotune.search.policy import MixedSearch
+from autotune.search.mixed import MixedSearch
 from autotune.search.random import RandomSearch
 from autotune.tuner import Tuner
 
@@ -73,11 +73,12 @@ def test_mixed_knows_who_proposed_a_schedule():
     search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
     search.tell([Trial(KERNEL.key, s, "ok", (0.5,)) for s in search.ask(4)])
     asked = search.ask(4)
-    assert {origin_of(search, s) for s in asked} <= {"policy", "evolution"}
-    assert origin_of(search, asked[0]) == search.origins[asked[0]] and set(search.origins.values()) == {
-        "policy",
-        "evolution",
-    }
+    assert all(origin_of(search, s) == search.origins[s] for s in asked)
+    assert (
+        {"policy", "evolution", "sequential"}
+        <= set(search.origins.values())
+        <= {"policy", "evolution", "sequential", "known"}
+    )
     assert origin_of(RandomSearch(KERNEL, CPU, 0), asked[0]) == ""
 
 

@@ -14,7 +14,7 @@ from autotune.compiler import renderer_of
 from autotune.guide import SHIPPED, Guide
 from autotune.kernel import Kernel
 from autotune.records import Records, Trial
-from autotune.search.policy import MixedSearch
+from autotune.search.mixed import MixedSearch
 from autotune.spending import DRY, FROZEN, PRIOR, Spending
 from autotune.tuner import Tuner
 
