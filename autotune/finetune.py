@@ -39,7 +39,8 @@ def fine_tune(
     `find_checkpoint` finds it as the newest from then on. Its world stays as it was. Raises UsageError where the minutes do not
     suffice for trials to learn from.
     """
-    final, out, renderer = runs / f"finetuned-{name}", runs / f"finetuned-{name}.part", renderer_of(device)
+    final, renderer = runs / f"finetuned-{name}", renderer_of(device)
+    out = final / "unfinished"  # deeper than `find_checkpoint` looks: what is cut off is never served
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     runner, data = Runner(device), Dataset(renderer)
@@ -57,6 +58,7 @@ def fine_tune(
         trainer.run()
     finally:
         runner.close()
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(out, final)
+    for file in out.iterdir():
+        os.replace(file, final / file.name)
+    out.rmdir()
     return final / "best"

@@ -1,4 +1,6 @@
-"""Whole programs by name, to tune and to compare on. All of their kernels are held out: none shares its key or its loops with one of the corpus."""
+"""Whole programs by name, to tune and to compare on. All of their kernels are held out: none shares its key or its loops with
+one of the corpus.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ Call = Callable[[], object]
 
 
 def _matmul() -> Call:
-    """For tests: a single kernel, and a small one."""
+    """A single small kernel, for tests."""
     a, b = Tensor.ones(32, 64).contiguous().realize(), Tensor.ones(64, 48).contiguous().realize()
     return lambda: (a @ b).relu().realize()
 

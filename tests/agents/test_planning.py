@@ -232,7 +232,7 @@ def test_leaves_are_all_that_was_looked_at():
                 assert leaf.total == pytest.approx(sum(steps))
 
 
-def same(a, b, order=slice(None)):
+def assert_same(a, b, order=slice(None)):
     """Two results, of which the second one's actions stand in another order."""
     assert np.array_equal(np.arange(ACTIONS)[order][b.action] if isinstance(order, np.ndarray) else b.action, a.action)
     assert np.array_equal(a.visits[:, order], b.visits) and np.allclose(a.value, b.value, atol=1e-9)
@@ -244,9 +244,11 @@ def same(a, b, order=slice(None)):
 def test_what_changes_nothing(backup):
     games, other, g = Games(30, 5), Games(30, 5), noise(Games(30), 5)
     plain = search(games.root(), games.step, 40, g, backup=backup)
-    same(plain, search(games.root(listed=True), games.step, 40, g, backup=backup))  # what an embedding is made of
+    assert_same(
+        plain, search(games.root(listed=True), games.step, 40, g, backup=backup)
+    )  # what an embedding is made of
     other.logits = [x + 3 for x in games.logits]  # a constant added to the logits
-    same(plain, search(other.root(), other.step, 40, g + 2, backup=backup))
+    assert_same(plain, search(other.root(), other.step, 40, g + 2, backup=backup))
     for d in range(DEPTH):  # actions by other names
         for name in ("mask", "logits", "reward"):
             x = getattr(games, name)[d]
@@ -256,11 +258,11 @@ def test_what_changes_nothing(backup):
         for axis in range(1, d + 1):
             other.value[d] = np.take(other.value[d], np.array([3, 0, 5, 1, 4, 2]), axis)
     order = np.array([3, 0, 5, 1, 4, 2])
-    same(plain, search(other.root(), other.step, 40, g[:, order], backup=backup), order)
+    assert_same(plain, search(other.root(), other.step, 40, g[:, order], backup=backup), order)
     for name in ("logits", "reward"):  # what stands at illegal actions
         for x, mask in zip(getattr(games, name), games.mask, strict=True):
             x[~mask] = np.nan
-    same(plain, search(games.root(), games.step, 40, g, backup=backup))
+    assert_same(plain, search(games.root(), games.step, 40, g, backup=backup))
 
 
 def test_a_batch_is_its_rows_one_by_one():

@@ -12,6 +12,7 @@ from shell import autotune, fails, folder
 from tiny import kernel_of
 from tinygrad import Tensor
 
+from autotune import finetune
 from autotune.finetune import LEARNING_RATE, fine_tune
 from autotune.guide import SHIPPED, Guide, find_checkpoint
 from autotune.records import Records
@@ -34,7 +35,7 @@ def test_a_finished_training_goes_on(tmp_path: Path):
     assert tuned.agent.updates > updates and tuned.agent.lr == LEARNING_RATE
     moved = np.abs(tuned.agent.policy.theta.numpy() - before).max()
     assert 0 < moved < 0.5
-    assert not (tmp_path / "finetuned-small.part").exists()
+    assert not (tmp_path / "finetuned-small" / "unfinished").exists()
     assert tuned.world is not None and tuned.world.agent is not None  # as before
 
 
@@ -52,6 +53,25 @@ def test_the_command_tunes_with_what_was_fine_tuned(folder: Path):
         sum(n for s, n in made.items() if s.startswith("mixed/")) == 12
     )  # what fine-tuning took is not taken from these
     assert made["finetune/random"] == 8
+
+
+def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Too little time leaves the earlier checkpoint where it was."""
+    earlier = tmp_path / "finetuned-small"
+    earlier.mkdir()
+    for suffix in (".json", ".safetensors"):
+        (earlier / f"best{suffix}").write_bytes((SHIPPED / f"guide-cpu{suffix}").read_bytes())
+
+    def cut(trainer):
+        trainer.save("best")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune.Trainer, "run", cut)
+    monkeypatch.setattr(finetune, "add_shipped", lambda *_: 0)
+    with closing(Records(tmp_path / "records.db")) as records, pytest.raises(KeyboardInterrupt):
+        fine_tune(KERNELS, "CPU", records, Guide.load(SHIPPED / "guide-cpu"), 1.0, 0, "small", tmp_path)
+    assert list(tmp_path.glob("*/best.json")) == [earlier / "best.json"]
+    assert Guide.load(find_checkpoint(None, "CPU", tmp_path)).agent.lr != LEARNING_RATE
 
 
 def test_a_strategy_without_a_checkpoint_has_nothing_to_fine_tune(folder: Path, capsys, monkeypatch):
