@@ -9,18 +9,22 @@ READY := .venv/.ready
 # the backend of `train`, `infer`, `test` and `bench`; for example: make test DEV=CL
 DEV ?= CPU
 export DEV
+BACKEND := $(shell echo $(DEV) | tr A-Z a-z)
 
 # where the learning tests leave their bars and figures, for tools/figures.py
 RUNGS ?= benchmarks/agents-rungs-$(1).xml
 
 # where `bench-sims` leaves its results, and goes on from
-SIMS ?= benchmarks/sims-$(shell echo $(DEV) | tr A-Z a-z).json
+SIMS ?= benchmarks/sims-$(BACKEND).json
+
+# whose kernels `bench-live` searches: resnet, gpt-prefill, gpt-decode, mlp-train, mobilenet or vit
+PROGRAM ?= gpt-decode
 
 # what `prove` runs; the other files of tests/proofs are what these share
 PROOFS := redteam dynamics fuzz killed cold concurrently protocol malformed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train infer test learn bench-agents bench-sims prove lint bench clean
+.PHONY: help setup train infer test learn bench-agents bench-sims prove lint bench bench-live clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -60,8 +64,12 @@ lint: $(READY)  ## style, types, and which package may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## measure what the README claims
-	$(BIN)/python -m autotune.experiments.evaluate
+bench: $(READY)  ## repeat the comparison with BEAM=4, random schedules, evolution and a ranker from recorded trials: no device
+	@for run in benchmarks/bench-*-$(BACKEND).tar.xz; do $(BIN)/python -m autotune replay $$run || exit 1; done
+	$(BIN)/python tools/figures.py --write
+
+bench-live: $(READY)  ## measure that comparison on this machine: make bench-live PROGRAM=gpt-decode (half an hour and more)
+	$(BIN)/python -m autotune.experiments.curves with bench program=$(PROGRAM)
 
 clean:  ## remove the virtual environment and all caches in this directory; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

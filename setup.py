@@ -33,6 +33,7 @@ setup(
             "gymnasium==1.4.0",
             "hypothesis==6.170.15",
             "import-linter==2.16",
+            "lightgbm>=4.5",  # the ranker that `make bench` holds beside ours
             "mypy==2.4.1",
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",

@@ -120,7 +120,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_collecting_options(command("collect", collect_command, "measure schedules of many kernels, to learn from"))
     _add_records_commands(command)
     replaying = command("replay", replay_command, "run a recorded experiment again", records=False)
-    replaying.add_argument("run", type=Path, metavar="RUN", help="its directory, such as runs/3")
+    replaying.add_argument(
+        "run", type=Path, metavar="RUN", help="its directory, such as runs/3, or a file in which one was kept"
+    )
     replaying.add_argument("--live", action="store_true", help="measure again, and report each difference")
     listing = command("devices", devices_command, "list the devices that tinygrad can use here")
     listing.add_argument(
@@ -289,7 +291,7 @@ def export_beam_command(args: argparse.Namespace) -> int:
 
 
 def replay_command(args: argparse.Namespace) -> int:
-    if not args.run.is_dir():
+    if not args.run.exists():
         raise UsageError(f"{args.run} is no directory of a recorded run; they are under runs/")
     from autotune.experiments import replay  # here, because it imports sacred
 

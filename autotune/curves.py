@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,11 +21,14 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.runner import Measurer, commit
 from autotune.records import Records, Trial
-from autotune.search import make_strategy
+from autotune.search import Strategy, make_strategy
+from autotune.search.mixed import MixedSearch
+from autotune.spending import VISIT, Spending
 from autotune.statistics import bootstrap, improvement, iqm
 from autotune.tuner import BATCH, CUTOFF
 
-BUDGETS = (1, 2, 4, 8, 16, 32, 64)  # trials of a kernel at which strategies are held against each other
+BUDGETS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # trials of a kernel at which strategies are held against each other
+Make = Callable[[str, Kernel, Renderer, int, Guide | None], Strategy]
 CLOSE = math.log2(1.05)  # "within 5% of the best known"
 
 
@@ -37,11 +41,21 @@ class Curve:
     seed: int
     hand_coded: float
     times: list[float | None]  # of each trial in turn; None where it failed
-    seconds: list[float]  # wall-clock up to and including each trial: thinking, compiling, verifying, timing
+    seconds: list[float]  # spent on this kernel up to and including each trial: thinking, compiling, verifying, timing
+    turns: list[float] | None = None  # where a program's kernels share their trials: its trials so far, a kernel
 
-    def best_after(self, trials: int) -> float:
+    def made(self, trials: float) -> int:
+        """How many trials this kernel had had when its program had had so many of each kernel, on average."""
+        return bisect_right(self.turns or range(1, len(self.times) + 1), trials)
+
+    def best_after(self, trials: float) -> float:
         """What a user has after so many trials: the best of them, or hand-coded."""
-        return min([self.hand_coded, *(t for t in self.times[:trials] if t is not None)])
+        return min([self.hand_coded, *(t for t in self.times[: self.made(trials)] if t is not None)])
+
+    def spent_after(self, trials: float) -> float:
+        """Seconds."""
+        made = self.made(trials)
+        return self.seconds[made - 1] if made else 0.0
 
 
 class Shared:
@@ -72,37 +86,89 @@ class Shared:
         return [replace(self.known[s], kind="trial") for s in schedules]
 
 
-def search(kernel: Kernel, shared: Shared, strategy: str, renderer: Renderer, seed: int, guide: Guide | None,
-           budget: int) -> Curve:  # fmt: skip
-    """One search from empty records; it is told the baselines, as in the tuner."""
-    began = time.perf_counter()
-    searching = make_strategy(strategy, kernel, renderer, seed, guide)
-    searching.tell(list(shared.baselines.values()))
-    spent = time.perf_counter() - began
-    times: list[float | None] = []
-    seconds: list[float] = []
-    while len(times) < budget:
+class Search:
+    """One search of one kernel from empty records; it is told the baselines, as in the tuner."""
+
+    def __init__(self, shared: Shared, name: str, seed: int, make: Callable[[Kernel], Strategy]):
         began = time.perf_counter()
-        asked = searching.ask(min(BATCH, budget - len(times)))
-        spent += time.perf_counter() - began
-        if not asked:
-            break
-        trials = shared.trials(asked)
+        self.shared, self.name, self.seed, self.strategy = shared, name, seed, make(shared.kernel)
+        self.strategy.tell(list(shared.baselines.values()))
+        self.spent = time.perf_counter() - began
+        self.times: list[float | None] = []
+        self.seconds: list[float] = []
+
+    @property
+    def best(self) -> float:
+        """Seconds of the fastest so far, hand-coded included."""
+        return 2.0 ** self.curve().best_after(len(self.times))
+
+    def visit(self, limit: int) -> int:
+        """Up to `limit` trials; returns how many."""
+        before = len(self.times)
+        while (left := before + limit - len(self.times)) > 0:
+            began = time.perf_counter()
+            asked = self.strategy.ask(min(BATCH, left))
+            self.spent += time.perf_counter() - began
+            if not asked:
+                break
+            trials = self.shared.trials(asked)
+            began = time.perf_counter()
+            self.strategy.tell(trials)
+            self.spent += time.perf_counter() - began
+            for trial in trials:
+                self.spent += trial.compile_seconds + trial.verify_seconds + trial.timing_seconds
+                self.times.append(None if trial.seconds is None else math.log2(trial.seconds))
+                self.seconds.append(self.spent)
+        return len(self.times) - before
+
+    def promise(self) -> float | None:
+        """As `Spending` asks for it."""
+        if not isinstance(self.strategy, MixedSearch):
+            return None
         began = time.perf_counter()
-        searching.tell(trials)
-        spent += time.perf_counter() - began
-        for trial in trials:
-            spent += trial.compile_seconds + trial.verify_seconds + trial.timing_seconds
-            times.append(None if trial.seconds is None else math.log2(trial.seconds))
-            seconds.append(spent)
-    return Curve(kernel.key, strategy, seed, shared.hand_coded, times, seconds)
+        promised = self.strategy.promise(VISIT)
+        self.spent += time.perf_counter() - began
+        return promised
+
+    def curve(self, turns: list[float] | None = None) -> Curve:
+        hand = self.shared.hand_coded
+        return Curve(self.shared.kernel.key, self.name, self.seed, hand, self.times, self.seconds, turns)
+
+
+def search(shared: Shared, strategy: str, renderer: Renderer, seed: int, guide: Guide | None, budget: int,
+           make: Make = make_strategy) -> Curve:  # fmt: skip
+    """`budget` trials of one kernel."""
+    searching = Search(shared, strategy, seed, lambda kernel: make(strategy, kernel, renderer, seed, guide))
+    searching.visit(budget)
+    return searching.curve()
+
+
+def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, renderer: Renderer, seed: int,
+           guide: Guide | None, budget: int) -> list[Curve]:  # fmt: skip
+    """Searches of all kernels, whose trials go where they pay most, as the tuner spends them: `budget` a kernel on average."""
+
+    def make(kernel: Kernel) -> Strategy:
+        return make_strategy(strategy, kernel, renderer, seed, guide)
+
+    searches = {shared.kernel.key: Search(shared, strategy, seed, make) for shared in kernels}
+    turns: dict[str, list[float]] = {key: [] for key in searches}
+    spending = Spending([shared.kernel for shared in kernels], calls, lambda k: searches[k.key].best,
+                        lambda k: searches[k.key].promise())  # fmt: skip
+    done, total = 0, budget * len(kernels)
+    while done < total and (kernel := spending.next()) is not None:
+        before = searches[kernel.key].best
+        made = searches[kernel.key].visit(min(VISIT, total - done))
+        turns[kernel.key] += [(done + 1 + i) / len(kernels) for i in range(made)]
+        done += made
+        spending.visited(kernel, before, made)
+    return [own.curve(turns[key]) for key, own in searches.items()]
 
 
 def best_known(curves: Sequence[Curve]) -> dict[str, float]:
     """Log2 seconds of the fastest schedule that any search of a kernel met, hand-coded included."""
     best: dict[str, float] = {}
     for curve in curves:
-        best[curve.kernel] = min(best.get(curve.kernel, math.inf), curve.best_after(len(curve.times)))
+        best[curve.kernel] = min(best.get(curve.kernel, math.inf), curve.best_after(math.inf))
     return best
 
 
@@ -112,7 +178,7 @@ def needed(curve: Curve, best: float) -> tuple[float, float]:
         return 0.0, 0.0
     for i, t in enumerate(curve.times):
         if t is not None and t <= best + CLOSE:
-            return float(i + 1), curve.seconds[i]
+            return float(i + 1) if curve.turns is None else curve.turns[i], curve.seconds[i]
     return math.inf, math.inf
 
 
@@ -124,8 +190,7 @@ def totals(curves: Sequence[Curve], calls: Mapping[str, int], trials: int | None
     found = []
     for seed in sorted({c.seed for c in curves}):
         own = [c for c in curves if c.seed == seed]
-        spent = [len(c.times) if trials is None else trials for c in own]
-        best = sum(calls[c.kernel] * 2.0 ** c.best_after(n) for c, n in zip(own, spent, strict=True))
+        best = sum(calls[c.kernel] * 2.0 ** c.best_after(math.inf if trials is None else trials) for c in own)
         found.append(best / sum(calls[c.kernel] * 2.0**c.hand_coded for c in own))
     return np.array(found)
 
@@ -136,34 +201,40 @@ def summarise(
     """By strategy. `score`: best known time over own best after each budget, IQM with its interval; `over`: probability of
     improvement over the control there; `reached`: share of searches within 5% after each budget; `trials` and `seconds`
     until then: medians over searches (None: fewer than half ever were); `each_trial`: seconds a trial, thinking included;
-    `total`: of all kernels together over hand-coded after each budget, mean over seeds, the kernels' `calls` counted (None:
-    once each); `end`: the same at the end of its searches, with their trials and
-    seconds, means over kernels and seeds."""
+    `worst`: the lowest score of all searches there; `total`: seconds of all kernels together over hand-coded after each
+    budget, by seed, the kernels' `calls` counted (None: once each); `spent`: wall-clock until there, mean a kernel; `end`:
+    the last two at the end of its searches, with their trials, means over seeds and a kernel. Strategies may have been given
+    different numbers of seeds."""
     calls = calls or {c.kernel: 1 for c in curves}
     best = best_known(curves)
-    kernels, seeds = sorted(best), sorted({c.seed for c in curves})
+    kernels = sorted(best)
     of = {(c.strategy, c.seed, c.kernel): c for c in curves}
-    names = list(dict.fromkeys(c.strategy for c in curves))
-    budgets = [b for b in BUDGETS if b <= max(len(c.times) for c in curves)]
+    seeds = {
+        name: sorted({c.seed for c in curves if c.strategy == name})
+        for name in dict.fromkeys(c.strategy for c in curves)
+    }
+    longest = max(len(c.times) for c in curves if c.turns is None)
+    budgets = [b for b in BUDGETS if b <= longest]
 
     def scores(name: str, budget: int) -> np.ndarray:
-        return np.array([[2.0 ** (best[k] - of[name, s, k].best_after(budget)) for k in kernels] for s in seeds])
+        return np.array([[2.0 ** (best[k] - of[name, s, k].best_after(budget)) for k in kernels] for s in seeds[name]])
 
     found: dict[str, Any] = {}
-    for name in names:
-        own = [of[name, s, k] for s in seeds for k in kernels]
+    for name in seeds:
+        own = [of[name, s, k] for s in seeds[name] for k in kernels]
         until = [needed(c, best[c.kernel]) for c in own]
         found[name] = {
             "score": {b: asdict(bootstrap(iqm, scores(name, b))) for b in budgets},
             "over": {b: asdict(bootstrap(improvement, scores(name, b), scores(control, b))) for b in budgets}
-            if control in names else {},
+            if control in seeds else {},
             "reached": {b: float(np.mean([t <= b for t, _ in until])) for b in budgets},
             "trials": _finite(np.median([t for t, _ in until])), "seconds": _finite(np.median([s for _, s in until])),
             "each_trial": float(np.mean([c.seconds[-1] / len(c.times) for c in own if c.times])),
             "worst": {b: float(scores(name, b).min()) for b in budgets},
-            "total": {b: float(totals(own, calls, b).mean()) for b in budgets},
+            "total": {b: totals(own, calls, b).tolist() for b in budgets},
+            "spent": {b: {"seconds": float(np.mean([c.spent_after(b) for c in own]))} for b in budgets},
             "end": {"total": float(totals(own, calls).mean()), "trials": float(np.mean([len(c.times) for c in own])),
-                    "seconds": float(np.mean([max(c.seconds, default=0.0) for c in own]))},
+                    "seconds": float(np.mean([c.spent_after(math.inf) for c in own]))},
         }  # fmt: skip
     return found
 

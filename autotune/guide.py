@@ -15,6 +15,7 @@ from autotune.compiler import Renderer
 from autotune.errors import CodecError, UsageError
 from autotune.features import ACTION_WIDTH, observe, summary
 from autotune.kernel import Kernel, Schedule
+from autotune.memory import Memory
 from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, root_state
 from autotune.strict import parse, shown
 from autotune.world import World
@@ -42,6 +43,7 @@ class Guide:
         self.state_dim, self.summary_dim, self.seed = state_dim, summary_dim, seed
         self.fitted = False
         self.world: World | None = None  # to plan in without the compiler
+        self.memory: Memory | None = None  # of recorded kernels and their fastest schedules
         self._predicted: dict[tuple[str, Schedule], np.ndarray] = {}  # [M]
 
     @staticmethod
@@ -88,6 +90,8 @@ class Guide:
         if self.world is not None:
             arrays, world = self.world.state()
             named |= {f"world.{k}": v for k, v in arrays.items()}
+        if self.memory is not None:
+            named |= {f"memory.{k}": v for k, v in self.memory.state().items()}
         description = {"vocabulary": VOCABULARY, "world": world, "features": FEATURES, "state_dim": self.state_dim,
                        "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
                        "simulator": asdict(self.simulator.config), "agent": meta, **extra}  # fmt: skip
@@ -111,6 +115,8 @@ class Guide:
             guide = Guide(state_dim, summary_dim, ppo, sim, seed)
             guide.agent.load_state(agent, meta["agent"])
             guide.simulator.load_state(simulator)
+            if memory := _part(tensors, "memory."):
+                guide.memory = Memory.load(memory, state_dim)
             if meta.get("world"):
                 guide.world = World.load(_part(tensors, "world."), meta["world"], summary_dim, ppo)
         except (KeyError, TypeError, ValueError, ArithmeticError, checkpoint.CheckpointError) as error:

@@ -27,6 +27,7 @@ from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.runner import Measurer, commit
+from autotune.memory import Memory
 from autotune.records import Records
 from autotune.space import State, root_state
 from autotune.world import ROUNDS, World
@@ -120,6 +121,7 @@ class Trainer:
             simulator = self.fit()
             updates = self.practise()
             self.learn_world()
+            self.remember()
         self.save("last")
         return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best,
                 "oob_pairwise": simulator["oob_pairwise"]}  # fmt: skip
@@ -249,6 +251,12 @@ class Trainer:
             self._practise_in(world)
         best = Guide.load(self.out / "best")
         best.world = world
+        self.save("best", best)
+
+    def remember(self) -> None:
+        """The fastest schedules of all trials, into the guide and into the best checkpoint."""
+        best = Guide.load(self.out / "best")
+        best.memory = self.guide.memory = Memory.learn(self.data)
         self.save("best", best)
 
     def _practise_in(self, world: World) -> None:

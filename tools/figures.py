@@ -4,7 +4,7 @@ Those of the README are the `--json` output of example runs, for instance
 `DEV=CPU python examples/resnet.py --infer --control --json benchmarks/resnet18-cpu.json`; `measuring-*.json` are what the
 proofs of tests/proofs wrote (`make prove`); `agents-*` what `make learn` and `make bench-agents` left, and the result.json of
 `python -m autotune.experiments.agents`; `sims-*` and `dynamics-speed-*` what `make bench-sims` and tools/bench_dynamics.py did
-(tools/sims_figures.py).
+(tools/sims_figures.py); `bench-*.tar.xz` runs of `make bench-live` that were kept (tools/keep_run.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+from bench_figures import benchmarks
 from planning_figures import planning
 from sims_figures import simulators
 from tables import interval, table
@@ -191,7 +192,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     folder = ROOT / "benchmarks"
     texts = {"README.md": examples(folder), "docs/measuring.md": proofs(folder), "docs/agents.md": agents(folder),
-             "docs/simulators.md": "\n\n".join(filter(None, (simulators(folder), planning(folder))))}  # fmt: skip
+             "docs/simulators.md": "\n\n".join(filter(None, (simulators(folder), planning(folder)))),
+             "docs/benchmarks.md": benchmarks(folder)}  # fmt: skip
     if not parser.parse_args().write:
         print("\n\n".join(texts.values()))
         return

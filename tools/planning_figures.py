@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def _curves(result: Mapping[str, Any], name: str) -> str:
             for strategy, row in summary.items()]  # fmt: skip
     cost = [line([strategy, *(f"{row['reached'][b]:.0%}" for b in budgets), _or_never(row["trials"]), _or_never(row["seconds"]),
                   f"{row['each_trial']:.2f}"]) for strategy, row in summary.items()]  # fmt: skip
-    totals = [line([strategy, *(f"{row['total'][b]:.3f}" for b in budgets),
+    totals = [line([strategy, *(f"{statistics.mean(row['total'][b]):.3f}" for b in budgets),
                     *(f"{row['end'][key]:.{digits}f}" for key, digits in (("total", 3), ("trials", 0), ("seconds", 0)))])
               for strategy, row in summary.items()]  # fmt: skip
     kernels = len({curve["kernel"] for curve in figures["curves"]})

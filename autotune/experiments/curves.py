@@ -1,8 +1,9 @@
 """`python -m autotune.experiments.curves`: how many trials each strategy needs, on kernels that were never trained on.
 
 Each search starts from empty records and ends after `trials`; see `autotune/curves.py` for what they share. `with
-part=runs/3` goes on from what an earlier run has measured and finished; since the figures hold seconds, that is also how it
-is repeated, and not by `replay`. `docs/simulators.md` holds the table.
+part=runs/3` goes on from what an earlier run has measured and finished. A replay makes all searches again from the recorded
+trials, without a device; their wall-clock seconds are its own, and not compared. `docs/benchmarks.md` holds the tables of
+programs, `docs/simulators.md` that of the split.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,16 @@ from sacred.run import Run
 from tqdm import tqdm
 
 from autotune import corpus
-from autotune.curves import Curve, Shared, search, summarise, table
+from autotune.curves import Curve, Shared, pooled, search, summarise, table
 from autotune.errors import UsageError
 from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments.controls import Controls
 from autotune.experiments.evaluate import keep_guide
 from autotune.experiments.train import sample
+from autotune.experiments.tuning import program_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
-from autotune.programs import captured
+from autotune.search import NEEDS_GUIDE, POOLED
 
 experiment = make_experiment("curves")
 experiment.add_config({
@@ -36,37 +40,88 @@ experiment.add_config({
     "program": "",  # one of programs.PROGRAMS, whose kernels are taken in place of the split's ...
     "least": 0.01,  # ... but those that take less than this share of its time
     "trials": 64,  # of each search ...
-    "more": {},  # ... but of these strategies', by name
+    "more": [],  # ... but of these: [strategy, trials]
     "strategies": ["mixed", "planner", "muzero", "sequential", "policy", "evolution", "random"],
     "seeds": 5,
+    "fewer": [],  # seeds of these: [strategy, seeds]
     "part": "",  # directory of an earlier run, whose trials and finished searches are taken over
 })  # fmt: skip
 experiment.add_named_config("fast", {"kernels": 2, "trials": 3, "strategies": ["mixed", "random"], "seeds": 2})
+# the comparison that `make bench` repeats: beam to its end, of which one seed is like another, and the random control to 256
+experiment.add_named_config("bench", {
+    "strategies": ["beam", "auto", "mixed", "policy", "ranker", "evolution", "random", "recipe"],
+    "seeds": 3, "fewer": [["beam", 1], ["recipe", 1], ["random", 2]],
+    "more": [["beam", 1000], ["random", 256], ["recipe", 1]],
+    "checkpoint": "autotune/data/guide-cpu",
+})  # fmt: skip
 
 
 def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """All searches; each is kept in a file of its own as soon as it is done."""
     if settings["part"]:
         for path in [*Path(settings["part"]).glob("curve-*.json"), *Path(settings["part"]).glob("records.db")]:
-            shutil.copy(path, session.out / path.name)
-    if unknown := set(settings["more"]) - set(settings["strategies"]):
-        raise UsageError(f"more trials for {', '.join(sorted(unknown))}, which is not among the strategies")
-    guide = Guide.load(keep_guide(session, settings["checkpoint"]))
+            if not (session.out / path.name).exists():
+                shutil.copy(path, session.out / path.name)
+    names = settings["strategies"]
+    settings = {**settings, "more": dict(settings["more"]), "fewer": dict(settings["fewer"])}
+    if unknown := {*settings["more"], *settings["fewer"]} - set(names):
+        raise UsageError(f"settings for {', '.join(sorted(unknown))}, which is not among the strategies")
+    guide = Guide.load(keep_guide(session, settings["checkpoint"])) if NEEDS_GUIDE & set(names) else None
     kernels, calls = kernels_of(session, settings)
-    jobs = [(k, name, seed) for seed in range(settings["seeds"]) for k in kernels for name in settings["strategies"]]
-    curves = []
-    for kernel, name, seed in tqdm(jobs, desc="searches"):
-        budget = settings["more"].get(name, settings["trials"])
-        path = session.out / f"curve-{name}-{seed}-{budget}-{kernel.key[:16]}.json"
-        if not path.exists():
-            shared = Shared(kernel, session.records(), session.measurer)
-            found = search(kernel, shared, name, session.renderer, seed, guide, budget)
-            path.write_text(json.dumps(asdict(found)))
-        curves.append(Curve(**json.loads(path.read_text())))
+    searches = Searches(session, settings, kernels, calls, guide)
+    curves = list(tqdm(searches.all(), desc="searches", total=searches.count))
     summary = summarise(curves, calls=calls)
     print(table(summary))
     return {"summary": summary, "calls": calls, "settings": {k: v for k, v in settings.items() if k != "part"},
             "curves": [asdict(c) for c in curves]}  # fmt: skip
+
+
+class Searches:
+    """The searches of some kernels, each made once and kept in a file."""
+
+    def __init__(self, session: Session, settings: dict[str, Any], kernels: Sequence[Kernel], calls: dict[str, int],
+                 guide: Guide | None):  # fmt: skip
+        self.session, self.settings, self.kernels, self.calls, self.guide = session, settings, kernels, calls, guide
+        self.controls = Controls(session.device, session.renderer)
+        self.seeds = {name: settings["fewer"].get(name, settings["seeds"]) for name in settings["strategies"]}
+        self.count = sum(self.seeds.values()) * len(kernels)
+
+    def all(self) -> Iterator[Curve]:
+        """Kernel by kernel, since preparing one takes as long as some trials; those that share their trials last."""
+        for seed in range(max(self.seeds.values())):
+            names = [name for name in self.seeds if seed < self.seeds[name]]
+            for kernel in self.kernels:
+                yield from (self._alone(name, seed, kernel) for name in names if name != POOLED)
+            if POOLED in names:
+                yield from self._together(POOLED, seed)
+
+    def _alone(self, name: str, seed: int, kernel: Kernel) -> Curve:
+        path, budget = self._file(name, seed, kernel.key)
+        if not path.exists():
+            found = search(
+                self._shared(kernel), name, self.session.renderer, seed, self.guide, budget, self.controls.make
+            )
+            path.write_text(json.dumps(asdict(found)))
+        return Curve(**json.loads(path.read_text()))
+
+    def _together(self, name: str, seed: int) -> list[Curve]:
+        budget, paths = 0, []
+        for kernel in self.kernels:
+            path, budget = self._file(name, seed, kernel.key)
+            paths.append(path)
+        if not all(path.exists() for path in paths):
+            shared = [self._shared(k) for k in self.kernels]
+            for curve in pooled(shared, self.calls, name, self.session.renderer, seed, self.guide, budget):
+                self._file(name, seed, curve.kernel)[0].write_text(json.dumps(asdict(curve)))
+        return [Curve(**json.loads(path.read_text())) for path in paths]
+
+    def _file(self, name: str, seed: int, key: str) -> tuple[Path, int]:
+        """Where one search is kept, and its budget: another budget is another search."""
+        budget = self.settings["more"].get(name, self.settings["trials"])
+        return self.session.out / f"curve-{name}-{seed}-{budget}-{key[:16]}.json", budget
+
+    def _shared(self, kernel: Kernel) -> Shared:
+        return Shared(kernel, self.session.records(), self.session.measurer)
 
 
 def kernels_of(session: Session, settings: dict[str, Any]) -> tuple[list[Kernel], dict[str, int]]:
@@ -74,10 +129,8 @@ def kernels_of(session: Session, settings: dict[str, Any]) -> tuple[list[Kernel]
     if not settings["program"]:
         kernels = sample(corpus.load(settings["split"]), settings["kernels"], 0)
         return kernels, {k.key: 1 for k in kernels}
-    program = captured(settings["program"])
-    shared = {
-        k: Shared(k, session.records(), session.measurer) for k in tqdm(program.for_device(session.device), "baselines")
-    }
+    program = program_of(session, settings["program"])
+    shared = {k: Shared(k, session.records(), session.measurer) for k in tqdm(program.kernels.values(), "baselines")}
     seconds = {k: program.calls[k.key] * 2.0**s.hand_coded for k, s in shared.items() if math.isfinite(s.hand_coded)}
     least = settings["least"] * sum(seconds.values())
     kernels = sorted((k for k, t in seconds.items() if t >= least), key=lambda k: -seconds[k])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from autotune.errors import ReplayError, UsageError
 from autotune.experiments import Session
 from autotune.experiments.agents import compare as compare_agents
+from autotune.experiments.curves import compare as compare_curves
 from autotune.experiments.evaluate import evaluate
 from autotune.experiments.imagination import compare as compare_imagination
 from autotune.experiments.train import train
@@ -22,27 +24,43 @@ from autotune.training import Clock
 
 EXPERIMENTS: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
     "train": train, "evaluate": evaluate, "tuning": tune_program, "agents": compare_agents,
-    "imagination": compare_imagination,
+    "imagination": compare_imagination, "curves": compare_curves,
 }  # fmt: skip
 WITHOUT_DEVICE = ("agents", "imagination")  # experiments on recorded timings: there is nothing of their own to replay
 KEPT = ("guide.json", "guide.safetensors", "start.json", "start.safetensors", "program.json")  # what a run started from
+WALL_CLOCK = ("seconds", "each_trial")  # figures that hold what thinking took: a replay thinks again
 
 
 def main(run: Path, live: bool) -> int:
-    """Replay the run directory; 0 when every figure is the same, 1 when one differs (or, live, always 0)."""
-    name, settings, recorded = read_run(run)
+    """Replay a run directory, or one that was kept as a file (tools/keep_run.py); 0 when every figure is the same, 1 when one
+    differs (or, live, always 0)."""
     with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-replay-") as folder:
-        out = Path(folder)
-        for file in KEPT:
-            if (run / file).exists():
-                shutil.copy(run / file, out / file)
-        session = _live(out) if live or name in WITHOUT_DEVICE else _recorded(run, out, recorded)
-        figures = json.loads(json.dumps(session.finish(EXPERIMENTS[name](session, settings))["figures"]))
+        if run.is_file():
+            _unpack(run, Path(folder) / "kept")
+        return _replay(run, Path(folder) / "kept" if run.is_file() else run, Path(folder) / "out", live)
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(file) as kept:
+            kept.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UsageError(f"{file} is no run that was kept: {error}") from None
+
+
+def _replay(label: Path, run: Path, out: Path, live: bool) -> int:
+    name, settings, recorded = read_run(run)
+    out.mkdir()
+    for file in KEPT:
+        if (run / file).exists():
+            shutil.copy(run / file, out / file)
+    session = _live(out) if live or name in WITHOUT_DEVICE else _recorded(run, out, recorded)
+    figures = json.loads(json.dumps(session.finish(EXPERIMENTS[name](session, settings))["figures"]))
     differences = list(compare(recorded["figures"], figures))
     for line in differences:
         print(line)
     if not differences:
-        print(f"{run}: the same result, bit for bit")
+        print(f"{label}: the same result, bit for bit")
     return 1 if differences and not live else 0
 
 
@@ -57,6 +75,8 @@ def read_run(run: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         raise UsageError(f"{run} is no finished run: it has no {missing}; runs are in `runs/`") from None
     except (json.JSONDecodeError, KeyError, NotADirectoryError) as error:
         raise UsageError(f"{run} is damaged: {error}") from None
+    if "part" in settings:
+        settings["part"] = ""  # what it went on from is part of it now, and done again
     if name not in EXPERIMENTS:
         raise UsageError(f"{run} is a run of {name!r}; replay knows {', '.join(EXPERIMENTS)}")
     return name, settings, result
@@ -83,7 +103,7 @@ def _recorded(run: Path, out: Path, result: dict[str, Any]) -> Session:
 def compare(recorded: Any, again: Any, where: str = "") -> list[str]:
     """One line for each figure that differs, with its place."""
     if isinstance(recorded, dict) and isinstance(again, dict):
-        keys = sorted(set(recorded) | set(again))
+        keys = sorted((set(recorded) | set(again)) - set(WALL_CLOCK))
         return [line for k in keys for line in compare(recorded.get(k), again.get(k), f"{where}.{k}" if where else k)]
     if isinstance(recorded, list) and isinstance(again, list) and len(recorded) == len(again):
         pairs = enumerate(zip(recorded, again, strict=True))

@@ -17,6 +17,7 @@ from autotune.search.mixed import MixedSearch
 from autotune.search.planner import PlannerSearch
 from autotune.search.policy import PolicySearch
 from autotune.search.random import RandomSearch
+from autotune.search.recall import RecallSearch
 from autotune.search.sequential import SequentialSearch
 from autotune.search.tree import TreeSearch
 from autotune.search.value import FilterSearch, ValueSearch
@@ -30,7 +31,7 @@ class Strategy(Protocol):
 Factory = Callable[[Kernel, Renderer, int, Guide | None], Strategy]
 
 
-def _guided(search: type[PolicySearch]) -> Factory:
+def _guided(search: type[PolicySearch] | type[RecallSearch]) -> Factory:
     def make(kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
         if guide is None:
             raise UsageError("this strategy needs a checkpoint: run `make train`, or name one with --checkpoint")
@@ -49,13 +50,14 @@ STRATEGIES: dict[str, Factory] = {
     "filter": _guided(FilterSearch),
     "muzero": _guided(LatentSearch),
     "sequential": _guided(SequentialSearch),
+    "recall": _guided(RecallSearch),
     "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
     "ucb": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed),
     "beam": lambda kernel, renderer, seed, guide: BeamSearch(kernel, renderer, seed),
     "evolution": lambda kernel, renderer, seed, guide: EvolutionSearch(kernel, renderer, seed),
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
-NEEDS_GUIDE = {POOLED, "filter", "mixed", "muzero", "planner", "policy", "sequential", "value"}
+NEEDS_GUIDE = {POOLED, "filter", "mixed", "muzero", "planner", "policy", "recall", "sequential", "value"}
 DEFAULT = "mixed"
 
 

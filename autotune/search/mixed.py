@@ -22,6 +22,7 @@ from autotune.records import Trial
 from autotune.search.acquisition import check_kind, choose
 from autotune.search.breeding import POPULATION, Breeder
 from autotune.search.policy import PolicySearch
+from autotune.search.recall import RecallSearch
 from autotune.search.sequential import SequentialSearch
 from autotune.space import State, apply_to_state
 
@@ -58,9 +59,14 @@ class MixedSearch(PolicySearch):
         self.summaries: dict[Schedule, np.ndarray] = {}
         self.breeder = Breeder(self.root, self.rng)
         self.stale = 0  # batches in a row that gained nothing
-        self.advisors = [PolicySearch(kernel, renderer, seed, guide)]
+        self.advisors: dict[str, PolicySearch | RecallSearch] = {"policy": PolicySearch(kernel, renderer, seed, guide)}
         if guide.world is not None and guide.world.agent is not None:
-            self.advisors.insert(0, SequentialSearch(kernel, renderer, seed, guide))
+            self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide), **self.advisors}
+        if self.directs and guide.memory is not None:
+            self.advisors["recall"] = recall = RecallSearch(kernel, renderer, seed, guide)
+            for state in recall.states.values():
+                self._propose(state, "recall")
+        self.turns = list(self.advisors)
 
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules: the most promising of the pool, as the acquisition chooses them, and a share that the
@@ -75,14 +81,14 @@ class MixedSearch(PolicySearch):
         """What the policies would do by themselves, in turn."""
         asked: list[Schedule] = []
         for _ in range(count):
-            self.advisors.append(advisor := self.advisors.pop(0))
-            while (found := advisor.ask(1)) and found[0] in self.seen:
+            self.turns.append(name := self.turns.pop(0))
+            while (found := self.advisors[name].ask(1)) and found[0] in self.seen:
                 pass  # measured before, whoever proposed it
             if found:
                 asked += found
                 self.seen.update(found)
                 self._state_of(found[0])
-                self.origins[found[0]] = "sequential" if isinstance(advisor, SequentialSearch) else "policy"
+                self.origins[found[0]] = name
         return asked
 
     def _chosen(self, count: int) -> list[Schedule]:

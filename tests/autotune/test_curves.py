@@ -11,7 +11,8 @@ from tiny import U2, U4, kernel_of
 from tinygrad import Tensor
 
 from autotune.compiler import renderer_of
-from autotune.curves import Curve, Shared, best_known, needed, search, summarise, table, totals
+from autotune.curves import Curve, Shared, best_known, needed, pooled, search, summarise, table, totals
+from autotune.guide import SHIPPED, Guide
 from autotune.records import Records
 
 
@@ -61,10 +62,30 @@ def test_totals_by_hand():
     assert totals(good, calls, 1) == pytest.approx([2.75 / 5, 2.5 / 5])
     assert totals(good, calls) == pytest.approx([1.75 / 5, 1.75 / 5]) and len(totals(good, calls)) == 2
     found = summarise(CURVES, calls=calls)["good"]
-    assert found["total"] == pytest.approx({1: 0.525, 2: 0.35})
+    assert found["total"][1] == pytest.approx([0.55, 0.5]) and found["total"][2] == pytest.approx([0.35, 0.35])
+    assert found["spent"] == {1: {"seconds": 0.5}, 2: {"seconds": 1.0}}
     assert found["end"] == pytest.approx({"total": 0.35, "trials": 2.0, "seconds": 1.0})
     twice = summarise(CURVES, calls={"a": 6, "b": 2})["good"]
     assert twice == found  # metamorphic
+
+
+def test_trials_that_are_shared_count_when_the_program_had_them():
+    """Two kernels, four trials in all: kernel a has the first and the last, b the two between. After one trial a kernel (two in
+    all) each has had one."""
+    a = Curve("a", "auto", 0, 0.0, [-1.0, -2.0], [0.5, 1.5], [0.5, 2.0])
+    b = Curve("b", "auto", 0, 0.0, [1.0, -3.0], [0.5, 1.0], [1.0, 1.5])
+    assert [c.made(1) for c in (a, b)] == [1, 1] and [c.made(1.5) for c in (a, b)] == [1, 2]
+    assert [a.best_after(n) for n in (0, 0.5, 1, 2)] == [0.0, -1.0, -1.0, -2.0]
+    assert (a.spent_after(0.4), a.spent_after(1), a.spent_after(math.inf)) == (0.0, 0.5, 1.5)
+    assert needed(a, -2.0) == (2.0, 1.5) and needed(b, -3.0) == (1.5, 1.0)
+    assert Curve("c", "auto", 0, 0.0, [], [], []).best_after(9) == 0.0  # never visited
+
+
+def test_strategies_may_have_different_numbers_of_seeds():
+    once = [curve("beam", 0, [-2.0]), curve("beam", 0, [0.0], "b", 1.0)]
+    found = summarise([*CURVES, *once])
+    assert found["beam"]["score"][2]["value"] == 1.0 and found["beam"]["total"][1] == [pytest.approx(1.25 / 3)]
+    assert found["good"] == summarise(CURVES)["good"]
 
 
 def test_slower_clocks_and_other_units_change_no_score():
@@ -81,11 +102,28 @@ def test_what_one_search_measured_the_next_one_is_told(tmp_path: Path, runner):
     with closing(Records(tmp_path / "shared.db")) as records:
         records.add_fingerprint(runner.fields)
         shared = Shared(kernel, records, runner)
-        first = search(kernel, shared, "random", cpu, 0, None, 3)
+        first = search(shared, "random", cpu, 0, None, 3)
         spent = records.history(kernel.key, runner.fingerprint).spent
-        again = search(kernel, Shared(kernel, records, runner), "random", cpu, 0, None, 3)
+        again = search(Shared(kernel, records, runner), "random", cpu, 0, None, 3)
         assert spent == 3 == records.history(kernel.key, runner.fingerprint).spent
         assert again.times == first.times and len(first.seconds) == 3
         assert first.seconds == sorted(first.seconds) and first.hand_coded == shared.hand_coded
         known = shared.trials([(U2,), (U4,), (U2,)])
         assert known[0] == known[2] and records.history(kernel.key, runner.fingerprint).spent <= 5
+
+
+def test_a_program_spends_where_it_pays_and_never_more_than_it_has(tmp_path: Path, runner):
+    """A matrix product that is called a thousand times, and a sum that is called once and is fast already."""
+    big, small = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48)), kernel_of(Tensor.empty(32).sum())
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    with closing(Records(tmp_path / "shared.db")) as records:
+        records.add_fingerprint(runner.fields)
+        kernels = [Shared(k, records, runner) for k in (small, big)]
+        of = {
+            c.kernel: c for c in pooled(kernels, {big.key: 1000, small.key: 1}, "auto", renderer_of("CPU"), 0, guide, 8)
+        }
+    spent = {key: len(c.times) for key, c in of.items()}
+    assert spent[small.key] == 0 and 0 < spent[big.key] <= 16
+    turns = of[big.key].turns
+    assert turns == [(i + 1) / 2 for i in range(spent[big.key])] and of[small.key].turns == []
+    assert of[big.key].best_after(math.inf) < of[big.key].hand_coded

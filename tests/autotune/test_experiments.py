@@ -87,6 +87,34 @@ def test_tuning_replays_at_the_recorded_count_and_live_reports_differences(train
 
 
 @pytest.mark.slow
+def test_searches_of_a_program_are_kept_and_repeated_without_a_device(tmp_path: Path):
+    """Then forged: a time that no search has seen is named, and a file that is no run is one line."""
+    settings = [
+        "program=matmul",
+        "trials=3",
+        "seeds=2",
+        "fewer=[['evolution', 1]]",
+        "strategies=['random', 'evolution']",
+    ]
+    done = python(tmp_path, "autotune.experiments.curves", "with", *settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = tmp_path / "kept.tar.xz"
+    subprocess.run([sys.executable, str(ROOT / "tools" / "keep_run.py"), "runs/1", str(kept)], cwd=tmp_path, check=True)
+    done = python(tmp_path, "autotune", "replay", str(kept))
+    assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout[-1500:] + done.stderr[-1500:]
+    result = json.loads((tmp_path / "runs" / "1" / "result.json").read_text())
+    assert [len(c["times"]) for c in result["figures"]["curves"]] == [3, 3, 3]
+    result["figures"]["curves"][0]["times"][0] = 1.0
+    result["figures"]["curves"][1]["seconds"][0] = 99.0  # wall-clock is no figure to repeat
+    (tmp_path / "runs" / "1" / "result.json").write_text(json.dumps(result))
+    done = python(tmp_path, "autotune", "replay", "runs/1")
+    assert done.returncode == 1 and done.stdout.count("recorded") == 1 and "curves[0].times[0]" in done.stdout
+    kept.write_bytes(b"nothing")
+    done = python(tmp_path, "autotune", "replay", str(kept))
+    assert done.returncode == 2 and "no run that was kept" in done.stderr
+
+
+@pytest.mark.slow
 def test_agents_are_compared_on_recordings_and_the_comparison_replays(tmp_path: Path):
     done = python(tmp_path, "autotune.experiments.agents", "with", "fast")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -119,6 +147,7 @@ def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_pa
     (["autotune.experiments.train", "with", "nonsense=3"], "nonsense"),
     (["autotune.experiments.train", "with", "fast", "resume=nowhere/best"], "no checkpoint nowhere/best"),
     (["autotune.experiments.tuning", "with", "program=nothing"], "unknown program"),
+    (["autotune.experiments.curves", "with", "fast", "fewer=[['beam', 1]]"], "settings for beam"),
     (["autotune", "replay", "nowhere"], "no directory of a recorded run"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str):

@@ -1,0 +1,77 @@
+"""The fastest schedules of recorded kernels, and which of these kernels a new one is most like.
+
+What was fastest on a similar kernel is seldom far from the best here (transfer tuning; Kernel Tuner and Ansor start warm from
+such records, too). A schedule of another kernel may not be legal here: what is not is left out when it is replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from autotune.data import Dataset
+from autotune.features import observe
+from autotune.kernel import Schedule
+from autotune.space import ACTION_INDEX, ACTIONS, STOP_INDEX, State, legal_mask, root_of
+
+FASTEST = 3  # schedules of each kernel that are remembered
+NONE = -1  # in place of an action
+WORTH = 0.1  # log2 units: what is slower than the fastest by more is not
+
+
+class Memory:
+    """`features` [K, D] float16 of kernels, and each one's fastest schedules, the fastest first."""
+
+    def __init__(self, features: np.ndarray, schedules: list[list[Schedule]]):
+        self.features, self.schedules = features.astype(np.float16), schedules
+        self.scale = self.features.astype(np.float32).std(0) + 1e-3
+
+    @staticmethod
+    def learn(data: Dataset) -> Memory:
+        """From the trials of a data set; of a kernel that was measured on several machines, those of one."""
+        log_times, groups = data.arrays()
+        found: dict[str, tuple[np.ndarray, list[Schedule]]] = {}
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            rows = rows[np.argsort(log_times[rows], kind="stable")][:FASTEST]
+            good = [data.states[i].schedule for i in rows if log_times[i] <= log_times[rows[0]] + WORTH]
+            known = [s for s in good if s and all(opt in ACTION_INDEX for opt in s)]
+            if known:
+                root = root_of(data.states[rows[0]])
+                found[root.kernel.key] = traits(root), known
+        features, schedules = zip(*found.values(), strict=True)
+        return Memory(np.stack(features), list(schedules))
+
+    def recall(self, root: State, count: int) -> list[Schedule]:
+        """The fastest schedules of the `count` most similar kernels, most similar first: of each the fastest, then its others."""
+        offset = (self.features.astype(np.float32) - traits(root)) / self.scale  # [K, D]
+        nearest = np.argsort((offset**2).mean(1), kind="stable")[:count]
+        return list(
+            dict.fromkeys(s for place in range(FASTEST) for k in nearest for s in self.schedules[k][place : place + 1])
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Named arrays: the features, and each kernel's schedules as actions [K, FASTEST, L] int16, NONE after their ends."""
+        length = max(len(s) for own in self.schedules for s in own)
+        actions = np.full((len(self.schedules), FASTEST, length), NONE, np.int16)
+        for k, own in enumerate(self.schedules):
+            for place, schedule in enumerate(own):
+                actions[k, place, : len(schedule)] = [ACTION_INDEX[opt] for opt in schedule]
+        return {"features": self.features, "actions": actions}
+
+    @staticmethod
+    def load(arrays: Mapping[str, np.ndarray], width: int) -> Memory:
+        """The opposite of `state`; `width` is that of `traits`. Raises KeyError or ValueError."""
+        features, actions = arrays["features"], arrays["actions"]
+        good = features.dtype == np.float16 and features.shape[1:] == (width,) and np.isfinite(features).all()
+        known = actions.dtype == np.int16 and ((actions >= NONE) & (actions < STOP_INDEX)).all()
+        if not good or not known or actions.ndim != 3 or actions.shape[:2] != (len(features), FASTEST):
+            raise ValueError("the memory is damaged")
+        schedules = [[tuple(ACTIONS[a] for a in row if a != NONE) for row in own] for own in actions]
+        return Memory(features, [[s for s in own if s] for own in schedules])
+
+
+def traits(root: State) -> np.ndarray:
+    """What a kernel is compared by [D]: all that the policy sees of it before the first action."""
+    return observe(root, np.zeros_like(legal_mask(root)))[0]

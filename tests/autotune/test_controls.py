@@ -1,0 +1,93 @@
+"""The controls of the benchmark: a ranker that has learned, and the best fixed recipe."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import kernel_of
+from tinygrad import Tensor
+
+from autotune.compiler import renderer_of
+from autotune.data import Dataset
+from autotune.errors import UsageError
+from autotune.experiments.controls import CANDIDATES, Controls, RankerSearch, RecipeSearch, grades
+from autotune.features import summary
+from autotune.records import Trial
+from autotune.search.random import RandomSearch
+from autotune.space import ACTION_INDEX, ACTIONS, MAX_STEPS, STOP_INDEX, apply_to_state, legal_mask, root_state, step
+
+CPU = renderer_of("CPU")
+KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+ROOT = root_state(KERNEL, CPU)
+
+
+def test_relevance_is_the_share_of_the_speed_of_the_fastest():
+    found = grades(np.array([-3.0, -2.0, 5.0, 6.0, 7.0]), np.array([0, 0, 1, 1, 1]))
+    assert found.tolist() == [31, 16, 31, 16, 8]  # 31, 15.5 to even, 7.75
+
+
+def controls_of(kernels, trials_each: int) -> Controls:
+    """Controls that have learned from random schedules on a made-up device, on which each action halves the time."""
+    controls, data = Controls("CPU", CPU), Dataset(CPU)
+    for kernel in kernels:
+        drawn = RandomSearch(kernel, CPU, 0).ask(trials_each)
+        data.add(
+            kernel, [Trial(kernel.key, s, "ok", (2.0 ** -len(s),), code_hash=str(i)) for i, s in enumerate(drawn)], "x"
+        )
+    controls.__dict__["trials"] = data
+    return controls
+
+
+def test_the_ranker_puts_the_faster_first():
+    """Longer schedules are faster on the made-up device; of a kernel that it never saw it asks for long ones first. The broken
+    ranker, random schedules as they come, does not."""
+    others = [kernel_of(Tensor.empty(n, 96) @ Tensor.empty(96, 2 * n)) for n in (16, 32, 64, 96, 128, 160, 192, 224)]
+    controls = controls_of(others, 60)
+    search = controls.make("ranker", KERNEL, CPU, 0, None)
+    assert isinstance(search, RankerSearch)
+    asked = search.ask(CANDIDATES)
+    assert sorted(asked, key=str) == sorted(RandomSearch(KERNEL, CPU, 0).ask(CANDIDATES), key=str)
+    first, last = np.mean([len(s) for s in asked[:32]]), np.mean([len(s) for s in asked[-32:]])
+    assert first > last + 2.0
+    plain = RandomSearch(KERNEL, CPU, 0).ask(CANDIDATES)
+    assert abs(np.mean([len(s) for s in plain[:32]]) - np.mean([len(s) for s in plain[-32:]])) < 2.0
+    state = ROOT
+    for opt in asked[0]:
+        state = apply_to_state(state, opt)
+    best = search.model.predict(np.stack([summary(state)]))[0]
+    assert best >= search.model.predict(np.stack([summary(ROOT)]))[0]
+
+
+def test_what_is_known_is_not_ranked():
+    controls = controls_of([kernel_of(Tensor.empty(n, 96) @ Tensor.empty(96, 64)) for n in (16, 32, 64)], 40)
+    search = controls.make("ranker", KERNEL, CPU, 0, None)
+    known = RandomSearch(KERNEL, CPU, 0).ask(5)
+    search.tell([Trial(KERNEL.key, s, "ok", (1.0,)) for s in known])
+    assert not set(known) & set(search.ask(CANDIDATES))
+
+
+def test_the_recipe_takes_the_most_frequent_of_the_legal_actions():
+    legal = [int(a) for a in np.flatnonzero(legal_mask(ROOT)[:-1])]
+    illegal = next(a for a in range(len(ACTIONS)) if not legal_mask(ROOT)[a])
+    table = np.zeros((MAX_STEPS + 1, len(ACTIONS)))
+    table[0, [illegal, legal[0], legal[1]]] = 9, 3, 5
+    table[1, STOP_INDEX] = 1
+    search = RecipeSearch(KERNEL, CPU, 0, table)
+    assert search.ask(1) == [step(ROOT, legal[1]).schedule]
+    assert search.ask(4) == [step(ROOT, legal[0]).schedule]  # all else that the table can say
+    assert search.ask(4) == []
+
+
+def test_the_recipe_counts_the_fastest_of_each_kernel():
+    controls = controls_of([KERNEL], 40)
+    longest = max((s.schedule for s in controls.trials.states), key=len)
+    fastest = controls.trials.states[int(np.argmin(controls.trials.log_times))].schedule
+    assert len(fastest) == len(longest)
+    for i, opt in enumerate(fastest):
+        assert controls.recipe[i, ACTION_INDEX[opt]] == 1 == controls.recipe[i].sum()
+    assert controls.recipe[len(fastest), STOP_INDEX] == 1
+
+
+def test_where_no_trials_ship_there_is_nothing_to_learn():
+    with pytest.raises(UsageError, match="no trials ship"):
+        Controls("NOTHING", CPU).make("recipe", KERNEL, CPU, 0, None)

@@ -1,0 +1,116 @@
+"""What was fastest on similar kernels: learned from trials, recalled by likeness, replayed as far as it is legal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import U2, U4, add_one, kernel_of
+from tinygrad import Tensor
+
+from autotune.compiler import Opt, OptOps, renderer_of
+from autotune.data import Dataset
+from autotune.errors import UsageError
+from autotune.guide import SHIPPED, Guide
+from autotune.kernel import Kernel
+from autotune.memory import Memory, traits
+from autotune.records import Trial
+from autotune.search.mixed import MixedSearch
+from autotune.search.recall import RecallSearch
+from autotune.space import apply_to_state, root_state
+
+CPU = renderer_of("CPU")
+MATMUL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+ALIKE = kernel_of(Tensor.empty(64, 64) @ Tensor.empty(64, 64))
+UNROLL = Opt(OptOps.UNROLL, 0, 4)
+
+
+def timed(kernel: Kernel, times: dict[tuple, float]) -> list[Trial]:
+    return [Trial(kernel.key, s, "ok", (t,), code_hash=str(i)) for i, (s, t) in enumerate(times.items())]
+
+
+def learned(*kernels: tuple[Kernel, dict[tuple, float]]) -> Memory:
+    data = Dataset(CPU)
+    for kernel, times in kernels:
+        data.add(kernel, timed(kernel, times), "here")
+    return Memory.learn(data)
+
+
+OF_MATMUL = {(): 8.0, (U4,): 1.0, (U4, UNROLL): 1.05, (U2,): 2.0}
+OF_ADD = {(): 2.0, (U2,): 1.0}
+
+
+def test_the_fastest_are_remembered_and_what_is_much_slower_is_not():
+    memory = learned((MATMUL, OF_MATMUL))
+    assert memory.schedules == [[(U4,), (U4, UNROLL)]]
+
+
+def test_the_most_alike_comes_first_and_of_each_the_fastest():
+    memory = learned((add_one(), OF_ADD), (MATMUL, OF_MATMUL))
+    assert memory.recall(root_state(ALIKE, CPU), 2) == [(U4,), (U2,), (U4, UNROLL)]
+    assert memory.recall(root_state(ALIKE, CPU), 1) == [(U4,), (U4, UNROLL)]
+    assert memory.recall(root_state(add_one(320), CPU), 1) == [(U2,)]
+
+
+def test_the_order_of_trials_and_faster_machines_change_nothing():
+    """Metamorphic."""
+    turned = dict(reversed(OF_MATMUL.items()))
+    other = learned((MATMUL, {s: t / 3 for s, t in turned.items()}))
+    assert other.schedules == learned((MATMUL, OF_MATMUL)).schedules
+
+
+def test_a_memory_is_kept_with_its_guide(tmp_path: Path):
+    guide, memory = Guide.load(SHIPPED / "guide-cpu"), learned((add_one(), OF_ADD), (MATMUL, OF_MATMUL))
+    guide.memory = memory
+    guide.save(tmp_path / "kept", {})
+    again = Guide.load(tmp_path / "kept").memory
+    assert again is not None and again.schedules == memory.schedules
+    np.testing.assert_array_equal(again.features, memory.features)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda f, a: (f[:, :-1], a), lambda f, a: (f, a[:-1]), lambda f, a: (f * np.nan, a), lambda f, a: (f, a + 1000),
+    lambda f, a: (f, a - 2), lambda f, a: (f, a[:, :2]), lambda f, a: (f, a.astype(np.float32)),
+    lambda f, a: (f.astype(np.int32), a), lambda f, a: (f, a[0]),
+])  # fmt: skip
+def test_a_damaged_memory_is_refused(damage):
+    arrays = learned((add_one(), OF_ADD), (MATMUL, OF_MATMUL)).state()
+    features, actions = damage(arrays["features"], arrays["actions"])
+    with pytest.raises(ValueError, match="damaged"):
+        Memory.load({"features": features, "actions": actions}, len(traits(root_state(MATMUL, CPU))))
+
+
+def test_what_is_recalled_is_legal_here_new_and_never_asked_twice():
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    search = RecallSearch(MATMUL, CPU, 0, guide)
+    search.tell([Trial(MATMUL.key, next(iter(search.states)), "ok", (1.0,))])
+    asked = [s for _ in range(20) for s in search.ask(8)]
+    assert len(asked) == len(set(asked)) >= 8 and () not in asked and next(iter(search.states)) not in asked
+    for schedule in asked:
+        state = root_state(MATMUL, CPU)
+        for opt in schedule:
+            state = apply_to_state(state, opt)  # raises where it is not legal
+    assert not search.ask(8)
+
+
+def test_without_a_memory_there_is_nothing_to_recall_and_mixed_does_without():
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide.memory = None
+    assert RecallSearch(MATMUL, CPU, 0, guide).ask(4) == []
+    search = MixedSearch(MATMUL, CPU, 0, guide)
+    assert "recall" not in search.advisors and len(search.ask(4)) == 4
+
+
+def test_the_memory_that_ships_knows_training_kernels_only():
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    assert guide.memory is not None and len(guide.memory.schedules) >= 500
+
+
+def test_a_guide_with_a_damaged_memory_is_one_line(tmp_path: Path):
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide.memory = learned((MATMUL, OF_MATMUL))
+    guide.memory.features = guide.memory.features[:, 1:]
+    guide.save(tmp_path / "bad", {})
+    with pytest.raises(UsageError, match="does not fit"):
+        Guide.load(tmp_path / "bad")

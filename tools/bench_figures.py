@@ -1,0 +1,120 @@
+"""The tables of docs/benchmarks.md, from the runs of `experiments.curves` on programs that were kept in `benchmarks/` (`bench-*.tar.xz`,
+tools/keep_run.py): each strategy beside beam search to its end, and beside random schedules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables import interval, line, table
+
+from autotune.curves import CLOSE, Curve
+
+SHOWN = ("1", "4", "10", "16", "32", "64")  # budgets of the tables
+BARS = ((10, "beam", math.inf, 1.0), (10, "random", 128, 1.0), (64, "beam", math.inf, 0.85), (64, "random", 256, 0.90))
+
+
+def benchmarks(folder: Path) -> str:
+    """Every program, one after another."""
+    return "\n\n".join(_program(path) for path in sorted(folder.glob("bench-*.tar.xz")))
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    with tarfile.open(path) as kept:
+        file = kept.extractfile("result.json")
+        assert file is not None
+        return json.load(file)
+
+
+def _program(path: Path) -> str:
+    result = result_of(path)
+    figures = result["figures"]
+    settings, summary, calls = figures["settings"], figures["summary"], figures["calls"]
+    curves = [Curve(**c) for c in figures["curves"]]
+    seeds = {name: len({c.seed for c in curves if c.strategy == name}) for name in summary}
+    shown = [b for b in SHOWN if b in next(iter(summary.values()))["total"]]
+    rows = [line([name, str(seeds[name]), *(_range(row["total"][b]) for b in shown), f"{row['end']['total']:.3f}",
+                  f"{row['end']['trials']:.0f}", f"{row['end']['seconds']:.0f}", f"{row['spent']['10']['seconds']:.1f}"])
+            for name, row in summary.items()]  # fmt: skip
+    scores = [line([name, *(interval(row["score"][b]) for b in shown)]) for name, row in summary.items()]
+    return "\n\n".join([
+        f"### {settings['program']}, DEV={result['device']}",
+        f"`{path.name}`: {len(calls)} kernels, each at least {settings['least']:.0%} of the time of the program. Seconds of all of them, "
+        "calls counted, over hand-coded, after so many trials of each (mean over seeds, and their range); then at the end of the "
+        "searches, with their trials and wall-clock seconds a kernel, and the seconds of the first ten.",
+        table(("strategy", "seeds", *shown, "at the end", "trials", "seconds", "to 10"), rows),
+        "Time of the best schedule that anyone found over that of the best after so many trials, IQM over seeds and kernels with its "
+        "95% interval:",
+        table(("strategy", *shown), scores),
+        "Kernel by kernel, medians over seeds: seconds over those of the other (all calls together, then the geometric mean over kernels, "
+        "and the worst kernel), and how many kernels are faster, within 5%, slower.",
+        table(("strategy", "trials", "other", "its trials", "all", "bar", "geometric", "worst", "won", "tied", "lost", "seconds over its"),
+              [row for name in summary for row in _held_against(name, curves, calls)]),
+        _answers(curves),
+    ])  # fmt: skip
+
+
+def _range(values: Sequence[float]) -> str:
+    middle = statistics.mean(values)
+    return f"{middle:.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
+
+
+def _held_against(name: str, curves: Sequence[Curve], calls: Mapping[str, int]) -> list[str]:
+    """A line for each bar of the mission."""
+    rows = []
+    for trials, other, its, bar in BARS:
+        if name in ("beam", "random", "recipe") or not any(c.strategy == other for c in curves):
+            continue
+        own, theirs = _times(name, curves, trials), _times(other, curves, its)
+        ratios = {k: own[k] / theirs[k] for k in own}
+        total = sum(calls[k] * own[k] for k in own) / sum(calls[k] * theirs[k] for k in own)
+        won, lost = (sum(sign * math.log2(r) > CLOSE for r in ratios.values()) for sign in (-1, 1))
+        seconds = _seconds(name, curves, trials) / _seconds(other, curves, its)
+        rows.append(line([name, str(trials), other, "all" if math.isinf(its) else str(its), f"{total:.3f}", f"{bar:.2f}",
+                          f"{statistics.geometric_mean(ratios.values()):.3f}", f"{max(ratios.values()):.2f}", str(won),
+                          str(len(ratios) - won - lost), str(lost), f"{seconds:.2f}"]))  # fmt: skip
+    return rows
+
+
+def _times(name: str, curves: Sequence[Curve], trials: float) -> dict[str, float]:
+    """Seconds of each kernel after so many trials, median over seeds."""
+    found: dict[str, list[float]] = {}
+    for c in curves:
+        if c.strategy == name:
+            found.setdefault(c.kernel, []).append(2.0 ** c.best_after(trials))
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
+def _seconds(name: str, curves: Sequence[Curve], trials: float) -> float:
+    """Wall-clock a kernel, mean."""
+    return statistics.mean(c.spent_after(trials) for c in curves if c.strategy == name)
+
+
+def _answers(curves: Sequence[Curve]) -> str:
+    """Zero trials: what a strategy's first schedule is by itself, before anything falls back."""
+    rows = []
+    for name in ("policy", "sequential", "recipe"):
+        first = [(c.hand_coded, c.times[0]) for c in curves if c.strategy == name and c.times]
+        good = [2.0 ** (hand - t) for hand, t in first if t is not None]
+        if good:
+            rows.append(
+                line(
+                    [
+                        name,
+                        f"{statistics.geometric_mean(good):.3f}",
+                        f"{min(good):.2f}",
+                        f"{len(first) - len(good)} of {len(first)}",
+                    ]
+                )
+            )
+    return "\n\n".join([
+        "A single answer, before anything falls back: speed over hand-coded of the first schedule (geometric mean over kernels and seeds; "
+        "the worst), and how many failed, which are not counted in.",
+        table(("strategy", "speed", "worst", "failed"), rows),
+    ]) if rows else ""  # fmt: skip
