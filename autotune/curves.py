@@ -11,6 +11,7 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from autotune.measuring.runner import Measurer, commit
 from autotune.records import Records, Trial
 from autotune.search import Strategy, make_strategy
 from autotune.search.mixed import MixedSearch
+from autotune.space import root_state
 from autotune.spending import VISIT, Spending
 from autotune.statistics import bootstrap, improvement, iqm
 from autotune.tuner import BATCH, CUTOFF
@@ -96,6 +98,7 @@ class Search:
         self.spent = time.perf_counter() - began
         self.times: list[float | None] = []
         self.seconds: list[float] = []
+        self.timed: list[tuple[Schedule, float]] = []  # with seconds; what failed is not among them
 
     @property
     def best(self) -> float:
@@ -119,6 +122,7 @@ class Search:
                 self.spent += trial.compile_seconds + trial.verify_seconds + trial.timing_seconds
                 self.times.append(None if trial.seconds is None else math.log2(trial.seconds))
                 self.seconds.append(self.spent)
+            self.timed += [(t.schedule, t.seconds) for t in trials if t.seconds is not None]
         return len(self.times) - before
 
     def promise(self) -> float | None:
@@ -145,10 +149,14 @@ def search(shared: Shared, strategy: str, renderer: Renderer, seed: int, guide: 
 
 def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, renderer: Renderer, seed: int,
            guide: Guide | None, budget: int) -> list[Curve]:  # fmt: skip
-    """Searches of all kernels, whose trials go where they pay most, as the tuner spends them: `budget` a kernel on average."""
+    """Searches of all kernels, whose trials go where they pay most, as the tuner spends them: `budget` a kernel on average. What
+    one has found the others may recall."""
+    own = copy(guide)
+    if own is not None and own.memory is not None:
+        own.memory = own.memory.copy()
 
     def make(kernel: Kernel) -> Strategy:
-        return make_strategy(strategy, kernel, renderer, seed, guide)
+        return make_strategy(strategy, kernel, renderer, seed, own)
 
     searches = {shared.kernel.key: Search(shared, strategy, seed, make) for shared in kernels}
     turns: dict[str, list[float]] = {key: [] for key in searches}
@@ -161,6 +169,8 @@ def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, r
         turns[kernel.key] += [(done + 1 + i) / len(kernels) for i in range(made)]
         done += made
         spending.visited(kernel, before, made)
+        if own is not None and own.memory is not None:
+            own.memory.add(root_state(kernel, renderer), searches[kernel.key].timed)
     return [own.curve(turns[key]) for key, own in searches.items()]
 
 

@@ -6,7 +6,7 @@ such records, too). A schedule of another kernel may not be legal here: what is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Memory:
     def __init__(self, features: np.ndarray, schedules: list[list[Schedule]]):
         self.features, self.schedules = features.astype(np.float16), schedules
         self.scale = self.features.astype(np.float32).std(0) + 1e-3
+        self.added: dict[str, tuple[np.ndarray, list[Schedule]]] = {}  # by kernel key; not kept with the rest
 
     @staticmethod
     def learn(data: Dataset) -> Memory:
@@ -45,11 +46,27 @@ class Memory:
 
     def recall(self, root: State, count: int) -> list[Schedule]:
         """The fastest schedules of the `count` most similar kernels, most similar first: of each the fastest, then its others."""
-        offset = (self.features.astype(np.float32) - traits(root)) / self.scale  # [K, D]
-        nearest = np.argsort((offset**2).mean(1), kind="stable")[:count]
+        added = [entry for key, entry in self.added.items() if key != root.kernel.key]
+        features = np.stack([*(own for own, _ in added), *self.features]).astype(np.float32)  # [K, D]
+        schedules = [*(own for _, own in added), *self.schedules]
+        nearest = np.argsort((((features - traits(root)) / self.scale) ** 2).mean(1), kind="stable")[:count]
         return list(
-            dict.fromkeys(s for place in range(FASTEST) for k in nearest for s in self.schedules[k][place : place + 1])
+            dict.fromkeys(s for place in range(FASTEST) for k in nearest for s in schedules[k][place : place + 1])
         )
+
+    def add(self, root: State, trials: Iterable[tuple[Schedule, float]]) -> None:
+        """What was measured of a kernel on this device just now: schedules and their seconds. Replaces what was added of it."""
+        known = [(t, s) for s, t in trials if s and all(opt in ACTION_INDEX for opt in s)]
+        known.sort(key=lambda pair: pair[0])
+        good = [s for t, s in known if t <= known[0][0] * 2.0**WORTH][:FASTEST]
+        if good:
+            self.added[root.kernel.key] = traits(root), good
+
+    def copy(self) -> Memory:
+        """One of its own, for a search that adds to it."""
+        other = Memory(self.features, self.schedules)
+        other.added = dict(self.added)
+        return other
 
     def state(self) -> dict[str, np.ndarray]:
         """Named arrays: the features, and each kernel's schedules as actions [K, FASTEST, L] int16, NONE after their ends."""

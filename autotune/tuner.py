@@ -28,6 +28,7 @@ from autotune.report import KernelResult, Report, gains
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
 from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
+from autotune.space import root_state
 from autotune.spending import VISIT, Spending
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
@@ -73,6 +74,8 @@ class Tuner:
         bar = tqdm(total=len(kernels) * (self.trials + 2), desc="tuning", unit="trial", disable=not self.progress)
         where = self.records.path, self.measurer.fingerprint
         finished = True  # the beams
+        for kernel in self.records.kernels():  # tuned before, though it be in another program
+            self._remember(kernel, self._history(kernel))
         with bar:
 
             def begin(kernel: Kernel) -> None:
@@ -164,8 +167,15 @@ class Tuner:
                 self._measure(kernel, history, asked, partial(origin_of, strategy), partial(self._spent, budget, tick))
             )
         self._opened(kernel, history)
+        self._remember(kernel, history)
         self._reserve(kernel, budget, self._has_winner(kernel))
         return made
+
+    def _remember(self, kernel: Kernel, history: History) -> None:
+        """What was found of a kernel the searches of similar ones may recall."""
+        if self.guide is not None and self.guide.memory is not None:
+            timed = [(t.schedule, t.seconds) for t in history.good if t.seconds is not None]
+            self.guide.memory.add(root_state(kernel, self.renderer), timed)
 
     def continue_by_beam(self, kernel: Kernel, budget: Budget) -> bool:
         """Beam search, in as many trials as it takes beyond the budget's; only its seconds end it early. Whether it is done."""

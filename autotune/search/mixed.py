@@ -63,9 +63,7 @@ class MixedSearch(PolicySearch):
         if guide.world is not None and guide.world.agent is not None:
             self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide), **self.advisors}
         if self.directs and guide.memory is not None:
-            self.advisors["recall"] = recall = RecallSearch(kernel, renderer, seed, guide)
-            for state in recall.states.values():
-                self._propose(state, "recall")
+            self.advisors["recall"] = RecallSearch(kernel, renderer, seed, guide)
         self.turns = list(self.advisors)
 
     def ask(self, count: int) -> list[Schedule]:
@@ -178,7 +176,11 @@ class MixedSearch(PolicySearch):
         return taken
 
     def _grow(self) -> None:
-        """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state."""
+        """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state, and what is
+        recalled."""
+        if isinstance(recall := self.advisors.get("recall"), RecallSearch):
+            for state in recall.states():
+                self._propose(state, "recall")
         draws = [([self.root], t) for t in ROOT_TEMPERATURES]
         if self.measured:
             best = sorted(self.measured, key=lambda pair: pair[1])[:3]

@@ -20,15 +20,22 @@ class RecallSearch:
     """Their fastest schedules, most similar kernel first, as far as they are legal here; none where nothing is remembered."""
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
-        root, memory = root_state(kernel, renderer), guide.memory
-        breeder = Breeder(root, np.random.default_rng([seed, int(kernel.key[:8], 16)]))
-        recalled = memory.recall(root, SIMILAR) if memory else []
-        self.states: dict[Schedule, State] = {s.schedule: s for r in recalled for s in [breeder.replay(root, r)]}
+        self.root, self.memory = root_state(kernel, renderer), guide.memory
+        self.breeder = Breeder(self.root, np.random.default_rng([seed, int(kernel.key[:8], 16)]))
+        self.replayed: dict[Schedule, State] = {}
         self.seen: set[Schedule] = {()}
+
+    def states(self) -> list[State]:
+        """What there is to ask for at present: the memory may have grown."""
+        recalled = self.memory.recall(self.root, SIMILAR) if self.memory else []
+        for schedule in recalled:
+            if schedule not in self.replayed:
+                self.replayed[schedule] = self.breeder.replay(self.root, schedule)
+        return list({self.replayed[r].schedule: self.replayed[r] for r in recalled}.values())
 
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules; fewer, or none, where there are no more."""
-        taken = [s for s in self.states if s not in self.seen][:count]
+        taken = [s.schedule for s in self.states() if s.schedule not in self.seen][:count]
         self.seen.update(taken)
         return taken
 

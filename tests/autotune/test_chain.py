@@ -75,9 +75,9 @@ def test_mixed_knows_who_proposed_a_schedule():
     asked = search.ask(4)
     assert all(origin_of(search, s) == search.origins[s] for s in asked)
     assert (
-        {"policy", "evolution", "sequential"}
+        {"policy", "evolution", "sequential", "recall"}
         <= set(search.origins.values())
-        <= {"policy", "evolution", "sequential", "known"}
+        <= {"policy", "evolution", "sequential", "recall", "known"}
     )
     assert origin_of(RandomSearch(KERNEL, CPU, 0), asked[0]) == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,18 @@ import pytest
 from tiny import U2, U4, add_one, kernel_of
 from tinygrad import Tensor
 
+from autotune.budget import Budget
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.data import Dataset
 from autotune.errors import UsageError
 from autotune.guide import SHIPPED, Guide
 from autotune.kernel import Kernel
 from autotune.memory import Memory, traits
-from autotune.records import Trial
+from autotune.records import Records, Trial
 from autotune.search.mixed import MixedSearch
 from autotune.search.recall import RecallSearch
 from autotune.space import apply_to_state, root_state
+from autotune.tuner import Tuner
 
 CPU = renderer_of("CPU")
 MATMUL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
@@ -84,14 +87,35 @@ def test_a_damaged_memory_is_refused(damage):
 def test_what_is_recalled_is_legal_here_new_and_never_asked_twice():
     guide = Guide.load(SHIPPED / "guide-cpu")
     search = RecallSearch(MATMUL, CPU, 0, guide)
-    search.tell([Trial(MATMUL.key, next(iter(search.states)), "ok", (1.0,))])
+    first = search.states()[0].schedule
+    search.tell([Trial(MATMUL.key, first, "ok", (1.0,))])
     asked = [s for _ in range(20) for s in search.ask(8)]
-    assert len(asked) == len(set(asked)) >= 8 and () not in asked and next(iter(search.states)) not in asked
+    assert len(asked) == len(set(asked)) >= 8 and () not in asked and first not in asked
     for schedule in asked:
         state = root_state(MATMUL, CPU)
         for opt in schedule:
             state = apply_to_state(state, opt)  # raises where it is not legal
     assert not search.ask(8)
+
+
+def test_what_was_just_found_of_a_twin_is_recalled_first_but_nothing_of_the_kernel_itself():
+    memory = learned((add_one(), OF_ADD), (MATMUL, OF_MATMUL))
+    own = memory.copy()
+    own.add(root_state(ALIKE, CPU), [((U2,), 1.0), ((U4, UNROLL), 1.01), ((U4,), 2.0), ((), 0.5)])
+    twin = kernel_of(Tensor.empty(64, 64) @ Tensor.empty(64, 72))
+    assert own.recall(root_state(twin, CPU), 1) == [(U2,), (U4, UNROLL)]
+    assert own.recall(root_state(ALIKE, CPU), 1) == memory.recall(root_state(ALIKE, CPU), 1) == [(U4,), (U4, UNROLL)]
+    own.add(root_state(ALIKE, CPU), [((U4,), 1.0)])
+    assert own.recall(root_state(twin, CPU), 1) == [(U4,)] and not memory.added
+
+
+def test_a_search_hears_of_what_is_added_while_it_goes_on():
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    search = RecallSearch(MATMUL, CPU, 0, guide)
+    strange = (Opt(OptOps.UPCAST, 1, 3),) * 2
+    assert strange not in {s.schedule for s in search.states()}
+    guide.memory.add(root_state(kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 45)), CPU), [(strange, 1.0)])
+    assert search.ask(1)[0][:1] == strange[:1]
 
 
 def test_without_a_memory_there_is_nothing_to_recall_and_mixed_does_without():
@@ -114,3 +138,15 @@ def test_a_guide_with_a_damaged_memory_is_one_line(tmp_path: Path):
     guide.save(tmp_path / "bad", {})
     with pytest.raises(UsageError, match="does not fit"):
         Guide.load(tmp_path / "bad")
+
+
+def test_the_tuner_remembers_what_it_found_and_what_is_on_record(tmp_path: Path, runner):
+    with closing(Records(tmp_path / "records.db")) as records:
+        records.add_fingerprint(runner.fields)
+        for kernels in ([MATMUL], [add_one()]):
+            guide = Guide.load(SHIPPED / "guide-cpu")
+            tuner = Tuner(records, runner, CPU, trials=2, strategy="mixed", guide=guide, progress=False)
+            tuner.run(kernels, {k.key: 1 for k in kernels}, Budget(2))
+    assert guide.memory is not None and set(guide.memory.added) == {MATMUL.key, add_one().key}
+    root = root_state(kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 45)), CPU)
+    assert guide.memory.recall(root, 1)[0] == guide.memory.added[MATMUL.key][1][0]
