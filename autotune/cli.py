@@ -33,6 +33,7 @@ from autotune.guide import Guide, find_checkpoint
 from autotune.install import apply, export_beam
 from autotune.kernel import schedule_to_json
 from autotune.measuring.recording import Recording
+from autotune.programs import PROGRAMS
 from autotune.records import Records, default_path, fingerprint_id, foreign
 from autotune.report import KernelResult
 from autotune.script import capture_script, check_captured, check_script, run_script, say
@@ -150,6 +151,9 @@ def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
         collecting.add_argument(name, **settings)
 
     option("--script", type=Path, metavar="FILE", help="collect the kernels that this script runs, not the corpus's")
+    option(
+        "--program", choices=sorted(PROGRAMS), metavar="NAME", help=f"or those of one of {', '.join(sorted(PROGRAMS))}"
+    )
     option("--split", choices=corpus.SPLITS, default="train", help="of the corpus (default: %(default)s)")
     option("--unseen", action="store_true", help="leave out kernels of the corpus of which trials ship for this device")
     option("--per-kernel", type=count, default=24, metavar="N", help="trials of each, in all (default: %(default)s)")

@@ -15,6 +15,7 @@ from autotune.errors import UsageError
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
+from autotune.programs import captured
 from autotune.records import Records
 from autotune.script import capture_script, check_captured, check_script, say
 from autotune.search import NEEDS_GUIDE
@@ -25,9 +26,11 @@ CAPTURE_SECONDS = 60.0  # of a script whose kernels are collected
 def collect_command(args: argparse.Namespace) -> int:
     """Measure until there is enough or the time is up, then print the data card of everything on record."""
     device = default_device()
+    if args.script is not None and args.program is not None:
+        raise UsageError("--script or --program, not both")
+    if args.unseen and (args.script or args.program):
+        raise UsageError("--unseen is for the corpus: no trials ship of a script's or a program's kernels")
     if args.script is not None:
-        if args.unseen:
-            raise UsageError("--unseen is for the corpus: no trials ship of a script's kernels")
         check_script(args.script)
     with contextlib.closing(Records(args.records)) as records, contextlib.closing(Runner(device)) as runner:
         records.add_fingerprint(runner.fields)
@@ -41,6 +44,8 @@ def collect_command(args: argparse.Namespace) -> int:
 
 
 def _kernels(args: argparse.Namespace, device: str) -> Sequence[Kernel]:
+    if args.program is not None:
+        return captured(args.program).for_device(device)
     if args.script is None:
         shipped = shipped_kernels(device) if args.unseen else set()
         return [k for k in corpus.load(args.split) if k.key not in shipped]

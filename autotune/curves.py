@@ -165,7 +165,7 @@ def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, r
     done, total = 0, budget * len(kernels)
     while done < total and (kernel := spending.next()) is not None:
         before = searches[kernel.key].best
-        made = searches[kernel.key].visit(min(VISIT, total - done))
+        made = searches[kernel.key].visit(min(spending.size(kernel), total - done))
         turns[kernel.key] += [(done + 1 + i) / len(kernels) for i in range(made)]
         done += made
         spending.visited(kernel, before, made)

@@ -34,6 +34,7 @@ class Variant:
 class Latency:
     samples: list[float]  # seconds
     output: np.ndarray  # of the last call, flattened
+    started: float  # seconds until it had warmed up: with BEAM the search is in there
 
     @property
     def seconds(self) -> float:
@@ -61,11 +62,14 @@ def compare(variants: Mapping[str, Variant], rounds: int = 15) -> dict[str, Late
     children: dict[str, subprocess.Popen[str]] = {}
     samples: dict[str, list[float]] = {name: [] for name in variants}
     outputs: dict[str, list[float]] = {}
+    started: dict[str, float] = {}
     try:
         for name, variant in tqdm(variants.items(), desc="starting"):
+            began = time.perf_counter()
             children[name] = subprocess.Popen(variant.command, env={**os.environ, **variant.env}, stdin=subprocess.PIPE,
                                               stdout=subprocess.PIPE, text=True)  # fmt: skip
             _line(children[name], name)
+            started[name] = time.perf_counter() - began
         with device_lock(default_device(), exclusive=True):
             for _ in tqdm(range(rounds), desc="whole program"):
                 for name, child in children.items():
@@ -77,7 +81,7 @@ def compare(variants: Mapping[str, Variant], rounds: int = 15) -> dict[str, Late
     finally:
         for child in children.values():
             _end(child)
-    return {name: Latency(samples[name], np.array(outputs[name])) for name in variants}
+    return {name: Latency(samples[name], np.array(outputs[name]), started[name]) for name in variants}
 
 
 def _end(child: subprocess.Popen[str]) -> None:

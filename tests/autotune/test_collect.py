@@ -81,6 +81,8 @@ def test_only_kernels_without_shipped_trials_are_visited(folder: Path):
 
 def test_bad_input_is_one_line(capsys, tmp_path: Path):
     assert "for the corpus" in fails(capsys, 2, "collect", "--unseen", "--script", "small.py")
+    assert "for the corpus" in fails(capsys, 2, "collect", "--unseen", "--program", "matmul")
+    assert "not both" in fails(capsys, 2, "collect", "--program", "matmul", "--script", "small.py")
     assert "no script nowhere.py" in fails(capsys, 2, "collect", "--script", "nowhere.py")
     assert "invalid choice: 'policy'" in fails(capsys, 2, "collect", "--strategies", "policy")
     missing = ("collect", "--strategies", "mixed", "--checkpoint", "nowhere", "--records", tmp_path / "none.db")

@@ -40,6 +40,14 @@ def fitted(world: PathWorld) -> Transformer:
     return simulator
 
 
+@pytest.fixture(scope="module")
+def brief(world: PathWorld) -> Transformer:
+    """Trained for a moment: for what holds whatever was learned."""
+    simulator = Transformer(world.paths.widths, SMALL)
+    simulator.fit(world.paths, steps=30)
+    return simulator
+
+
 def fresh(world: PathWorld, **changes) -> Transformer:
     return Transformer(world.paths.widths, replace(SMALL, **changes))
 
@@ -67,6 +75,7 @@ def test_reads_the_context_and_beats_the_control_without(fitted, world: PathWorl
     assert ours > BAR and blind < 0.7 and misled < 0.7
 
 
+@pytest.mark.learn
 def test_goes_on_without_summaries(fitted, unseen: PathWorld) -> None:
     paths = unseen.paths
     z = fitted.embed(paths.cut(0))
@@ -82,6 +91,7 @@ def test_goes_on_without_summaries(fitted, unseen: PathWorld) -> None:
     assert abs(loss[1]) < 0.2 and abs(loss[2]) < 0.25 and np.isnan(loss[9])
 
 
+@pytest.mark.learn
 def test_null_actions_are_learned(fitted, unseen: PathWorld) -> None:
     """What is imagined to change nothing changes little, after 400 steps of training."""
     paths = unseen.paths.take(unseen.paths.length < unseen.paths.widths.steps)
@@ -93,24 +103,24 @@ def test_null_actions_are_learned(fitted, unseen: PathWorld) -> None:
     assert still < 0.5 * moved
 
 
-def test_later_actions_change_no_earlier_prediction(fitted, unseen: PathWorld) -> None:
+def test_later_actions_change_no_earlier_prediction(brief, unseen: PathWorld) -> None:
     paths, rng = unseen.paths, np.random.default_rng(0)
-    whole = fitted.predict(paths)
+    whole = brief.predict(paths)
     for t in range(1, paths.widths.steps):
         actions, states = paths.actions.copy(), paths.states.copy()
         actions[:, t:] += rng.standard_normal(actions[:, t:].shape)
         states[:, t + 1 :] += rng.standard_normal(states[:, t + 1 :].shape)
-        bent = fitted.predict(replace(paths, actions=actions, states=states))
+        bent = brief.predict(replace(paths, actions=actions, states=states))
         for ours, theirs in zip(bent, whole, strict=True):
             np.testing.assert_allclose(ours[:, : t + 1], theirs[:, : t + 1], atol=1e-5)
         inside = paths.length > t
         assert np.abs(bent.relative - whole.relative)[inside, t + 1].mean() > 0.01
 
 
-def test_padding_absent_tokens_and_the_order_of_rows_change_nothing(fitted, unseen: PathWorld) -> None:
+def test_padding_absent_tokens_and_the_order_of_rows_change_nothing(brief, unseen: PathWorld) -> None:
     paths, order = unseen.paths, np.random.default_rng(0).permutation(len(unseen.paths))
     half = replace(paths, present=np.broadcast_to([True, True, False], paths.present.shape))
-    whole, without = fitted.predict(paths), fitted.predict(half)
+    whole, without = brief.predict(paths), brief.predict(half)
     inside = paths.reached
     bent = replace(
         half,
@@ -118,22 +128,23 @@ def test_padding_absent_tokens_and_the_order_of_rows_change_nothing(fitted, unse
         states=paths.states + 9.0 * ~inside[..., None],
         context=np.where(half.present[..., None], half.context, 9.0),
     )
-    for ours, theirs in zip(fitted.predict(bent), without, strict=True):
+    for ours, theirs in zip(brief.predict(bent), without, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert np.nanmax(np.abs(without.relative - whole.relative)) > 1e-4
-    for ours, theirs in zip(fitted.predict(paths.take(order)), whole, strict=True):
+    for ours, theirs in zip(brief.predict(paths.take(order)), whole, strict=True):
         np.testing.assert_allclose(ours, theirs[order], atol=1e-5)
         assert np.isnan(theirs[~inside]).all() and np.isfinite(theirs[inside]).all()
-    assert fitted.predict(paths.take(np.zeros(0, int))).relative.shape == (0, 5)
+    assert brief.predict(paths.take(np.zeros(0, int))).relative.shape == (0, 5)
 
 
-def test_judging_the_embedding_is_predicting_the_end(fitted, unseen: PathWorld) -> None:
-    prediction = fitted.predict(unseen.paths)
-    found = fitted.judge(fitted.embed(unseen.paths))
+def test_judging_the_embedding_is_predicting_the_end(brief, unseen: PathWorld) -> None:
+    prediction = brief.predict(unseen.paths)
+    found = brief.judge(brief.embed(unseen.paths))
     for ours, theirs in zip(found, (prediction.relative, prediction.reachable, prediction.spread), strict=True):
         np.testing.assert_allclose(ours, theirs[ends(unseen.paths)], atol=1e-5)
 
 
+@pytest.mark.learn
 def test_reach_lies_below_the_time_and_tells_good_beginnings(fitted, unseen: PathWorld) -> None:
     prediction, paths = fitted.predict(unseen.paths), unseen.paths
     inside = paths.reached
@@ -178,10 +189,10 @@ def test_finetuning_takes_in_a_new_device(fitted, world: PathWorld) -> None:
     copy.finetune(seen.paths.take(seen.paths.kernel == 0), steps=1)  # one kernel is enough
 
 
-def test_state_round_trip_one_seed_one_result(fitted, world: PathWorld, unseen: PathWorld) -> None:
+def test_state_round_trip_one_seed_one_result(brief, world: PathWorld, unseen: PathWorld) -> None:
     copy, again = fresh(world), fresh(world)
-    copy.load_state(fitted.state())
-    for ours, theirs in zip(copy.predict(unseen.paths), fitted.predict(unseen.paths), strict=True):
+    copy.load_state(brief.state())
+    for ours, theirs in zip(copy.predict(unseen.paths), brief.predict(unseen.paths), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     copy.fit(world.paths, steps=3)
     again.fit(world.paths, steps=3)
@@ -196,15 +207,15 @@ def test_state_round_trip_one_seed_one_result(fitted, world: PathWorld, unseen: 
         (lambda s: s.update({"state.mean": s["state.mean"] + np.nan}), "'state.mean' holds NaN"),
     ],
 )
-def test_a_wrong_state_is_refused_and_changes_nothing(fitted, unseen: PathWorld, harm, message) -> None:
-    state, before = fitted.state(), fitted.predict(unseen.paths)
+def test_a_wrong_state_is_refused_and_changes_nothing(brief, unseen: PathWorld, harm, message) -> None:
+    state, before = brief.state(), brief.predict(unseen.paths)
     harm(state)
     with pytest.raises(SimulatorError, match=message):
-        fitted.load_state(state)
-    np.testing.assert_array_equal(fitted.predict(unseen.paths).relative, before.relative)
+        brief.load_state(state)
+    np.testing.assert_array_equal(brief.predict(unseen.paths).relative, before.relative)
 
 
-def test_errors_of_use(fitted, world: PathWorld) -> None:
+def test_errors_of_use(brief, world: PathWorld) -> None:
     blank = fresh(world)
     for call in (lambda: blank.predict(world.paths), blank.state, lambda: blank.embed(world.paths)):
         with pytest.raises(SimulatorError, match="before fit"):
@@ -212,9 +223,9 @@ def test_errors_of_use(fitted, world: PathWorld) -> None:
     with pytest.raises(SimulatorError, match="other widths"):
         Transformer(world.paths.widths._replace(action=99), SMALL).fit(world.paths)
     with pytest.raises(SimulatorError, match="is full"):
-        z = fitted.embed(world.paths)
+        z = brief.embed(world.paths)
         for _ in range(5):
-            z = fitted.advance(z, np.ones((len(z), OPS + DIRECTIONS)))
+            z = brief.advance(z, np.ones((len(z), OPS + DIRECTIONS)))
     with pytest.raises(SimulatorError, match="multiple of heads"):
         TransformerConfig(width=10, heads=4)
     with pytest.raises(SimulatorError, match="one step"):
