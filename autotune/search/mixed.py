@@ -59,11 +59,10 @@ class MixedSearch(PolicySearch):
         self.summaries: dict[Schedule, np.ndarray] = {}
         self.breeder = Breeder(self.root, self.rng)
         self.stale = 0  # batches in a row that gained nothing
-        self.advisors: dict[str, PolicySearch | RecallSearch] = {"policy": PolicySearch(kernel, renderer, seed, guide)}
+        self.advisors = {"policy": PolicySearch(kernel, renderer, seed, guide)}
         if guide.world is not None and guide.world.agent is not None:
             self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide), **self.advisors}
-        if self.directs and guide.memory is not None:
-            self.advisors["recall"] = RecallSearch(kernel, renderer, seed, guide)
+        self.recall = RecallSearch(kernel, renderer, seed, guide)
         self.turns = list(self.advisors)
 
     def ask(self, count: int) -> list[Schedule]:
@@ -178,9 +177,8 @@ class MixedSearch(PolicySearch):
     def _grow(self) -> None:
         """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state, and what is
         recalled."""
-        if isinstance(recall := self.advisors.get("recall"), RecallSearch):
-            for state in recall.states():
-                self._propose(state, "recall")
+        for state in self.recall.states():
+            self._propose(state, "recall")
         draws = [([self.root], t) for t in ROOT_TEMPERATURES]
         if self.measured:
             best = sorted(self.measured, key=lambda pair: pair[1])[:3]

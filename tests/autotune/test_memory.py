@@ -123,7 +123,10 @@ def test_without_a_memory_there_is_nothing_to_recall_and_mixed_does_without():
     guide.memory = None
     assert RecallSearch(MATMUL, CPU, 0, guide).ask(4) == []
     search = MixedSearch(MATMUL, CPU, 0, guide)
-    assert "recall" not in search.advisors and len(search.ask(4)) == 4
+    assert len(search.ask(4)) == 4 and "recall" not in search.origins.values()
+    told = MixedSearch(MATMUL, CPU, 0, Guide.load(SHIPPED / "guide-cpu"))
+    told.ask(4)
+    assert "recall" in told.origins.values()
 
 
 def test_the_memory_that_ships_knows_training_kernels_only():
