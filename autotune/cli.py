@@ -11,10 +11,7 @@ import contextlib
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +20,8 @@ from tinygrad import Context
 
 from autotune import corpus
 from autotune.cli_collect import collect_command
-from autotune.cli_records import export_command, import_command, merge_command, noise_command, verify_command
+from autotune.cli_devices import devices_command
+from autotune.cli_records import export_command, import_command, merge_command, verify_command
 from autotune.collect import DEFAULT as COLLECTING
 from autotune.collect import STRATEGIES as COLLECTORS
 from autotune.compiler import default_device, fingerprint, renderer_of
@@ -41,15 +39,12 @@ from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner, tune
 
 CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then is tuned
-DEVICES = ("CPU", "CL", "CUDA", "NV", "AMD", "METAL", "QCOM", "WEBGPU")  # what `devices` tries to open
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
 CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
 VERIFIED = 20  # records that `verify` looks at
 VERIFY_HELP = "how many (default: %(default)s)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
 COLLECTORS_HELP = f"they take turns at each kernel: {', '.join(COLLECTORS)} (default: {', '.join(COLLECTING)})"
-PROBE = "import json, sys; from autotune.compiler import fingerprint; print(json.dumps(fingerprint(sys.argv[1])))"
-PROBE_SECONDS = 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -300,39 +295,6 @@ def replay_command(args: argparse.Namespace) -> int:
     from autotune.experiments import replay  # here, because it imports sacred
 
     return replay.main(args.run, args.live)
-
-
-def devices_command(args: argparse.Namespace) -> int:
-    """Each device is opened in a process of its own: a broken driver can take its process with it."""
-    default = default_device()
-    names, usable = list(dict.fromkeys([*DEVICES, default])), []
-    with ThreadPoolExecutor(2) as pool:
-        for name, (fields, problem) in zip(names, pool.map(_probe, names), strict=True):
-            mark = " (default)" if name == default else ""
-            if fields is None:
-                print(f"{name}{mark}: not usable here: {problem}")
-                continue
-            known = {k.removeprefix("setting."): v if len(v) <= 60 else v[:57] + "..." for k, v in fields.items()}
-            print(f"{name}{mark}: fingerprint {fingerprint_id(fields)}")
-            print("    " + ", ".join(f"{k} {v}" for k, v in known.items() if f"setting.{k}" not in fields))
-            print("    " + " ".join(f"{k}={v}" for k, v in known.items() if f"setting.{k}" in fields), flush=True)
-            usable.append(name)
-    for name in usable if args.noise else ():
-        noise_command(name, args.records)
-    return 0
-
-
-def _probe(device: str) -> tuple[dict[str, str] | None, str]:
-    """(fingerprint fields, "") or (None, why the device cannot be opened)."""
-    try:
-        command = [sys.executable, "-c", PROBE, device]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None, f"no answer within {PROBE_SECONDS:.0f} s"
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1]), ""
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return None, last.partition("cannot be opened ")[2].partition("; set DEV")[0].strip("()") or last
 
 
 # **** what can be wrong with a command ****
