@@ -165,7 +165,7 @@ def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, r
     done, total = 0, budget * len(kernels)
     while done < total and (kernel := spending.next()) is not None:
         before = searches[kernel.key].best
-        made = searches[kernel.key].visit(min(spending.size(kernel), total - done))
+        made = searches[kernel.key].visit(min(VISIT, total - done))
         turns[kernel.key] += [(done + 1 + i) / len(kernels) for i in range(made)]
         done += made
         spending.visited(kernel, before, made)
@@ -223,7 +223,7 @@ def summarise(
         name: sorted({c.seed for c in curves if c.strategy == name})
         for name in dict.fromkeys(c.strategy for c in curves)
     }
-    longest = max(len(c.times) for c in curves if c.turns is None)
+    longest = max((c.turns or [len(c.times)])[-1] for c in curves)
     budgets = [b for b in BUDGETS if b <= longest]
 
     def scores(name: str, budget: int) -> np.ndarray:

@@ -29,8 +29,9 @@ class Memory:
         self.added: dict[str, tuple[np.ndarray, list[Schedule]]] = {}  # by kernel key; not kept with the rest
 
     @staticmethod
-    def learn(data: Dataset) -> Memory:
-        """From the trials of a data set; of a kernel that was measured on several machines, those of one."""
+    def learn(data: Dataset) -> Memory | None:
+        """From the trials of a data set; of a kernel that was measured on several machines, those of one. None where nothing was
+        faster than the un-optimized kernels."""
         log_times, groups = data.arrays()
         found: dict[str, tuple[np.ndarray, list[Schedule]]] = {}
         for group in np.unique(groups):
@@ -41,6 +42,8 @@ class Memory:
             if known:
                 root = root_of(data.states[rows[0]])
                 found[root.kernel.key] = traits(root), known
+        if not found:
+            return None
         features, schedules = zip(*found.values(), strict=True)
         return Memory(np.stack(features), list(schedules))
 

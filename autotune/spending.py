@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from autotune.kernel import Kernel
 
-FIRST = 4  # trials of a kernel at its first visit: they gain most, and the other kernels wait for theirs
-VISIT = 8  # and at each later one: its preparation costs as much as two or three
+VISIT = 8  # trials of a kernel at a time: its preparation costs as much as two or three
 PRIOR = 1.0  # log2 units promised by a first visit
 DRY = 0.5  # share of a promise that is left after a visit without gain
 LEAST = 0.02  # log2 units: less than that is no gain, but luck of the timer
@@ -52,10 +51,6 @@ class Spending:
         if best is None or self._savings[best] <= FROZEN * self.total:
             return None
         return self.accounts[best].kernel
-
-    def size(self, kernel: Kernel) -> int:
-        """Trials of a kernel's next visit."""
-        return VISIT if self.accounts[kernel.key].visits else FIRST
 
     def saving(self, account: Account) -> float:
         """Seconds of the program that one more visit promises to save."""

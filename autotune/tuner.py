@@ -136,7 +136,7 @@ class Tuner:
         def visit(kernel: Kernel) -> None:
             bar.set_postfix_str(kernel.name)
             before = self.best_seconds(kernel)
-            spending.visited(kernel, before, self.visit(kernel, spending.size(kernel), budget, bar.update))
+            spending.visited(kernel, before, self.visit(kernel, VISIT, budget, bar.update))
 
         while budget.left(1) > 0 and (kernel := spending.next()) is not None:
             share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: budget.left(1) > 0)

@@ -26,7 +26,7 @@ def main() -> None:
     guide.memory = Memory.learn(data)
     about = json.loads(path.with_suffix(".json").read_text())
     guide.save(path, {name: about[name] for name in ("backend", "draft", "updates", "validation")})
-    print(f"{path}: remembers {len(guide.memory.schedules)} kernels")
+    print(f"{path}: remembers {len(guide.memory.schedules) if guide.memory else 0} kernels")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def test_trials_that_are_shared_count_when_the_program_had_them():
     assert (a.spent_after(0.4), a.spent_after(1), a.spent_after(math.inf)) == (0.0, 0.5, 1.5)
     assert needed(a, -2.0) == (2.0, 1.5) and needed(b, -3.0) == (1.5, 1.0)
     assert Curve("c", "auto", 0, 0.0, [], [], []).best_after(9) == 0.0  # never visited
+    assert list(summarise([a, b])["auto"]["total"]) == [1, 2]
 
 
 def test_strategies_may_have_different_numbers_of_seeds():

@@ -37,7 +37,9 @@ def learned(*kernels: tuple[Kernel, dict[tuple, float]]) -> Memory:
     data = Dataset(CPU)
     for kernel, times in kernels:
         data.add(kernel, timed(kernel, times), "here")
-    return Memory.learn(data)
+    memory = Memory.learn(data)
+    assert memory is not None
+    return memory
 
 
 OF_MATMUL = {(): 8.0, (U4,): 1.0, (U4, UNROLL): 1.05, (U2,): 2.0}
@@ -47,6 +49,12 @@ OF_ADD = {(): 2.0, (U2,): 1.0}
 def test_the_fastest_are_remembered_and_what_is_much_slower_is_not():
     memory = learned((MATMUL, OF_MATMUL))
     assert memory.schedules == [[(U4,), (U4, UNROLL)]]
+
+
+def test_where_nothing_was_gained_there_is_nothing_to_remember():
+    data = Dataset(CPU)
+    data.add(MATMUL, timed(MATMUL, {(): 1.0, (U2,): 2.0}), "here")
+    assert Memory.learn(data) is None
 
 
 def test_the_most_alike_comes_first_and_of_each_the_fastest():

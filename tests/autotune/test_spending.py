@@ -15,7 +15,7 @@ from autotune.guide import SHIPPED, Guide
 from autotune.kernel import Kernel
 from autotune.records import Records, Trial
 from autotune.search.mixed import MixedSearch
-from autotune.spending import DRY, FIRST, FROZEN, PRIOR, VISIT, Spending
+from autotune.spending import DRY, FROZEN, PRIOR, Spending
 from autotune.tuner import Tuner
 
 A, B, C = add_one(64), add_one(128), add_one(256)
@@ -46,13 +46,6 @@ def test_a_promise_that_is_not_kept_is_believed_less():
     seconds[B.key] = 0.8
     own.visited(B, 1.0, 8)  # it gained: as good as before
     assert own.gain(own.accounts[B.key]) == 0.9 and own.next() is B
-
-
-def test_a_first_visit_is_short():
-    own = spending({A.key: 1.0, B.key: 1.0}, {A.key: 1.0, B.key: 1.0}, {A.key: 1, B.key: 1})
-    assert own.size(A) == own.size(B) == FIRST
-    own.visited(A, 1.0, 4)
-    assert (own.size(A), own.size(B)) == (VISIT, FIRST)
 
 
 def test_without_a_simulator_later_visits_promise_less():
