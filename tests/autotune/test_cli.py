@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from shell import RANDOM, autotune, count, fails, folder, members, run, start
 
-from autotune import cli
+from autotune import cli, cli_devices
 from autotune.compiler import Opt, OptOps
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Final, Records
@@ -122,7 +122,7 @@ def test_exported_schedules_are_used_without_a_search(folder, winner):
 
 
 def test_devices_are_listed_with_what_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "DEVICES", ("CPU", "NOPE"))
+    monkeypatch.setattr(cli_devices, "DEVICES", ("CPU", "NOPE"))
     assert cli.main(["devices"]) == 0
     printed = capsys.readouterr().out
     assert "CPU" in printed and ": fingerprint " in printed and "tinygrad 0.14.0" in printed

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from test_never_worse import CPU, KERNELS, Adversary
 
-from autotune import cli
+from autotune import cli, cli_devices
 from autotune.budget import Budget
 from autotune.compiler import fingerprint
 from autotune.measuring import noise
@@ -43,7 +43,7 @@ def test_noise_is_measured_on_kernels_of_rising_length(runner, monkeypatch):
 
 def test_the_command_prints_and_keeps_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(noise, "SIZES", (1 << 8, 1 << 14))
-    monkeypatch.setattr(cli, "DEVICES", ("CPU",))
+    monkeypatch.setattr(cli_devices, "DEVICES", ("CPU",))
     monkeypatch.setenv("DEV", "CPU")
     assert cli.main(["devices", "--noise", "--records", str(tmp_path / "r.db")]) == 0
     lines = capsys.readouterr().out.splitlines()
