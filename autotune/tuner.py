@@ -74,8 +74,9 @@ class Tuner:
         bar = tqdm(total=len(kernels) * (self.trials + 2), desc="tuning", unit="trial", disable=not self.progress)
         where = self.records.path, self.measurer.fingerprint
         finished = True  # the beams
-        for kernel in self.records.kernels():  # tuned before, though it be in another program
-            self._remember(kernel, self._history(kernel))
+        if self.guide is not None and self.guide.memory is not None:
+            for kernel in self.records.kernels():  # tuned before, though it be in another program
+                self._remember(kernel, self._history(kernel))
         with bar:
 
             def begin(kernel: Kernel) -> None:
@@ -175,7 +176,8 @@ class Tuner:
         """What was found of a kernel the searches of similar ones may recall."""
         if self.guide is not None and self.guide.memory is not None:
             timed = [(t.schedule, t.seconds) for t in history.good if t.seconds is not None]
-            self.guide.memory.add(root_state(kernel, self.renderer), timed)
+            if timed:  # else it may be a kernel of another device, which has no state here
+                self.guide.memory.add(root_state(kernel, self.renderer), timed)
 
     def continue_by_beam(self, kernel: Kernel, budget: Budget) -> bool:
         """Beam search, in as many trials as it takes beyond the budget's; only its seconds end it early. Whether it is done."""

@@ -51,7 +51,7 @@ def row(name: str, figures: dict) -> str:
 
 def examples(folder: Path) -> str:
     head = ("program", "DEV", "trials a kernel", "hand-coded ms", "random ms", "tuned ms", "of hand-coded", "of random",
-            "worst kernel", "whole program under TinyJit, ms", "tuning s", "with BEAM=4", "file")  # fmt: skip
+            "worst kernel", "whole program under TinyJit, ms", "tuning s", "with tinygrad's own BEAM", "file")  # fmt: skip
     found = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     return table(head, [row(name, figures) for name, figures in found.items() if "tune" in figures])  # an example's run
 

@@ -20,11 +20,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="without its suffix, such as runs/1/best")
     path = parser.parse_args().checkpoint
-    device = default_device()
+    device, about = default_device(), json.loads(path.with_suffix(".json").read_text())
+    if about["backend"].split(":")[0] != device.split(":")[0]:  # another backend's trials would mean nothing to it
+        raise SystemExit(f"{path} was trained for {about['backend']}, this is {device}: set DEV")
     guide, data = Guide.load(path), Dataset(renderer_of(device))
     add_shipped(data, device, corpus.load("train"))
     guide.memory = Memory.learn(data)
-    about = json.loads(path.with_suffix(".json").read_text())
     guide.save(path, {name: about[name] for name in ("backend", "draft", "updates", "validation")})
     print(f"{path}: remembers {len(guide.memory.schedules) if guide.memory else 0} kernels")
 

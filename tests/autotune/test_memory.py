@@ -10,6 +10,7 @@ import pytest
 from tiny import U2, U4, add_one, kernel_of
 from tinygrad import Tensor
 
+from autotune import corpus
 from autotune.budget import Budget
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.data import Dataset
@@ -138,8 +139,12 @@ def test_without_a_memory_there_is_nothing_to_recall_and_mixed_does_without():
 
 
 def test_the_memory_that_ships_knows_training_kernels_only():
-    guide = Guide.load(SHIPPED / "guide-cpu")
-    assert guide.memory is not None and len(guide.memory.schedules) >= 500
+    memory = Guide.load(SHIPPED / "guide-cpu").memory
+    assert memory is not None and len(memory.schedules) >= 500
+    known = {traits(root_state(k, CPU)).astype(np.float16).tobytes() for k in corpus.load("train")}
+    assert all(row.tobytes() in known for row in memory.features)
+    strangers = [traits(root_state(k, CPU)).astype(np.float16).tobytes() for k in corpus.load("held_out")]
+    assert sum(row in known for row in strangers) < 0.1 * len(strangers)  # so the first half can fail
 
 
 def test_a_guide_with_a_damaged_memory_is_one_line(tmp_path: Path):
