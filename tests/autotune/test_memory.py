@@ -120,6 +120,7 @@ def test_what_was_just_found_of_a_twin_is_recalled_first_but_nothing_of_the_kern
 
 def test_a_search_hears_of_what_is_added_while_it_goes_on():
     guide = Guide.load(SHIPPED / "guide-cpu")
+    guide.memory = learned((add_one(), OF_ADD), (ALIKE, OF_MATMUL))
     search = RecallSearch(MATMUL, CPU, 0, guide)
     strange = (Opt(OptOps.UPCAST, 1, 3),) * 2
     assert strange not in {s.schedule for s in search.states()}
@@ -161,6 +162,7 @@ def test_the_tuner_remembers_what_it_found_and_what_is_on_record(tmp_path: Path,
         records.add_fingerprint(runner.fields)
         for kernels in ([MATMUL], [add_one()]):
             guide = Guide.load(SHIPPED / "guide-cpu")
+            guide.memory = learned((add_one(512), OF_ADD))
             tuner = Tuner(records, runner, CPU, trials=2, strategy="mixed", guide=guide, progress=False)
             tuner.run(kernels, {k.key: 1 for k in kernels}, Budget(2))
     assert guide.memory is not None and set(guide.memory.added) == {MATMUL.key, add_one().key}
