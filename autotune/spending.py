@@ -2,7 +2,8 @@
 
 A strategy that has a simulator promises what its best candidates are believed to gain (`MixedSearch.promise`). Any other
 one is taken to gain PRIOR in its first visit and less in each later one, as 1 / (1 + visits)^2. A simulator that promises
-what the device does not keep is believed less with every visit that brought nothing.
+what the device does not keep is believed less with every visit that brought nothing. A visit may also find what nothing
+promised: HOPE / (1 + visits) is the least that any is taken to gain.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from autotune.kernel import Kernel
 VISIT = 8  # trials of a kernel at a time: its preparation costs as much as two or three
 PRIOR = 1.0  # log2 units promised by a first visit
 DRY = 0.5  # share of a promise that is left after a visit without gain
+HOPE = 0.1  # log2 units that a first visit may bring though nothing was promised
 LEAST = 0.02  # log2 units: less than that is no gain, but luck of the timer
 FROZEN = 1e-3  # share of the program's time: kernels that promise to save less are not visited any more
 
@@ -57,11 +59,11 @@ class Spending:
         return account.calls * (self.seconds(account.kernel) or 0.0) * (1.0 - 2.0 ** -self.gain(account))
 
     def gain(self, account: Account) -> float:
-        """Promised log2 speedup of a visit."""
+        """Expected log2 speedup of a visit."""
         believed = self.promise(account.kernel)
         if believed is None:
             believed = PRIOR / (1 + account.visits) ** 2
-        return float(believed * DRY**account.dry)
+        return max(float(believed * DRY**account.dry), HOPE / (1 + account.visits))
 
     def visited(self, kernel: Kernel, before: float | None, trials: int) -> None:
         """Note a visit of so many trials, before which the kernel took `before` seconds."""

@@ -1,4 +1,6 @@
-"""Strategies that exist only to be held against ours: `ranker` and `recipe`, learned from the trials that ship."""
+"""Strategies that exist only to be held against ours: `ranker` and `recipe`, learned from the trials that ship, and ours with
+one part taken away (`ablations.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from autotune import corpus
 from autotune.compiler import Renderer
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
+from autotune.experiments.ablations import ABLATIONS, ablated
 from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
@@ -26,7 +29,6 @@ ATTEMPTS = 50  # draws from the table without anything new before it counts as e
 LIGHTGBM: dict[str, Any] = {"objective": "lambdarank", "n_estimators": 300, "num_leaves": 31, "learning_rate": 0.05, "min_child_samples": 20,
             "lambdarank_truncation_level": 20, "label_gain": list(range(GRADES + 1)), "n_jobs": 2, "random_state": 0,
             "deterministic": True, "force_row_wise": True, "verbose": -1}  # fmt: skip
-CONTROLS = ("ranker", "recipe")
 
 
 class Controls:
@@ -41,6 +43,8 @@ class Controls:
             return RankerSearch(kernel, renderer, seed, self.ranker)
         if name == "recipe":
             return RecipeSearch(kernel, renderer, seed, self.recipe)
+        if name in ABLATIONS:
+            return ablated(name, kernel, renderer, seed, guide)
         return make_strategy(name, kernel, renderer, seed, guide)
 
     @cached_property

@@ -21,17 +21,20 @@ from sacred.run import Run
 from tqdm import tqdm
 
 from autotune import corpus
+from autotune.compiler import Renderer
 from autotune.curves import Curve, Shared, pooled, search, summarise, table
 from autotune.errors import UsageError
 from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments.ablations import ABLATIONS
 from autotune.experiments.controls import Controls
 from autotune.experiments.evaluate import keep_guide
-from autotune.experiments.train import sample
+from autotune.experiments.train import keep, sample
 from autotune.experiments.tuning import program_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
-from autotune.search import NEEDS_GUIDE, POOLED
+from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, Strategy, make_strategy
 
+GUIDED = NEEDS_GUIDE | set(ABLATIONS)
 experiment = make_experiment("curves")
 experiment.add_config({
     "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
@@ -44,6 +47,7 @@ experiment.add_config({
     "strategies": ["mixed", "planner", "muzero", "sequential", "policy", "evolution", "random"],
     "seeds": 5,
     "fewer": [],  # seeds of these: [strategy, seeds]
+    "guides": [],  # checkpoints to compare, each as a strategy of its own: [name, checkpoint], and `name` among the strategies
     "part": "",  # directory of an earlier run, whose trials and finished searches are taken over
 })  # fmt: skip
 experiment.add_named_config("fast", {"kernels": 2, "trials": 3, "strategies": ["mixed", "random"], "seeds": 2})
@@ -63,10 +67,10 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
             if not (session.out / path.name).exists():
                 shutil.copy(path, session.out / path.name)
     names = settings["strategies"]
-    settings = {**settings, "more": dict(settings["more"]), "fewer": dict(settings["fewer"])}
-    if unknown := {*settings["more"], *settings["fewer"]} - set(names):
+    settings = {**settings, **{key: dict(settings[key]) for key in ("more", "fewer", "guides")}}
+    if unknown := {*settings["more"], *settings["fewer"], *settings["guides"]} - set(names):
         raise UsageError(f"settings for {', '.join(sorted(unknown))}, which is not among the strategies")
-    guide = Guide.load(keep_guide(session, settings["checkpoint"])) if NEEDS_GUIDE & set(names) else None
+    guide = Guide.load(keep_guide(session, settings["checkpoint"])) if GUIDED & set(names) else None
     kernels, calls = kernels_of(session, settings)
     searches = Searches(session, settings, kernels, calls, guide)
     curves = list(tqdm(searches.all(), desc="searches", total=searches.count))
@@ -83,6 +87,8 @@ class Searches:
                  guide: Guide | None):  # fmt: skip
         self.session, self.settings, self.kernels, self.calls, self.guide = session, settings, kernels, calls, guide
         self.controls = Controls(session.device, session.renderer)
+        self.guides = {name: Guide.load(keep(Path(path), session.out / f"guide-{name}"))
+                       for name, path in settings["guides"].items()}  # fmt: skip
         self.seeds = {name: settings["fewer"].get(name, settings["seeds"]) for name in settings["strategies"]}
         self.count = sum(self.seeds.values()) * len(kernels)
 
@@ -98,11 +104,14 @@ class Searches:
     def _alone(self, name: str, seed: int, kernel: Kernel) -> Curve:
         path, budget = self._file(name, seed, kernel.key)
         if not path.exists():
-            found = search(
-                self._shared(kernel), name, self.session.renderer, seed, self.guide, budget, self.controls.make
-            )
+            found = search(self._shared(kernel), name, self.session.renderer, seed, self.guide, budget, self._make)
             path.write_text(json.dumps(asdict(found)))
         return Curve(**json.loads(path.read_text()))
+
+    def _make(self, name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
+        if name in self.guides:
+            return make_strategy(DEFAULT, kernel, renderer, seed, self.guides[name])
+        return self.controls.make(name, kernel, renderer, seed, guide)
 
     def _together(self, name: str, seed: int) -> list[Curve]:
         budget, paths = 0, []

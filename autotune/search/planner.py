@@ -72,6 +72,8 @@ class PlannerSearch(MixedSearch):
                 for leaf in result.leaves(row):
                     self._propose(leaf.embedding.state, "planner")
             after = self._follow(root.embedding, result.action)
+            for node in after.embedding:  # without simulations it is no leaf of the search
+                self._propose(node.state, "planner")
             root = _merged(after.discount == 0, first, after)
 
     def _look(self, states: Sequence[State], hidden: np.ndarray, reset: np.ndarray) -> Root:

@@ -9,7 +9,7 @@ import numpy as np
 from autotune.compiler import Renderer
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
-from autotune.space import legal_mask, root_state, step
+from autotune.space import State, legal_mask, root_state, step
 
 MAX_ACTIONS = 6
 ATTEMPTS = 50  # draws without anything new before the space counts as exhausted
@@ -46,10 +46,15 @@ class RandomSearch:
         self.seen.update(t.schedule for t in trials)
 
     def _draw(self) -> Schedule:
-        state = self.root
-        for _ in range(int(self.rng.integers(1, MAX_ACTIONS + 1))):
-            legal = np.flatnonzero(legal_mask(state)[:-1])
-            if not len(legal):
-                break
-            state = step(state, int(self.rng.choice(legal)))
-        return state.schedule
+        return random_path(self.root, self.rng)[-1].schedule
+
+
+def random_path(start: State, rng: np.random.Generator) -> list[State]:
+    """1 to 6 legal actions drawn evenly: the states passed through, the start first. Shorter where nothing is legal any more."""
+    path = [start]
+    for _ in range(int(rng.integers(1, MAX_ACTIONS + 1))):
+        legal = np.flatnonzero(legal_mask(path[-1])[:-1])
+        if not len(legal):
+            break
+        path.append(step(path[-1], int(rng.choice(legal))))
+    return path

@@ -1,0 +1,81 @@
+"""`mixed` with one part taken away, and `planner` with more or fewer simulations: what is each part worth?
+
+A part that is taken away is replaced by chance where the search cannot do without: schedules drawn evenly in place of the
+policies' and choices drawn evenly in place of the simulator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from autotune.compiler import Renderer
+from autotune.errors import UsageError
+from autotune.guide import Guide
+from autotune.kernel import Kernel, Schedule
+from autotune.search.mixed import MixedSearch
+from autotune.search.planner import PlannerSearch
+from autotune.search.random import random_path
+from autotune.space import State
+
+SIMULATIONS = (0, 4, 16, 50)  # of each action of the planner; with 0 it draws from the policy
+
+
+class WithoutPolicy(MixedSearch):
+    """Episodes drawn evenly, as many as the policy draws; none of the policies' own choices."""
+
+    directs = False
+
+    def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
+        count = self.guide.agent.config.n_envs
+        return [random_path(starts[i % len(starts)], self.rng) for i in range(count)]
+
+
+class WithoutSimulator(MixedSearch):
+    """Of the pool any, as it comes."""
+
+    def _chosen(self, count: int) -> list[Schedule]:
+        candidates = self._candidates()
+        drawn = self.rng.permutation(len(candidates))[:count]
+        schedules = [candidates[i].schedule for i in drawn]
+        self.seen.update(schedules)
+        return schedules
+
+
+class WithoutDirect(MixedSearch):
+    """Everything that is measured was chosen by the simulator, or bred blindly."""
+
+    directs = False
+
+
+class WithoutBreeding(MixedSearch):
+    """No children, neither chosen nor blind."""
+
+    def _breed(self, count: int) -> list[State]:
+        return []
+
+
+class WithoutMemory(MixedSearch):
+    """Nothing is recalled of other kernels."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
+        super().__init__(kernel, renderer, seed, guide)
+        self.recall.memory = None
+
+
+Make = Callable[[Kernel, Renderer, int, Guide], MixedSearch]
+ABLATIONS: dict[str, Make] = {
+    "no-policy": WithoutPolicy,
+    "no-simulator": WithoutSimulator,
+    "no-direct": WithoutDirect,
+    "no-breeding": WithoutBreeding,
+    "no-memory": WithoutMemory,
+    **{f"planner-{n}": partial(PlannerSearch, simulations=n) for n in SIMULATIONS},
+}
+
+
+def ablated(name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> MixedSearch:
+    """Raises UsageError where there is no checkpoint to take a part from."""
+    if guide is None:
+        raise UsageError(f"{name} needs a checkpoint: name one with `checkpoint=`")
+    return ABLATIONS[name](kernel, renderer, seed, guide)
