@@ -40,6 +40,7 @@ setup(
             "ruff==0.17.5",
             "scikit-learn>=1.5",  # a control in tools/bench_sims.py
         ],
+        "pytorch": ["torch>=2.4", "torchvision>=0.19"],  # to hold beside, in examples/resnet.py --pytorch
         "plots": ["matplotlib>=3.8"],
     },
 )

@@ -19,6 +19,14 @@ from autotune.compiler import default_device
 from autotune.errors import ScriptError
 from autotune.measuring.runner import device_lock
 
+PEAK = """
+import time, numpy as np
+a, b = (np.random.default_rng(i).standard_normal((1024, 1024), dtype=np.float32) for i in range(2))
+times = []
+for _ in range(30):
+    started = time.perf_counter(); a @ b; times.append(time.perf_counter() - started)
+print(2 * 1024**3 / min(times))
+"""
 WARM_UP = 3  # calls before timing: a TinyJit runs plainly, then captures, then replays
 
 
@@ -39,6 +47,14 @@ class Latency:
     @property
     def seconds(self) -> float:
         return statistics.median(self.samples)
+
+
+def core_peak() -> float:
+    """Floating-point operations a second of one core, as numpy's matmul of float32 reaches them in a fresh process: on one
+    thread, whatever BLAS kernel the environment had asked for."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")} | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PEAK], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def serve(call: Callable[[], np.ndarray]) -> None:

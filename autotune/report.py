@@ -83,7 +83,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The contract of `tune --json`."""
         rows = [{"key": k.kernel.key, "name": k.kernel.name, "calls": k.calls, "hand_coded_ms": k.hand_coded_seconds * 1e3,
-                 "tuned_ms": k.tuned_seconds * 1e3, "trials": k.trials,
+                 "tuned_ms": k.tuned_seconds * 1e3, "gflop": k.kernel.work[0] / 1e9, "trials": k.trials,
                  "schedule": None if k.schedule is None else schedule_to_json(k.schedule), "verdicts": k.verdicts}
                 for k in self.kernels]  # fmt: skip
         parts = {part: {"trials": gain.trials, "ms": gain.seconds * 1e3} for part, gain in self.gains.items()}

@@ -44,7 +44,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=5.0, help="of --train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--serve", choices=("default", "tuned", "beam"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=("default", "tuned", "beam", "pytorch"), help=argparse.SUPPRESS)
     return parser
 
 
@@ -67,6 +67,7 @@ def infer(args: argparse.Namespace, program: Program, label: str) -> None:
     if args.control:
         figures["control"] = control(args, program)
     figures["latency"] = whole_program(args, label)
+    figures["peak_gflops"] = latency.core_peak() / 1e9
     if args.json is not None:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -113,20 +114,25 @@ def train(args: argparse.Namespace, program: Program, name: str) -> None:
     print(f"fine-tuned checkpoint: {best}")
 
 
-def whole_program(args: argparse.Namespace, label: str) -> dict[str, dict[str, float]]:
-    """Latency under TinyJit by default, tuned, and under BEAM if asked, in fresh processes, interleaved."""
+def whole_program(args: argparse.Namespace, label: str) -> dict[str, dict[str, float | None]]:
+    """Latency under TinyJit by default, tuned, and under BEAM or in PyTorch if asked, in fresh processes, interleaved."""
     command = [sys.executable, *sys.argv]
     settings = {"default": {"BEAM": "0"}, "tuned": {"BEAM": "0"}}
     if args.beam:
         settings["beam"] = {"BEAM": str(args.beam), "IGNORE_BEAM_CACHE": "1"}
+    if "pytorch" in args and args.pytorch:  # not every example has a counterpart there
+        settings["pytorch"] = {}
     variants = {name: latency.Variant([*command, "--serve", name], env) for name, env in settings.items()}
     found = latency.compare(variants)
     base, figures = found["default"], {}
     for name, result in found.items():
-        difference = float(np.abs(result.output - base.output).max())
+        # PyTorch's net has weights of its own
+        difference = None if name == "pytorch" else float(np.abs(result.output - base.output).max())
         figures[name] = {"ms": result.seconds * 1e3, "largest_difference": difference, "start_seconds": result.started}
+        off = "" if difference is None else (f", largest difference of outputs {difference:.2e} "
+                                             f"(outputs up to {np.abs(base.output).max():.2e})")  # fmt: skip
         print(f"{label}, {name:8} {result.seconds * 1e3:9.2f} ms  {result.seconds / base.seconds:6.3f} of default, ready in "
-              f"{result.started:.0f} s, largest difference of outputs {difference:.2e} (outputs up to {np.abs(base.output).max():.2e})")  # fmt: skip
+              f"{result.started:.0f} s{off}")  # fmt: skip
     return figures
 
 

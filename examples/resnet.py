@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from common import infer, main, options, serving, train
@@ -10,6 +11,7 @@ from tinygrad import Context, Tensor, TinyJit
 
 import autotune
 from autotune import latency
+from autotune.errors import UsageError
 from autotune.models import ResNet, seeded
 
 
@@ -17,7 +19,11 @@ def run() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--depth", type=int, default=18, choices=(18, 34, 50))
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--pytorch", action="store_true", help="also time PyTorch, eager and on one thread")
     args = parser.parse_args()
+    if args.serve == "pytorch":
+        latency.serve(pytorch(args.depth, args.batch))
+        return
     with Context(BEAM=0):
         net = seeded(ResNet(args.depth))
         image = Tensor(np.random.default_rng(0).standard_normal((args.batch, 3, 224, 224)).astype(np.float32)).realize()
@@ -35,6 +41,23 @@ def run() -> None:
         train(args, program, f"resnet{args.depth}")
     else:
         infer(args, program, f"ResNet-{args.depth}, batch {args.batch}")
+
+
+def pytorch(depth: int, batch: int) -> Callable[[], np.ndarray]:
+    """One eager call of torchvision's network on one thread. Raises UsageError where it is not installed."""
+    try:
+        import torch
+        from torchvision.models import get_model
+    except ImportError as error:
+        raise UsageError(f"{error}: --pytorch needs pip install 'tinygrad-autotune[pytorch]'") from None
+    torch.set_num_threads(1)
+    net, image = get_model(f"resnet{depth}").eval(), torch.randn(batch, 3, 224, 224)
+
+    def call() -> np.ndarray:
+        with torch.inference_mode():
+            return net(image).numpy()
+
+    return call
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import autotune
 from agents.ppo import PPO, PPOConfig
 from agents.protocol import Observation, Step
 from agents.rollout import Rollout, Runner
+from autotune.latency import core_peak
 
 CONFIG = PPOConfig(steps=8, n_envs=32, hidden=128, epochs=1)
 STATE, ACTIONS = 32, 16
@@ -38,14 +39,6 @@ import time; started = time.perf_counter()
 import sys; sys.path[:0] = sys.argv[2:]
 from bench_agents import first_update
 first_update(sys.argv[1]); print(time.perf_counter() - started)
-"""
-PEAK = """
-import time, numpy as np
-a, b = (np.random.default_rng(i).standard_normal((1024, 1024), dtype=np.float32) for i in range(2))
-times = []
-for _ in range(30):
-    started = time.perf_counter(); a @ b; times.append(time.perf_counter() - started)
-print(2 * 1024**3 / min(times) / 1e9)
 """
 
 
@@ -78,11 +71,8 @@ def first_update(cache_dir: str | Path) -> tuple[PPO, Rollout]:
 
 
 def alone(code: str, *arguments: str) -> float:
-    """A number that a fresh process prints, numpy on one thread, whatever BLAS kernel the environment had asked for."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")} | {"OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=True
-    )
+    """A number that a fresh process prints."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
@@ -116,7 +106,7 @@ def roofline(folder: Path, trials: int, seconds: float) -> dict[str, Any]:
         tuned, _ = first_update(folder / "tuned")
     medians = interleaved({"default": lambda: plain.update(rollout), "tuned": lambda: tuned.update(rollout)})
     difference = np.abs(plain.policy.theta.numpy() - tuned.policy.theta.numpy()).max()
-    peak = alone(PEAK)
+    peak = core_peak() / 1e9
     rates = {name: flops / s / 1e9 for name, s in medians.items()}
     batch = sum(x.nbytes for x in (rollout.state, rollout.mask, rollout.reset))
     slowest = sorted(report.kernels, key=lambda k: -k.calls * k.tuned_seconds)[:6]

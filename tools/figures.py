@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+from account_figures import accounts
 from bench_figures import benchmarks
 from planning_figures import planning
 from sims_figures import simulators
@@ -195,7 +196,7 @@ def main() -> None:
     folder = ROOT / "benchmarks"
     texts = {"README.md": examples(folder), "docs/measuring.md": proofs(folder), "docs/agents.md": agents(folder),
              "docs/simulators.md": "\n\n".join(filter(None, (simulators(folder), planning(folder)))),
-             "docs/benchmarks.md": benchmarks(folder)}  # fmt: skip
+             "docs/benchmarks.md": "\n\n".join(filter(None, (benchmarks(folder), accounts(folder))))}  # fmt: skip
     if not parser.parse_args().write:
         print("\n\n".join(texts.values()))
         return

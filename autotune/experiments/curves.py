@@ -58,6 +58,9 @@ experiment.add_named_config("bench", {
     "more": [["beam", 1000], ["random", 256], ["recipe", 1]],
     "checkpoint": "autotune/data/guide-cpu",
 })  # fmt: skip
+experiment.add_named_config("ablations", {
+    "strategies": ["mixed", *ABLATIONS, "random"], "trials": 32, "seeds": 3, "checkpoint": "autotune/data/guide-cpu",
+})  # fmt: skip
 
 
 def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:

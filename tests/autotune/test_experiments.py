@@ -17,7 +17,7 @@ from shell import members, start
 from autotune import guide
 from autotune.errors import UsageError
 from autotune.experiments.replay import compare
-from autotune.guide import find_checkpoint
+from autotune.guide import SHIPPED, find_checkpoint
 from autotune.training import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +115,20 @@ def test_searches_of_a_program_are_kept_and_repeated_without_a_device(tmp_path: 
 
 
 @pytest.mark.slow
+def test_checkpoints_and_ablations_are_compared_as_strategies(tmp_path: Path):
+    """The same checkpoint under another name finds the same."""
+    shipped = SHIPPED / "guide-cpu"
+    settings = ["program=matmul", "trials=3", "seeds=1", "strategies=['mixed', 'twin', 'no-simulator']",
+                f"checkpoint={shipped}", f"guides=[['twin', '{shipped}']]"]  # fmt: skip
+    done = python(tmp_path, "autotune.experiments.curves", "with", *settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    curves = json.loads((tmp_path / "runs" / "1" / "result.json").read_text())["figures"]["curves"]
+    times = {c["strategy"]: c["times"] for c in curves}
+    assert times["twin"] == times["mixed"] != times["no-simulator"] and len(times["no-simulator"]) == 3
+    assert "bit for bit" in python(tmp_path, "autotune", "replay", "runs/1").stdout
+
+
+@pytest.mark.slow
 def test_agents_are_compared_on_recordings_and_the_comparison_replays(tmp_path: Path):
     done = python(tmp_path, "autotune.experiments.agents", "with", "fast")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -148,6 +162,7 @@ def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_pa
     (["autotune.experiments.train", "with", "fast", "resume=nowhere/best"], "no checkpoint nowhere/best"),
     (["autotune.experiments.tuning", "with", "program=nothing"], "unknown program"),
     (["autotune.experiments.curves", "with", "fast", "fewer=[['beam', 1]]"], "settings for beam"),
+    (["autotune.experiments.curves", "with", "fast", "strategies=['x']", "guides=[['x', 'nowhere/best']]"], "no checkpoint nowhere/best"),
     (["autotune", "replay", "nowhere"], "no directory of a recorded run"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str):
