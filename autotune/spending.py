@@ -19,7 +19,7 @@ PRIOR = 1.0  # log2 units promised by a first visit
 DRY = 0.5  # share of a promise that is left after a visit without gain
 HOPE = 0.1  # log2 units that a first visit may bring though nothing was promised
 LEAST = 0.02  # log2 units: less than that is no gain, but luck of the timer
-FROZEN = 1e-3  # share of the program's time: kernels that promise to save less are not visited any more
+FROZEN = 2e-3  # share of the program's time: kernels that take less are never visited
 
 
 @dataclass
@@ -45,18 +45,17 @@ class Spending:
         self._savings: dict[str, float] = {}  # a visit changes those of its own kernel alone
 
     def next(self) -> Kernel | None:
-        """The kernel whose visit saves most; None where none promises anything worth while."""
+        """The kernel whose visit saves most; None where there is nothing more to say of any that takes time."""
         for key, account in self.accounts.items():
             if key not in self._savings:
                 self._savings[key] = 0.0 if account.closed else self.saving(account)
         best = max(self._savings, key=self._savings.__getitem__, default=None)
-        if best is None or self._savings[best] <= FROZEN * self.total:
-            return None
-        return self.accounts[best].kernel
+        return None if best is None or not self._savings[best] else self.accounts[best].kernel
 
     def saving(self, account: Account) -> float:
-        """Seconds of the program that one more visit promises to save."""
-        return account.calls * (self.seconds(account.kernel) or 0.0) * (1.0 - 2.0 ** -self.gain(account))
+        """Seconds of the program that one more visit promises to save; 0 for a frozen kernel."""
+        own = account.calls * (self.seconds(account.kernel) or 0.0)
+        return own * (1.0 - 2.0 ** -self.gain(account)) if own >= FROZEN * self.total else 0.0
 
     def gain(self, account: Account) -> float:
         """Expected log2 speedup of a visit."""

@@ -60,9 +60,6 @@ def test_trials_that_are_left_go_on_where_nothing_is_promised():
         visited.append(kernel)
         own.visited(kernel, seconds[kernel.key], 8)
     assert visited[:8] == [A] * 8 and B in visited[8:]
-    own.accounts[A.key].visits = own.accounts[B.key].visits = 1000  # nor is hope without an end
-    own._savings.clear()
-    assert own.next() is None
 
 
 def test_without_a_simulator_later_visits_promise_less():
