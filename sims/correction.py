@@ -36,23 +36,27 @@ class Correction:
         self._width = np.shape(reference)[1]
         self._scaling = Scaling.measure(check_features(reference, self._width), config.clip)
         self._known = np.zeros((0, self._width), np.float32)
-        self._residual = np.zeros(0)
+        self._residual: np.ndarray | None = None  # [K] or [K, M]
 
     def tell(self, embedding: np.ndarray, residual: np.ndarray) -> None:
-        """Trials: embeddings [N, E], and measured less predicted log2 time [N]; those that failed are NaN, and left out."""
+        """Trials: embeddings [N, E], and measured less predicted log2 time [N], or [N, M] of M predictors; those that failed are
+        NaN, and left out."""
         z, r = check_features(embedding, self._width), np.asarray(residual, np.float64)
-        if r.shape != (len(z),):
-            raise SimulatorError(f"{len(z)} embeddings need residuals of shape [{len(z)}], got {list(r.shape)}")
-        timed = np.isfinite(r)
+        if r.ndim not in (1, 2) or len(r) != len(z):
+            raise SimulatorError(
+                f"{len(z)} embeddings need residuals of shape [{len(z)}] or [{len(z)}, M], got {list(r.shape)}"
+            )
+        timed = np.isfinite(r.reshape(len(z), -1)).all(axis=1)
         self._known = np.concatenate([self._known, self._scaling(z[timed])])
-        self._residual = np.concatenate([self._residual, r[timed]])
+        self._residual = r[timed] if self._residual is None else np.concatenate([self._residual, r[timed]])
 
     def __call__(self, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What to add to the predictions of embeddings [N, E], and its standard deviation: each [N]."""
+        """What to add to the predictions of embeddings [N, E], [N] or [N, M] as it was told, and its standard deviation [N]."""
         z, c = self._scaling(check_features(embedding, self._width)), self.config
         prior = c.level**2 + c.scale**2
-        if not len(self._known):
-            return np.zeros(len(z)), np.full(len(z), np.sqrt(prior))
+        if self._residual is None or not len(self._known):
+            told = () if self._residual is None else self._residual.shape[1:]
+            return np.zeros((len(z), *told)), np.full(len(z), np.sqrt(prior))
         covariance = self._kernel(self._known, self._known) + c.noise**2 * np.eye(len(self._known))
         lower = np.linalg.cholesky(covariance)
         half = np.linalg.solve(lower, self._kernel(self._known, z))  # [K, N]

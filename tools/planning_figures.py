@@ -1,5 +1,5 @@
 """More tables of docs/simulators.md: what planning with simulators gives, from `benchmarks/curves-*.json` and
-`imagination-*.json` (the result.json of these experiments) and `planning-speed-*.json` (tools/bench_planning.py).
+`imagination-*.json` (the result.json of these experiments) `planning-speed-*.json` (tools/bench_planning.py), and `own-nets-*.json` (tools/bench_own.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from tables import interval, line, table
 def planning(folder: Path) -> str:
     """Every table there is a file for."""
     parts = []
-    for kind, text in (("curves", _curves), ("imagination", _imagination), ("planning-speed", _speed)):
+    for kind, text in (
+        ("curves", _curves),
+        ("imagination", _imagination),
+        ("planning-speed", _speed),
+        ("own-nets", _own),
+    ):
         parts += [text(json.loads(path.read_text()), path.name) for path in sorted(folder.glob(f"{kind}-*.json"))]
     return "\n\n".join(parts)
 
@@ -80,4 +85,22 @@ def _speed(found: Mapping[str, Any], name: str) -> str:
         f"DEV={found['device']}, `{name}`: planners from the root of a held-out kernel, median and range over kernels, and the share of "
         "the time that each part takes (under Python's profiler); the rest is the search itself.",
         table(("planner", "simulations/s", "a round", "its seconds", *parts), rows),
+    ])  # fmt: skip
+
+
+def _own(found: Mapping[str, Any], name: str) -> str:
+    """Training steps with tinygrad's own schedules and with tuned ones."""
+    rows = []
+    for net, own in found["nets"].items():
+        (default, tuned), tune = (own["seconds"][way] for way in ("default", "tuned")), own["kernels"]
+        ratios = [b / a for a, b in zip(default, tuned, strict=True)]
+        rows.append(line([net, *(f"{statistics.median(x) * 1e3:.0f}" for x in (default, tuned)),
+                          f"{own['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})", str(len(tune["kernels"])),
+                          f"{tune['hand_coded_ms']:.0f} -> {tune['tuned_ms']:.0f}", str(sum(k["trials"] for k in tune["kernels"])),
+                          f"{tune['seconds']:.0f}"]))  # fmt: skip
+    return "\n\n".join([
+        f"DEV={found['device']}, `{name}`: the tuner's own nets, tuned by it (`{found['strategy']}`, {found['trials']} trials a kernel at "
+        "most). Milliseconds of a training step, median of fresh processes in turn, and the ratio with its range; then the kernels of "
+        "some steps and of the predictions after them, each timed alone, calls counted.",
+        table(("net", "default", "tuned", "ratio", "kernels", "ms of kernels", "trials", "tuning s"), rows),
     ])  # fmt: skip

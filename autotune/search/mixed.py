@@ -25,6 +25,7 @@ from autotune.search.policy import PolicySearch
 from autotune.search.recall import RecallSearch
 from autotune.search.sequential import SequentialSearch
 from autotune.space import State, apply_to_state
+from sims.correction import Correction, CorrectionConfig
 
 ROOT_TEMPERATURES = (
     1.0,
@@ -39,7 +40,9 @@ DOUBT = 0.125  # share of the rest that is bred blindly, for each batch in a row
 MOST_DOUBT = 0.5  # ... up to this: where the simulator has nothing more to say, evolution without it has
 TAUGHT_BY = ("trial", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
 FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
-NEAR = 0.5  # scale of the distance, in standardised features, over which a trial speaks for its neighbours
+NEAR = 0.5  # scale of the distance, in standardised features, over which schedules count as alike
+# of what the simulator gets wrong of a kernel. Chosen on schedules of training kernels that `mixed` had asked for
+CORRECTION = CorrectionConfig(scale=1.0)
 
 
 class MixedSearch(PolicySearch):
@@ -204,25 +207,29 @@ class MixedSearch(PolicySearch):
         return self.guide.members(states)
 
     def _corrected(self, candidates: list[State]) -> np.ndarray:
-        """Each member's log2 time [M, C], moved by what it got wrong near by; failures push their neighbours back."""
+        """Each member's log2 time [M, C], moved by what it got wrong so far; failures push their neighbours back."""
         members = self._members(candidates)
         if self.measured:
             known = [s for s, _ in self.measured]
             residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
             level = residual.mean(1, keepdims=True)
-            weight = self._similarity(candidates, known)  # [C, K]
-            members = members + level + (residual - level) @ weight.T / (weight.sum(1) + 0.5)
+            features = [np.stack([self._summary(s) for s in states]) for states in (known, candidates)]
+            correction = Correction(np.concatenate(features), CORRECTION)
+            correction.tell(features[0], (residual - level).T)
+            members = members + level + correction(features[1])[0].T
         if self.failed:
             members = members + FAILURE * self._similarity(candidates, self.failed).max(1)
         return members
 
     def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
-        """exp(-squared distance) of standardised features [L, R]."""
-        a, b = (np.stack([self._summary(s) for s in states]) for states in (left, right))
-        scale = np.concatenate([a, b]).std(0) + 1e-3
-        a, b = a / scale, b / scale
-        distance = ((a[:, None] - b[None]) ** 2).mean(-1)
-        return np.exp(-distance / NEAR**2)
+        """exp(-squared distance / NEAR^2) of standardised features [L, R]."""
+        a, b = (np.stack([self._summary(s) for s in states]).astype(np.float64) for states in (left, right))
+        spread = np.concatenate([a, b]).std(0) + 1e-3
+        a, b = a / spread, b / spread
+        squares = (
+            (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
+        )  # the pool is too large for all differences at once
+        return np.exp(-np.maximum(squares, 0.0) / a.shape[1] / NEAR**2)
 
     def _summary(self, state: State) -> np.ndarray:
         if state.schedule not in self.summaries:

@@ -10,10 +10,11 @@ from tiny import kernel_of
 from tinygrad import Tensor
 
 from autotune.compiler import Opt, OptOps, renderer_of
+from autotune.features import summary
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
 from autotune.search.breeding import Breeder
-from autotune.search.mixed import CHILDREN, MixedSearch
+from autotune.search.mixed import CHILDREN, CORRECTION, MixedSearch
 from autotune.search.policy import PolicySearch
 from autotune.search.sequential import SequentialSearch
 from autotune.space import legal_mask, root_state, step
@@ -154,6 +155,47 @@ def test_the_tuners_small_batches_doubt_too(guide: Guide):
     for _ in range(6):
         search.tell([Trial(KERNEL.key, s, "ok", (1.0,)) for s in search.ask(4)])
     assert doubted == [0, 0, 0, 1, 1, 1]
+
+
+def told(guide: Guide, shift: float = 0.0) -> MixedSearch:
+    """After eight trials that go up and down, without any regard to what the simulator believes."""
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    search.tell([Trial(KERNEL.key, (), "ok", (2.0**shift,), kind="unoptimized")])
+    search.tell([Trial(KERNEL.key, s, "ok", (2.0 ** (shift + i % 3),)) for i, s in enumerate(search.ask(8))])
+    return search
+
+
+def test_errors_of_the_simulator_are_a_gaussian_process(guide: Guide):
+    """Held against the conditional mean of a joint normal by way of its precision matrix, each covariance written out."""
+    search = told(guide)
+    known = [s for s, _ in search.measured]
+    candidates = search._candidates()[:12]
+    features = np.array([summary(s) for s in [*known, *candidates]], float)
+    varies = features.std(0) > 1e-6
+    z = np.where(varies, (features - features.mean(0)) / np.where(varies, features.std(0), 1.0), 0.0).clip(-5, 5)
+    c = CORRECTION
+    cov = np.array(
+        [[c.level**2 + c.scale**2 * np.exp(-np.mean((a - b) ** 2) / (2 * c.length**2)) for b in z] for a in z]
+    )
+    precision = np.linalg.inv(cov + c.noise**2 * np.eye(len(z)))
+    n, beliefs = len(known), guide.members([*known, *candidates])
+    error = np.array([t for _, t in search.measured]) - beliefs[:, :n]
+    mean = error.mean(1, keepdims=True)
+    moved = -np.linalg.solve(precision[n:, n:], precision[n:, :n] @ (error - mean).T).T
+    np.testing.assert_allclose(search._corrected(candidates), beliefs[:, n:] + mean + moved, atol=1e-3)
+
+
+def test_what_was_measured_is_believed_and_a_slower_clock_changes_nothing_else(guide: Guide):
+    """Up to what like schedules that were given unlike times leave: a quarter of what the members are off before."""
+    search, slow = told(guide), told(guide, shift=5.0)
+    known, times = [s for s, _ in search.measured], np.array([t for _, t in search.measured])
+    off = [
+        np.abs(m - times - (m - times).mean(1, keepdims=True)).mean()
+        for m in (guide.members(known), search._corrected(known))
+    ]
+    assert off[0] > 1.0 and off[1] < 0.25 * off[0]
+    candidates = search._candidates()[:50]
+    np.testing.assert_allclose(slow._corrected(candidates), search._corrected(candidates) + 5.0, atol=1e-4)
 
 
 def test_what_is_refuted_is_no_parent_and_no_incumbent(guide: Guide):

@@ -68,6 +68,23 @@ def test_trials_correct_their_neighbours_and_the_level() -> None:
     assert errors[1] < 0.5 * errors[0] < 0.5 * 1.0  # without a trial it is 5
 
 
+def test_several_predictors_are_corrected_as_each_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    z, wrong = rng.standard_normal((12, 3)), rng.standard_normal((8, 2))
+    wrong[3, 1] = np.nan  # left out for both
+    together, apart = Correction(z), [Correction(z), Correction(z)]
+    together.tell(z[:8], wrong)
+    timed = np.arange(8) != 3
+    for i, correction in enumerate(apart):
+        correction.tell(z[:8][timed], wrong[timed, i])
+    shift, std = together(z)
+    np.testing.assert_allclose(shift, np.stack([c(z)[0] for c in apart], axis=1), atol=1e-9)
+    np.testing.assert_array_equal(std, apart[0](z)[1])
+    none = Correction(z)
+    none.tell(z[:1], np.array([[np.nan, 1.0]]))
+    np.testing.assert_array_equal(none(z)[0], np.zeros((12, 2)))
+
+
 def test_failed_trials_say_nothing_and_bad_input_is_refused() -> None:
     correction = Correction(np.eye(3))
     correction.tell(np.eye(3), np.array([np.nan, np.inf, np.nan]))
