@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
+
 from autotune.compiler import Renderer
 from autotune.errors import UsageError
 from autotune.guide import Guide
@@ -42,6 +44,15 @@ class WithoutSimulator(MixedSearch):
         return schedules
 
 
+class WithoutCorrection(MixedSearch):
+    """Trials tell how fast the kernel is as a whole, and nothing of one schedule from another."""
+
+    def _errors(self, candidates: list[State]) -> np.ndarray:
+        known = [s for s, _ in self.measured]
+        residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
+        return residual.mean(1, keepdims=True)
+
+
 class WithoutDirect(MixedSearch):
     """Everything that is measured was chosen by the simulator, or bred blindly."""
 
@@ -67,6 +78,7 @@ Make = Callable[[Kernel, Renderer, int, Guide], MixedSearch]
 ABLATIONS: dict[str, Make] = {
     "no-policy": WithoutPolicy,
     "no-simulator": WithoutSimulator,
+    "no-correction": WithoutCorrection,
     "no-direct": WithoutDirect,
     "no-breeding": WithoutBreeding,
     "no-memory": WithoutMemory,

@@ -58,7 +58,7 @@ STRATEGIES: dict[str, Factory] = {
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
 NEEDS_GUIDE = {POOLED, "filter", "mixed", "muzero", "planner", "policy", "recall", "sequential", "value"}
-DEFAULT = "mixed"
+DEFAULT = POOLED
 
 
 def origin_of(strategy: Strategy, schedule: Schedule) -> str:

@@ -1,4 +1,4 @@
-"""Policy and simulator together (`mixed`, the default).
+"""Policy and simulator together (`mixed`; `auto`, the default, spends the trials of all kernels where they pay).
 
 Of each batch a part is what the policies would do themselves, without asking the simulator: the one of `policy` and, where the
 guide has one, that of `sequential`, in turn. What one of these models gets wrong the others seldom do. For the rest the
@@ -210,16 +210,20 @@ class MixedSearch(PolicySearch):
         """Each member's log2 time [M, C], moved by what it got wrong so far; failures push their neighbours back."""
         members = self._members(candidates)
         if self.measured:
-            known = [s for s, _ in self.measured]
-            residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
-            level = residual.mean(1, keepdims=True)
-            features = [np.stack([self._summary(s) for s in states]) for states in (known, candidates)]
-            correction = Correction(np.concatenate(features), CORRECTION)
-            correction.tell(features[0], (residual - level).T)
-            members = members + level + correction(features[1])[0].T
+            members = members + self._errors(candidates)
         if self.failed:
             members = members + FAILURE * self._similarity(candidates, self.failed).max(1)
         return members
+
+    def _errors(self, candidates: list[State]) -> np.ndarray:
+        """What each member is expected to get wrong [M, C], from what it got wrong so far."""
+        known = [s for s, _ in self.measured]
+        residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
+        level = residual.mean(1, keepdims=True)
+        features = [np.stack([self._summary(s) for s in states]) for states in (known, candidates)]
+        correction = Correction(np.concatenate(features), CORRECTION)
+        correction.tell(features[0], (residual - level).T)
+        return level + correction(features[1])[0].T
 
     def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
         """exp(-squared distance / NEAR^2) of standardised features [L, R]."""

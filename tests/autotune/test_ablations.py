@@ -67,6 +67,14 @@ def test_without_a_simulator_nothing_is_predicted(guide: Guide, monkeypatch: pyt
     assert len(set(first)) == 8 and not set(first) & set(search.ask(8))
 
 
+def test_without_a_correction_trials_only_shift_what_is_believed(guide: Guide):
+    search = grown("no-correction", guide)
+    candidates = search._candidates()[:50]
+    shift = search._corrected(candidates) - guide.members(candidates)
+    assert np.ptp(shift, axis=1).max() < 1e-4 < np.abs(shift).min()
+    assert np.ptp(MixedSearch._errors(search, candidates), axis=1).min() > 0.01
+
+
 @pytest.mark.parametrize("count", SIMULATIONS[:2])
 def test_simulations_of_the_planner(guide: Guide, count: int):
     search = ablated(f"planner-{count}", KERNEL, CPU, 0, guide)

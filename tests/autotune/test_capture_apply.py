@@ -277,4 +277,4 @@ def test_without_a_strategy_the_learned_one_is_used(tmp_path):
     autotune.tune(program, records=tmp_path / "r.db", trials=1, progress=False)
     records = Records(tmp_path / "r.db", read_only=True)
     (own,) = records.fingerprints()
-    assert [t.strategy.split("/")[0] for _, t in records.all_trials(own) if t.kind == "trial"] == ["mixed"]
+    assert [t.strategy.split("/")[0] for _, t in records.all_trials(own) if t.kind == "trial"] == ["auto"]
