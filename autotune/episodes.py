@@ -18,11 +18,16 @@ Seen = dict[
 
 
 def sample_episodes(
-    agent: PPO, starts: Sequence[State], rng: np.random.Generator, temperature: float, seen: Seen, view: View = observe
+    agent: PPO,
+    starts: Sequence[State],
+    rng: np.random.Generator,
+    temperature: float | np.ndarray,
+    seen: Seen,
+    view: View = observe,
 ) -> list[list[State]]:
     """n_envs episodes, started from `starts` in turn: the states that each passed through, the start first.
 
-    Temperature 0 is greedy. An episode that does not start at a root begins with a fresh memory: the state alone tells
+    One temperature for all, or one for each [n_envs]; 0 is greedy. An episode that does not start at a root begins with a fresh memory: the state alone tells
     what was done.
     """
     n = agent.config.n_envs
@@ -33,7 +38,7 @@ def sample_episodes(
         rows = [look(p[-1], seen, view) for p in paths]
         observation = Observation(*(np.stack([r[i] for r in rows]) for i in range(3)))
         log_probs, _, hidden = agent.evaluate(observation, hidden, reset)
-        noise = rng.gumbel(size=log_probs.shape) * temperature
+        noise = rng.gumbel(size=log_probs.shape) * np.reshape(temperature, (-1, 1))  # [n_envs, A]
         for i, action in enumerate((log_probs + noise).argmax(1)):
             if action == STOP_INDEX:
                 done[i] = True

@@ -28,7 +28,7 @@ class WithoutPolicy(MixedSearch):
 
     directs = False
 
-    def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
+    def episodes(self, starts: Sequence[State], temperature: float | np.ndarray) -> list[list[State]]:
         count = self.guide.agent.config.n_envs
         return [random_path(starts[i % len(starts)], self.rng) for i in range(count)]
 

@@ -62,6 +62,7 @@ class MixedSearch(PolicySearch):
         self.summaries: dict[Schedule, np.ndarray] = {}
         self.breeder = Breeder(self.root, self.rng)
         self.stale = 0  # batches in a row that gained nothing
+        self.grown = False  # whether episodes were drawn before
         self.advisors = {"policy": PolicySearch(kernel, renderer, seed, guide)}
         if guide.world is not None and guide.world.agent is not None:
             self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide), **self.advisors}
@@ -179,16 +180,20 @@ class MixedSearch(PolicySearch):
 
     def _grow(self) -> None:
         """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state, and what is
-        recalled."""
+        recalled. At first as many at each temperature, later as many at all of them together."""
         for state in self.recall.states():
             self._propose(state, "recall")
-        draws = [([self.root], t) for t in ROOT_TEMPERATURES]
-        if self.measured:
-            best = sorted(self.measured, key=lambda pair: pair[1])[:3]
-            starts = [p for state, _ in best for p in self._prefixes(state)]
-            draws += [(starts, t) for t in PREFIX_TEMPERATURES]
-        for starts, temperature in draws:
-            for path in self.episodes(starts, temperature):
+        best = sorted(self.measured, key=lambda pair: pair[1])[:3]
+        prefixes = [p for state, _ in best for p in self._prefixes(state)]
+        draws: list[tuple[list[State], float | np.ndarray]] = []
+        for starts, temperatures in (([self.root], ROOT_TEMPERATURES), (prefixes, PREFIX_TEMPERATURES)):
+            if starts and self.grown:
+                draws.append((starts, np.resize(temperatures, self.guide.agent.config.n_envs)))
+            elif starts:
+                draws += [(starts, t) for t in temperatures]
+        self.grown = True
+        for begin, temperature in draws:
+            for path in self.episodes(begin, temperature):
                 for state in path:
                     self._propose(state, "policy")
 

@@ -49,5 +49,5 @@ class PolicySearch:
         """Remember what was measured, so that it is not asked for again."""
         self.seen.update(t.schedule for t in trials)
 
-    def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
+    def episodes(self, starts: Sequence[State], temperature: float | np.ndarray) -> list[list[State]]:
         return sample_episodes(self.guide.agent, starts, self.rng, temperature, self.looked)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from autotune.compiler import Renderer
 from autotune.episodes import sample_episodes
 from autotune.errors import UsageError
@@ -26,5 +28,5 @@ class SequentialSearch(PolicySearch):
             )
         self.world, self.agent = guide.world, guide.world.agent
 
-    def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
+    def episodes(self, starts: Sequence[State], temperature: float | np.ndarray) -> list[list[State]]:
         return sample_episodes(self.agent, starts, self.rng, temperature, self.looked, self.world.view)

@@ -27,9 +27,10 @@ MARGIN = 0.5  # log2 units below the best at which `filter` drops an action
 class ValueSearch(PolicySearch):
     """Best value: its greedy schedule first, then samples."""
 
-    def episodes(self, starts: Sequence[State], temperature: float) -> list[list[State]]:
+    def episodes(self, starts: Sequence[State], temperature: float | np.ndarray) -> list[list[State]]:
         """n_envs episodes from `starts` in turn, as `episodes.sample_episodes`; temperature 0 is greedy."""
         n = self.guide.agent.config.n_envs
+        heat = np.broadcast_to(temperature, n)
         paths = [[starts[i % len(starts)]] for i in range(n)]
         going = list(range(n))
         for _ in range(MAX_STEPS + 1):
@@ -38,7 +39,7 @@ class ValueSearch(PolicySearch):
             still = []
             for i in going:
                 own = logits[paths[i][-1].schedule]
-                action = int((own + temperature * self.rng.gumbel(size=own.shape)).argmax())
+                action = int((own + heat[i] * self.rng.gumbel(size=own.shape)).argmax())
                 if action != STOP_INDEX:
                     paths[i].append(step(paths[i][-1], action))
                     still.append(i)

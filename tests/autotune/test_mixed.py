@@ -198,6 +198,29 @@ def test_what_was_measured_is_believed_and_a_slower_clock_changes_nothing_else(g
     np.testing.assert_allclose(slow._corrected(candidates), search._corrected(candidates) + 5.0, atol=1e-4)
 
 
+def test_each_episode_may_have_a_temperature_of_its_own(guide: Guide):
+    """Of the cold half each is the greedy one, whatever the others do. A search draws at one temperature after the other at
+    first, later at all of them at once, from the root and from prefixes of the fastest."""
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    n = guide.agent.config.n_envs
+    greedy = search.episodes([search.root], 0.0)[0][-1].schedule
+    ends = [p[-1].schedule for p in search.episodes([search.root], np.repeat([0.0, 10.0], n // 2))]
+    assert set(ends[: n // 2]) == {greedy} and len(set(ends[n // 2 :])) > n // 4
+    drawn: list[tuple[set, int]] = []
+    inner = search.episodes
+
+    def watching(starts, temperature):
+        drawn.append(({s.schedule for s in starts}, np.size(temperature)))
+        return inner(starts, temperature)
+
+    search.episodes = watching  # type: ignore[method-assign]
+    fastest = search.ask(1)[0]
+    search.tell([Trial(KERNEL.key, fastest, "ok", (1e-6,))])
+    search.ask(1)
+    prefixes = {fastest[:i] for i in range(len(fastest) + 1)}
+    assert drawn == [({()}, 1)] * 3 + [({()}, n), (prefixes, n)]
+
+
 def test_what_is_refuted_is_no_parent_and_no_incumbent(guide: Guide):
     search = MixedSearch(KERNEL, CPU, 0, guide)
     search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
