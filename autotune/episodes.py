@@ -27,8 +27,8 @@ def sample_episodes(
 ) -> list[list[State]]:
     """n_envs episodes, started from `starts` in turn: the states that each passed through, the start first.
 
-    One temperature for all, or one for each [n_envs]; 0 is greedy. An episode that does not start at a root begins with a fresh memory: the state alone tells
-    what was done.
+    One temperature for all, or one for each [n_envs]; 0 is greedy. An episode that does not start at a root begins with a
+    fresh memory: the state alone tells what was done.
     """
     n = agent.config.n_envs
     paths = [[starts[i % len(starts)]] for i in range(n)]

@@ -19,7 +19,7 @@ PRIOR = 1.0  # log2 units promised by a first visit
 DRY = 0.5  # share of a promise that is left after a visit without gain
 HOPE = 0.1  # log2 units that a first visit may bring though nothing was promised
 LEAST = 0.02  # log2 units: less than that is no gain, but luck of the timer
-FROZEN = 2e-3  # share of the program's time: kernels that take less are never visited
+FROZEN = 2e-3  # share of the program's time: kernels that take less are not visited
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """More tables of docs/simulators.md: what planning with simulators gives, from `benchmarks/curves-*.json` and
-`imagination-*.json` (the result.json of these experiments) `planning-speed-*.json` (tools/bench_planning.py), and `own-nets-*.json` (tools/bench_own.py).
+`imagination-*.json` (the result.json of these experiments), `planning-speed-*.json` (tools/bench_planning.py) and `own-nets-*.json`
+(tools/bench_own.py).
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def _own(found: Mapping[str, Any], name: str) -> str:
                           f"{tune['hand_coded_ms']:.0f} -> {tune['tuned_ms']:.0f}", str(sum(k["trials"] for k in tune["kernels"])),
                           f"{tune['seconds']:.0f}"]))  # fmt: skip
     return "\n\n".join([
-        f"DEV={found['device']}, `{name}`: the tuner's own nets, tuned by it (`{found['strategy']}`, {found['trials']} trials a kernel at "
-        "most). Milliseconds of a training step, median of fresh processes in turn, and the ratio with its range; then the kernels of "
+        f"DEV={found['device']}, `{name}`: the tuner's own nets, tuned by it (`{found['strategy']}`, {found['trials']} trials a kernel on "
+        "average at most). Milliseconds of a training step, median of fresh processes in turn, and the ratio with its range; then the kernels of "
         "some steps and of the predictions after them, each timed alone, calls counted.",
         table(("net", "default", "tuned", "ratio", "kernels", "ms of kernels", "trials", "tuning s"), rows),
     ])  # fmt: skip
