@@ -62,20 +62,22 @@ class Dataset:
         return len(self.states)
 
 
-def shipped_path(backend: str) -> Path:
-    return corpus.DATA / f"trials-{backend.lower()}.jsonl.gz"
+def shipped_path(backend: str, guided: bool = False) -> Path:
+    return corpus.DATA / f"{'guided' if guided else 'trials'}-{backend.lower()}.jsonl.gz"
 
 
-def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel]) -> int:
-    """Add the trials that ship for a backend; returns how many rows they gave (0 where none ship)."""
-    path, before = shipped_path(backend), len(dataset)
-    if not path.exists():
-        return 0
-    by_key = {k.key: k for k in kernels}
-    for row in _lines_of(path):
-        if row["kernel"] in by_key:
-            trials = [_trial_from_row(row["kernel"], t) for t in row["trials"]]
-            dataset.add(by_key[row["kernel"]], trials, f"shipped {row.get('source', 1)} {row['fingerprint']}")
+def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel], guided: bool = False) -> int:
+    """Add the trials that ship for a backend; returns how many rows they gave (0 where none ship).
+
+    `guided` adds those that a guide has asked for, too. They teach what a guide gets wrong; but simulators are not to be
+    compared on schedules that one of them has chosen.
+    """
+    before, by_key = len(dataset), {k.key: k for k in kernels}
+    for path in (shipped_path(backend), *([shipped_path(backend, guided=True)] if guided else [])):
+        for row in _lines_of(path) if path.exists() else []:
+            if row["kernel"] in by_key:
+                trials = [_trial_from_row(row["kernel"], t) for t in row["trials"]]
+                dataset.add(by_key[row["kernel"]], trials, f"{path.stem} {row.get('source', 1)} {row['fingerprint']}")
     return len(dataset) - before
 
 
@@ -137,10 +139,11 @@ def main() -> None:
         prog="python -m autotune.data", description="write the trials that ship with the package"
     )
     parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("--guided", action="store_true", help="they are trials that a guide has asked for")
     parser.add_argument("--keep", action="store_true", help="add to what ships already")
     parser.add_argument("--skip", action="store_true", help="leave out kernels that are no training kernels")
     args = parser.parse_args()
-    path = shipped_path(default_device())
+    path = shipped_path(default_device(), args.guided)
     files = [Records(file, read_only=True) for file in args.records]
     print(f"{export_trials(files, path, args.keep, args.skip)} trials in {path.name}")
 

@@ -45,7 +45,7 @@ def fine_tune(
     out.mkdir(parents=True)
     runner, data = Runner(device), Dataset(renderer)
     records.add_fingerprint(runner.fields)
-    add_shipped(data, device, corpus.load("train"))
+    add_shipped(data, device, corpus.load("train"), guided=True)
     done = guide.agent.updates if guide else 0
     config = TrainConfig(minutes=minutes, seed=seed, measure_share=MEASURE_SHARE, train_share=1.0, check_kernels=CHECK_KERNELS,
                          max_updates=done + MAX_UPDATES, world="")  # fmt: skip

@@ -19,7 +19,7 @@ from autotune.memory import Memory
 from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, root_state
 from autotune.strict import parse, shown
 from autotune.world import World
-from sims import Ensemble, EnsembleConfig
+from sims import Committee, EnsembleConfig, TreesConfig
 from sims.ensemble import PAD
 
 SHIPPED = Path(__file__).parent / "data"
@@ -31,15 +31,16 @@ FEATURES = 1  # version of autotune.features: another version's numbers mean oth
 Arrays = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 Value = TypeVar("Value", int, float, bool)
-Config = TypeVar("Config", PPOConfig, EnsembleConfig)
+Config = TypeVar("Config", PPOConfig, EnsembleConfig, TreesConfig)
 
 
 class Guide:
     """An agent and a simulator that were trained together."""
 
-    def __init__(self, state_dim: int, summary_dim: int, ppo: PPOConfig, sim: EnsembleConfig, seed: int):
+    def __init__(self, state_dim: int, summary_dim: int, ppo: PPOConfig, sim: EnsembleConfig, trees: TreesConfig,
+                 seed: int):  # fmt: skip
         self.agent = PPO(state_dim, N_ACTIONS, ACTION_WIDTH, ppo, seed)
-        self.simulator = Ensemble(summary_dim, sim)
+        self.simulator = Committee(summary_dim, sim, trees)
         self.state_dim, self.summary_dim, self.seed = state_dim, summary_dim, seed
         self.fitted = False
         self.world: World | None = None  # to plan in without the compiler
@@ -47,10 +48,11 @@ class Guide:
         self._predicted: dict[tuple[str, Schedule], np.ndarray] = {}  # [M]
 
     @staticmethod
-    def new(kernel: Kernel, renderer: Renderer, ppo: PPOConfig, sim: EnsembleConfig, seed: int) -> Guide:
+    def new(kernel: Kernel, renderer: Renderer, ppo: PPOConfig, sim: EnsembleConfig, trees: TreesConfig,
+            seed: int) -> Guide:  # fmt: skip
         """An untrained guide; a kernel is needed only to count the features."""
         state = root_state(kernel, renderer)
-        return Guide(len(observe(state, legal_mask(state))[0]), len(summary(state)), ppo, sim, seed)
+        return Guide(len(observe(state, legal_mask(state))[0]), len(summary(state)), ppo, sim, trees, seed)
 
     def fit(
         self, states: Sequence[State], log_times: np.ndarray, groups: np.ndarray, **options: Any
@@ -94,7 +96,7 @@ class Guide:
             named |= {f"memory.{k}": v for k, v in self.memory.state().items()}
         description = {"vocabulary": VOCABULARY, "world": world, "features": FEATURES, "state_dim": self.state_dim,
                        "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
-                       "simulator": asdict(self.simulator.config), "agent": meta, **extra}  # fmt: skip
+                       "simulator": asdict(self.simulator.nets.config), "trees": asdict(self.simulator.trees.config), "agent": meta, **extra}  # fmt: skip
         checkpoint.save(path, named, description)
 
     @staticmethod
@@ -110,9 +112,10 @@ class Guide:
         try:
             agent, simulator = _part(tensors, "agent."), _part(tensors, "simulator.")
             ppo, sim = _config(PPOConfig(), meta["ppo"]), _config(EnsembleConfig(), meta["simulator"])
+            trees = _config(TreesConfig(), meta["trees"])
             state_dim, summary_dim, seed = (_checked(0, meta[name]) for name in ("state_dim", "summary_dim", "seed"))
             _check_sizes(agent, simulator, state_dim, summary_dim, ppo, sim)
-            guide = Guide(state_dim, summary_dim, ppo, sim, seed)
+            guide = Guide(state_dim, summary_dim, ppo, sim, trees, seed)
             guide.agent.load_state(agent, meta["agent"])
             guide.simulator.load_state(simulator)
             if memory := _part(tensors, "memory."):
@@ -127,7 +130,7 @@ class Guide:
         return guide
 
 
-def _part(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def _part(tensors: Arrays, prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -153,12 +156,13 @@ def _check_sizes(agent: Arrays, simulator: Arrays, state_dim: int, summary_dim: 
     width = ppo.hidden
     encoder: Shapes = {"parameter/encoder1.weight": (state_dim, width), "parameter/encoder2.weight": (width, width)}
     checkpoint.check_shapes(agent, encoder, "the agent")
+    nets = _part(simulator, "nets.")
     first: Shapes = {"mean": (summary_dim,), "p0": (sim.members, -(-summary_dim // PAD) * PAD, sim.hidden)}
     hidden: Shapes = {
-        f"p{2 * i}": (sim.members, sim.hidden, sim.hidden) for i in range(1, min(sim.layers, len(simulator)))
+        f"p{2 * i}": (sim.members, sim.hidden, sim.hidden) for i in range(1, min(sim.layers, len(nets)))
     }
-    checkpoint.check_shapes(simulator, {**first, **hidden}, "the simulator")
-    if min(state_dim, summary_dim, ppo.hidden, ppo.minibatches) < 1 or len(simulator) != 2 * (sim.layers + 1) + 3:
+    checkpoint.check_shapes(nets, {**first, **hidden}, "the simulator")
+    if min(state_dim, summary_dim, ppo.hidden, ppo.minibatches) < 1 or len(nets) != 2 * (sim.layers + 1) + 3:
         raise checkpoint.CheckpointError("a size is 0, or the simulator has not as many layers as it says")
     arrays = [*agent.values(), *simulator.values()]
     if not all(array.dtype.kind == "f" and (np.abs(array) < LARGEST).all() for array in arrays):

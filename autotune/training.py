@@ -31,7 +31,7 @@ from autotune.memory import Memory
 from autotune.records import Records
 from autotune.space import State, root_state
 from autotune.world import ROUNDS, World
-from sims import EnsembleConfig, SimulatorError
+from sims import EnsembleConfig, SimulatorError, TreesConfig
 from sims.heads import HeadsConfig
 
 Log = Callable[[str, float, int], None]  # (metric, value, step)
@@ -87,6 +87,7 @@ class TrainConfig:
         default_factory=lambda: PPOConfig(entropy=0.02, entropy_end=0.005, lr=5e-4, anneal_updates=600)
     )
     simulator: EnsembleConfig = field(default_factory=EnsembleConfig)
+    trees: TreesConfig = field(default_factory=TreesConfig)  # which judge beside the ensemble
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # of the world
     reanalyse: int = ROUNDS  # rounds in which the world's heads learn from their own searches
 
@@ -103,7 +104,9 @@ class Trainer:
         order = np.random.default_rng(config.seed).permutation(len(kernels["train"]))
         self.train_kernels = [kernels["train"][i] for i in order][: config.max_kernels or None]
         self.validation = [root_state(k, renderer) for k in kernels["validation"]]
-        self.guide = guide or Guide.new(self.train_kernels[0], renderer, config.ppo, config.simulator, config.seed)
+        self.guide = guide or Guide.new(
+            self.train_kernels[0], renderer, config.ppo, config.simulator, config.trees, config.seed
+        )
         self.rng = np.random.default_rng([config.seed, 1])
         self.seen: Seen = {}
         self.best = float("-inf")

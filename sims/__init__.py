@@ -9,6 +9,7 @@ goes on without the compiler. `Flat` makes the second of the first.
 """
 
 from sims.base import PathSimulator, Prediction, Simulator, SimulatorError
+from sims.committee import Committee
 from sims.diffusion import Diffusion, DiffusionConfig
 from sims.ensemble import Ensemble, EnsembleConfig
 from sims.flat import Flat
@@ -17,7 +18,8 @@ from sims.nearest import NearestConfig, NearestNeighbour
 from sims.paths import Paths, Widths
 from sims.roofline import Roofline, RooflineConfig
 from sims.transformer import Transformer, TransformerConfig
+from sims.trees import Trees, TreesConfig
 
-__all__ = ["Diffusion", "DiffusionConfig", "Ensemble", "EnsembleConfig", "Flat", "Linear", "LinearConfig",
+__all__ = ["Committee", "Diffusion", "DiffusionConfig", "Ensemble", "EnsembleConfig", "Flat", "Linear", "LinearConfig",
            "NearestConfig", "NearestNeighbour", "PathSimulator", "Paths", "Prediction", "Roofline", "RooflineConfig",
-           "Simulator", "SimulatorError", "Transformer", "TransformerConfig", "Widths"]  # fmt: skip
+           "Simulator", "SimulatorError", "Transformer", "TransformerConfig", "Trees", "TreesConfig", "Widths"]  # fmt: skip

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -13,8 +12,8 @@ from tinygrad import Context, Tensor
 
 from agents.jitcache import CachedJit, cached_jit, upload
 from sims import mlp
-from sims.base import Scaling, SimulatorError, Spread, TrainingRows, centre, check_features, check_state
-from sims.calibration import calibrate
+from sims.bagged import Bagged, Deadline
+from sims.base import Scaling, SimulatorError, TrainingRows, check_features, check_state
 from sims.sampling import BatchSampler, bootstrap
 
 CHUNK = 256  # rows of one prediction: any N is served by one captured JIT
@@ -89,44 +88,24 @@ def _predict_jit(sizes: tuple[int, ...]) -> CachedJit:
     return cached_jit(predict, "ensemble-predict", (sizes, CHUNK), sources=(mlp,))
 
 
-class Ensemble:
+class Ensemble(Bagged):
     """M networks, each trained on its own bootstrap of kernels, all in one jitted step."""
 
     def __init__(self, input_dim: int, config: EnsembleConfig = EnsembleConfig()):
-        if input_dim < 1:
-            raise SimulatorError(f"input_dim must be at least 1, got {input_dim}")
-        self.input_dim, self.config = input_dim, config
+        super().__init__(input_dim, config.level)
+        self.config = config
         self._width = -(-input_dim // PAD) * PAD
         self._widths = [self._width] + [config.hidden] * config.layers + [1]
         self._sizes = (config.members, *self._widths)
         self._params: list[np.ndarray] | None = None
         self._tensors: list[Tensor] = []
         self._scaling = Scaling(np.zeros(input_dim, np.float32), np.zeros(input_dim, np.float32), config.clip)
-        self._spread = Spread()
 
-    def fit(
-        self,
-        features: np.ndarray,
-        log_time: np.ndarray,
-        group: np.ndarray,
-        *,
-        unit: np.ndarray | None = None,
-        steps: int | None = None,
-        deadline: Callable[[], bool] | None = None,
-    ) -> dict[str, float]:
-        """Train from scratch on features [N, D], log_time [N] (log2 seconds; not finite: a failed trial, left
-        out), group [N] and unit [N] (see `sims.base.Simulator`). Stops after `steps`, or after the step at which `deadline()`
-        turns true.
-
-        Returns steps, seconds, rows, kernels, dropped, the mean losses of the last tenth (value_loss,
-        rank_loss), and what members say of kernels they never saw: oob_pairwise (NaN when every kernel was
-        seen by all).
-        """
-        began = time.perf_counter()
+    def learn(
+        self, rows: TrainingRows, steps: int | None, deadline: Deadline | None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """As in `Bagged`; tells steps and the mean losses of the last tenth (value_loss, rank_loss)."""
         total = self.config.steps if steps is None else steps
-        if total < 1:
-            raise SimulatorError(f"fit needs at least one step, got {total}")
-        rows = TrainingRows.build(features, log_time, group, self.input_dim, unit=unit)
         rng = np.random.default_rng(self.config.seed)
         self._scaling = Scaling.measure(rows.features, self.config.clip)
         counts = bootstrap(rows, self.config.members, rng)
@@ -136,32 +115,8 @@ class Ensemble:
         )
         batches = sampler.batches(rng, self._prepared(rows.features))
         losses = self._descend(params, islice(batches, total), total, deadline)
-        self._spread, out_of_bag = calibrate(self.predict_members(rows.features), rows, counts, self.config.level)
         last = losses[-max(1, len(losses) // 10) :].mean(axis=0)
-        return {
-            "steps": float(len(losses)),
-            "seconds": time.perf_counter() - began,
-            "rows": float(len(rows.target)),
-            "kernels": float(rows.kernels),
-            "dropped": float(rows.dropped),
-            "value_loss": float(last[0]),
-            "rank_loss": float(last[1]),
-            "oob_pairwise": out_of_bag,
-            "spread_scale": self._spread.scale,
-        }
-
-    def predict(self, features: np.ndarray, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """features [N, D] -> mean [N], std [N], float32: log2 time relative to the kernel, comparable within
-        it only.
-
-        std is the members' standard deviation times the scale found on out-of-bag kernels. With `group` [N]
-        each member is centred per kernel first: disagreement about a kernel's level is then no uncertainty.
-        """
-        members = self.predict_members(features)
-        if group is not None:
-            members = centre(members, group).astype(np.float32)
-        variance = members.var(axis=0, ddof=1) if len(members) > 1 else np.zeros(members.shape[1])
-        return members.mean(axis=0), self._spread(variance, len(members)).astype(np.float32)
+        return counts, {"steps": float(len(losses)), "value_loss": float(last[0]), "rank_loss": float(last[1])}
 
     def predict_members(self, features: np.ndarray) -> np.ndarray:
         """features [N, D] -> each member's prediction [M, N] float32."""
@@ -186,7 +141,7 @@ class Ensemble:
         return named | {
             "mean": self._scaling.mean.copy(),
             "inverse": self._scaling.inverse.copy(),
-            "spread": np.array([self._spread.scale, self._spread.typical]),
+            "spread": self._spread_state(),
         }
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
@@ -199,7 +154,7 @@ class Ensemble:
         self._scaling = Scaling(
             arrays["mean"].astype(np.float32), arrays["inverse"].astype(np.float32), self.config.clip
         )
-        self._spread = Spread(*map(float, arrays["spread"]))
+        self._load_spread(arrays["spread"])
         self._keep([arrays[f"p{i}"].astype(np.float32) for i in range(2 * (self.config.layers + 1))])
 
     def _initial_shapes(self) -> list[np.ndarray]:
@@ -218,7 +173,7 @@ class Ensemble:
         params: list[np.ndarray],
         batches: Iterator[tuple[np.ndarray, np.ndarray]],
         total: int,
-        deadline: Callable[[], bool] | None,
+        deadline: Deadline | None,
     ) -> np.ndarray:
         """Run the optimizer over the batches, keep the result; the losses (value, rank) of each step, [steps,
         2].

@@ -180,7 +180,7 @@ class Kept(Simulator, Protocol):
 
 
 class Flat(StateSimulator):
-    """A simulator of single summaries (`Ensemble`, `NearestNeighbour`, `Roofline`) as a simulator of paths."""
+    """A simulator of single summaries (`Committee`, `Ensemble`, `NearestNeighbour`, `Roofline`, `Trees`) as a simulator of paths."""
 
     def __init__(self, widths: Widths, simulator: Kept):
         super().__init__(widths, widths.state)

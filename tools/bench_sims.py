@@ -28,6 +28,7 @@ from autotune.paths import ROOFLINE, action_row, paths_from
 from autotune.records import Records
 from autotune.space import root_of
 from sims import (
+    Committee,
     Diffusion,
     DiffusionConfig,
     Ensemble,
@@ -41,6 +42,8 @@ from sims import (
     SimulatorError,
     Transformer,
     TransformerConfig,
+    Trees,
+    TreesConfig,
     Widths,
 )
 from sims.base import TrainingRows
@@ -69,12 +72,15 @@ class Boosting:
 def simulators(widths: Widths, seed: int, steps: int | None) -> dict[str, Make]:
     """By name; `steps` shortens the training of those that are trained by steps."""
     short: dict[str, Any] = {"seed": seed} if steps is None else {"seed": seed, "steps": steps}
+    forest = TreesConfig(seed=seed) if steps is None else TreesConfig(seed=seed, rounds=steps)
     return {
         "roofline": lambda: Flat(widths, Roofline(widths.state, RooflineConfig(ROOFLINE))),
         "nearest": lambda: Flat(widths, NearestNeighbour(widths.state)),
         "boosting": lambda: Flat(widths, Boosting(seed)),  # type: ignore[arg-type]
         "linear": lambda: Linear(widths),
         "ensemble": lambda: Flat(widths, Ensemble(widths.state, EnsembleConfig(**short))),
+        "trees": lambda: Flat(widths, Trees(widths.state, forest)),
+        "committee": lambda: Flat(widths, Committee(widths.state, EnsembleConfig(**short), forest)),
         "diffusion": lambda: Diffusion(widths, DiffusionConfig(**short)),
         "transformer": lambda: Transformer(widths, TransformerConfig(**short)),
     }

@@ -24,7 +24,7 @@ def main() -> None:
     if about["backend"].split(":")[0] != device.split(":")[0]:  # another backend's trials would mean nothing to it
         raise SystemExit(f"{path} was trained for {about['backend']}, this is {device}: set DEV")
     guide, data = Guide.load(path), Dataset(renderer_of(device))
-    add_shipped(data, device, corpus.load("train"))
+    add_shipped(data, device, corpus.load("train"), guided=True)
     guide.memory = Memory.learn(data)
     guide.save(path, {name: about[name] for name in ("backend", "draft", "updates", "validation")})
     print(f"{path}: remembers {len(guide.memory.schedules) if guide.memory else 0} kernels")

@@ -44,6 +44,20 @@ class WithoutSimulator(MixedSearch):
         return schedules
 
 
+class WithoutTrees(MixedSearch):
+    """Of the simulator only the nets."""
+
+    def _members(self, states: Sequence[State]) -> np.ndarray:
+        return self.guide.members(states)[: self.guide.simulator.nets.config.members]
+
+
+class WithoutNets(MixedSearch):
+    """Of the simulator only the trees."""
+
+    def _members(self, states: Sequence[State]) -> np.ndarray:
+        return self.guide.members(states)[self.guide.simulator.nets.config.members :]
+
+
 class WithoutCorrection(MixedSearch):
     """Trials tell how fast the kernel is as a whole, and nothing of one schedule from another."""
 
@@ -78,6 +92,8 @@ Make = Callable[[Kernel, Renderer, int, Guide], MixedSearch]
 ABLATIONS: dict[str, Make] = {
     "no-policy": WithoutPolicy,
     "no-simulator": WithoutSimulator,
+    "no-trees": WithoutTrees,
+    "no-nets": WithoutNets,
     "no-correction": WithoutCorrection,
     "no-direct": WithoutDirect,
     "no-breeding": WithoutBreeding,

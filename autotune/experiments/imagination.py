@@ -42,7 +42,7 @@ from autotune.recorded import Recorded
 from autotune.space import State, apply_to_state
 from autotune.statistics import bootstrap, improvement
 from autotune.training import TrainConfig
-from sims import EnsembleConfig, SimulatorError
+from sims import EnsembleConfig, SimulatorError, TreesConfig
 
 ARMS = ("replay", "imagination", "imagination-closed", "imagination-checked", "simulator", "random")
 KIND = AGENTS["ppo"]
@@ -84,7 +84,7 @@ class Student:
         shared = Settings(self.env.state_dim, self.env.n_actions, self.env.action_dim, STEPS, ENVS, settings["hidden"],
                           self.updates, seed)  # fmt: skip
         config = cast(PPO, KIND.build(shared)).config
-        self.guide = Guide.new(self.task.kernels[0], renderer, config, EnsembleConfig(seed=seed), seed)
+        self.guide = Guide.new(self.task.kernels[0], renderer, config, EnsembleConfig(seed=seed), TreesConfig(seed=seed), seed)
         self.agent: Learner = AGENTS["random"].build(shared) if arm == "random" else self.guide.agent
         self.seconds: defaultdict[str, float] = defaultdict(float)  # where the time went
 

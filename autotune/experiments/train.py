@@ -25,7 +25,7 @@ from autotune.experiments import Session, command_line, make_experiment, session
 from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.training import TrainConfig, Trainer
-from sims import EnsembleConfig
+from sims import EnsembleConfig, TreesConfig
 from sims.heads import HeadsConfig
 
 experiment = make_experiment("train")
@@ -56,7 +56,7 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     config = config_of(settings)
     kernels = {split: corpus.load(split) for split in corpus.SPLITS}
     data = Dataset(session.renderer)
-    shipped = add_shipped(data, session.device, kernels["train"]) if config.use_shipped else 0
+    shipped = add_shipped(data, session.device, kernels["train"], guided=True) if config.use_shipped else 0
     if not shipped:
         config = replace(config, measure_share=max(config.measure_share, config.measure_share_alone))
     guide = Guide.load(keep(Path(settings["resume"]), session.out / "start")) if settings["resume"] else None
@@ -88,7 +88,12 @@ def keep(checkpoint: Path, target: Path) -> Path:
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
     """Raises UsageError for a value that no part accepts."""
-    parts: dict[str, Any] = {"ppo": PPOConfig(), "simulator": EnsembleConfig(), "heads": HeadsConfig()}
+    parts: dict[str, Any] = {
+        "ppo": PPOConfig(),
+        "simulator": EnsembleConfig(),
+        "trees": TreesConfig(),
+        "heads": HeadsConfig(),
+    }
     flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in parts}
     try:
         return TrainConfig(**flat, **{name: replace(part, **settings[name]) for name, part in parts.items()})

@@ -13,6 +13,7 @@ from autotune.compiler import renderer_of
 from autotune.errors import UsageError
 from autotune.experiments.ablations import ABLATIONS, SIMULATIONS, ablated
 from autotune.experiments.controls import Controls
+from autotune.features import summary
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
 from autotune.search import origin_of
@@ -65,6 +66,17 @@ def test_without_a_simulator_nothing_is_predicted(guide: Guide, monkeypatch: pyt
     search = ablated("no-simulator", KERNEL, CPU, 0, guide)
     first = search.ask(8)
     assert len(set(first)) == 8 and not set(first) & set(search.ask(8))
+
+
+@pytest.mark.parametrize(("name", "left"), [("no-trees", "nets"), ("no-nets", "trees")])
+def test_half_of_a_committee_is_asked(guide: Guide, name: str, left: str):
+    """Its members' answers, each relative to the un-optimized kernel."""
+    search = ablated(name, KERNEL, CPU, 0, guide)
+    search.ask(8)
+    states = [search.root, *search._candidates()[:5]]
+    said = getattr(guide.simulator, left).predict_members(np.stack([summary(s) for s in states]))
+    np.testing.assert_allclose(search._members(states), said - said[:, :1], atol=1e-5)
+    assert len(said) == len(guide.members(states)) / 2
 
 
 def test_without_a_correction_trials_only_shift_what_is_believed(guide: Guide):

@@ -165,6 +165,18 @@ def test_what_shipped_before_can_be_kept_as_a_source_of_its_own(tmp_path, monkey
     assert data.export_trials([new], path, skip=True) == 1
 
 
+def test_trials_that_a_guide_asked_for_are_added_on_request_and_stay_apart(tmp_path, monkeypatch):
+    kernel = corpus.load("train")[0]
+    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    for guided in (False, True):
+        folder = tmp_path / str(guided)
+        folder.mkdir()
+        data.export_trials([measured(folder, kernel, ((), "ok", 8e-6, "a"))], data.shipped_path("CPU", guided))
+    for guided, groups in ((False, [0]), (True, [0, 1])):
+        dataset = data.Dataset(renderer_of("CPU"))
+        assert data.add_shipped(dataset, "CPU", [kernel], guided) == len(groups) and dataset.groups == groups
+
+
 def test_a_binary_counts_once_and_sources_stay_apart(kernels):
     kernel = kernels[0]
     trial = Trial(kernel.key, (), "ok", (1e-6,), code_hash="same")

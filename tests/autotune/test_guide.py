@@ -13,16 +13,17 @@ from agents import checkpoint
 from agents.ppo import PPOConfig
 from autotune.errors import UsageError
 from autotune.guide import Guide, find_checkpoint
-from sims import EnsembleConfig
+from sims import EnsembleConfig, TreesConfig
 
-SHAPES = {"p0": (2, 16, 4), "p1": (2, 1, 4), "p2": (2, 4, 4), "p3": (2, 1, 4), "p4": (2, 4, 1), "p5": (2, 1, 1),
-          "mean": (6,), "inverse": (6,), "spread": (2,)}  # fmt: skip
+SHAPES = {"nets.p0": (2, 16, 4), "nets.p1": (2, 1, 4), "nets.p2": (2, 4, 4), "nets.p3": (2, 1, 4), "nets.p4": (2, 4, 1),
+          "nets.p5": (2, 1, 1), "nets.mean": (6,), "nets.inverse": (6,), "nets.spread": (2,), "trees.feature": (2, 3, 3),
+          "trees.threshold": (2, 3, 3), "trees.value": (2, 3, 4), "trees.spread": (2,), "spread": (2,)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """(arrays, meta data) of a small guide, as it would be after training."""
-    guide = Guide(8, 6, PPOConfig(hidden=4, n_envs=2), EnsembleConfig(members=2, hidden=4, layers=2), 0)
+    guide = Guide(8, 6, PPOConfig(hidden=4, n_envs=2), EnsembleConfig(members=2, hidden=4, layers=2), TreesConfig(members=2, depth=2), 0)
     rng = np.random.default_rng(0)
     guide.simulator.load_state({name: rng.random(shape) for name, shape in SHAPES.items()})
     path = tmp_path_factory.mktemp("guide") / "small"
@@ -80,6 +81,12 @@ WRONG = {
     "updates is text": edit("agent", "updates", value="many"),
     "agent is a list": edit("agent", value=[]),
     "array is missing": lambda arrays, meta: arrays.pop("agent.parameter/value.bias"),
+    "a feature that there is not": swap("simulator.trees.feature", lambda a: a + 6),
+    "no trees": lambda arrays, meta: arrays.pop("simulator.trees.value"),
+    "deeper trees": edit("trees", "depth", value=3),
+    "trees beyond all reason": edit("trees", "depth", value=10**5),
+    "nan in a tree": swap("simulator.trees.threshold", lambda a: a * math.nan),
+    "no settings of trees": edit("trees", value=None),
     "nan in an array": swap("agent.adam_v/value.bias", lambda a: a * math.nan),
     "infinite in single precision": swap("simulator.spread", lambda a: a * 1e300),
     "whole numbers": swap("agent.parameter/value.bias", lambda a: a.astype(np.int64)),

@@ -35,7 +35,7 @@ from autotune.records import Final, Records, Trial, exchange
 from autotune.records.rows import TABLES
 from autotune.records.schema import STEPS
 from autotune.strict import parse
-from sims import EnsembleConfig
+from sims import EnsembleConfig, TreesConfig
 
 Attempt = Callable[[], object]
 
@@ -82,17 +82,12 @@ def fill(path: Path, kernels: list[Kernel]) -> str:
 def small_guide() -> Guide:
     """An agent and a simulator of a few thousand numbers, as they would be after training."""
     ppo, sim = PPOConfig(hidden=4, n_envs=2), EnsembleConfig(members=2, hidden=4, layers=1)
-    guide = Guide(8, 6, ppo, sim, 0)
+    trees = TreesConfig(members=2, depth=2)
+    guide = Guide(8, 6, ppo, sim, trees, 0)
     rng = np.random.default_rng(0)
-    shapes = {
-        "p0": (2, 16, 4),
-        "p1": (2, 1, 4),
-        "p2": (2, 4, 1),
-        "p3": (2, 1, 1),
-        "mean": (6,),
-        "inverse": (6,),
-        "spread": (2,),
-    }
+    shapes = {"nets.p0": (2, 16, 4), "nets.p1": (2, 1, 4), "nets.p2": (2, 4, 1), "nets.p3": (2, 1, 1), "nets.mean": (6,),
+              "nets.inverse": (6,), "nets.spread": (2,), "trees.feature": (2, 3, 3), "trees.threshold": (2, 3, 3),
+              "trees.value": (2, 3, 4), "trees.spread": (2,), "spread": (2,)}  # fmt: skip
     guide.simulator.load_state({name: rng.random(shape) for name, shape in shapes.items()})
     return guide
 

@@ -1,0 +1,69 @@
+"""Nets and trees together: each as it would be alone, and their mean no worse than either."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sims import Committee, EnsembleConfig, SimulatorError, Trees, TreesConfig, metrics
+from sims.toys import WIDTH, World
+
+TREES = TreesConfig(rounds=120)
+
+
+@pytest.fixture(scope="module")
+def committee(train: World, small: EnsembleConfig) -> tuple[Committee, dict[str, float]]:
+    fresh = Committee(WIDTH, small, TREES)
+    return fresh, fresh.fit(train.features, train.log_time, train.group)
+
+
+def test_its_members_are_those_of_both(committee, fitted, train: World, held_out: World) -> None:
+    trees = Trees(WIDTH, TREES)
+    trees.fit(train.features, train.log_time, train.group)
+    alone = [fitted[0].predict_members(held_out.features), trees.predict_members(held_out.features)]
+    np.testing.assert_array_equal(committee[0].predict_members(held_out.features), np.concatenate(alone))
+    assert {**committee[1], **fitted[1]}.keys() == committee[1].keys() == fitted[1].keys()
+
+
+def test_together_they_are_no_worse_than_either_and_know_their_spread(committee, held_out: World) -> None:
+    def score(simulator) -> float:
+        return metrics.pairwise_accuracy(simulator.predict(held_out.features)[0], held_out.log_time, held_out.group)
+
+    whole, told = committee
+    assert score(whole) > max(score(whole.nets), score(whole.trees)) - 0.02
+    assert abs(told["oob_pairwise"] - score(whole)) < 0.06
+    said = whole.predict(held_out.features, held_out.group)
+    assert 0.65 < metrics.evaluate(*said, held_out.log_time, held_out.group)["coverage80"] < 0.95
+
+
+def test_steps_shorten_both(train: World, small: EnsembleConfig) -> None:
+    short = Committee(WIDTH, small, TREES)
+    told = short.fit(train.features, train.log_time, train.group, steps=7)  # of 350
+    assert told["steps"] == 7 and short.trees.state()["value"].shape[1] == 3  # 2.4 of 120
+
+
+def test_state_round_trip(committee, held_out: World, small: EnsembleConfig) -> None:
+    copy = Committee(WIDTH, small, TREES)
+    copy.load_state(committee[0].state())
+    for ours, theirs in zip(copy.predict(held_out.features), committee[0].predict(held_out.features), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda s: s.pop("spread"), "no spread"),
+        (lambda s: s.pop("nets.mean"), "wrong names"),
+        (lambda s: s.pop("trees.value"), "no trees"),
+    ],
+)
+def test_a_wrong_state_is_refused(committee, small: EnsembleConfig, harm, message) -> None:
+    state = committee[0].state()
+    harm(state)
+    with pytest.raises(SimulatorError, match=message):
+        Committee(WIDTH, small, TREES).load_state(state)
+
+
+def test_before_fit(small: EnsembleConfig) -> None:
+    with pytest.raises(SimulatorError, match="before fit"):
+        Committee(WIDTH, small, TREES).predict(np.zeros((1, WIDTH)))
