@@ -25,7 +25,7 @@ from autotune.records import Records, Trial
 from autotune.search import Strategy, make_strategy
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
-from autotune.spending import VISIT, Spending
+from autotune.spending import Spending
 from autotune.statistics import bootstrap, improvement, iqm
 from autotune.tuner import BATCH, CUTOFF
 
@@ -125,12 +125,12 @@ class Search:
             self.timed += [(t.schedule, t.seconds) for t in trials if t.seconds is not None]
         return len(self.times) - before
 
-    def promise(self) -> float | None:
+    def promise(self, trials: int) -> float | None:
         """As `Spending` asks for it."""
         if not isinstance(self.strategy, MixedSearch):
             return None
         began = time.perf_counter()
-        promised = self.strategy.promise(VISIT)
+        promised = self.strategy.promise(trials)
         self.spent += time.perf_counter() - began
         return promised
 
@@ -161,11 +161,11 @@ def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, r
     searches = {shared.kernel.key: Search(shared, strategy, seed, make) for shared in kernels}
     turns: dict[str, list[float]] = {key: [] for key in searches}
     spending = Spending([shared.kernel for shared in kernels], calls, lambda k: searches[k.key].best,
-                        lambda k: searches[k.key].promise())  # fmt: skip
+                        lambda k, trials: searches[k.key].promise(trials))  # fmt: skip
     done, total = 0, budget * len(kernels)
     while done < total and (kernel := spending.next()) is not None:
         before = searches[kernel.key].best
-        made = searches[kernel.key].visit(min(VISIT, total - done))
+        made = searches[kernel.key].visit(min(spending.size(kernel), total - done))
         turns[kernel.key] += [(done + 1 + i) / len(kernels) for i in range(made)]
         done += made
         spending.visited(kernel, before, made)

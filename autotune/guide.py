@@ -158,9 +158,7 @@ def _check_sizes(agent: Arrays, simulator: Arrays, state_dim: int, summary_dim: 
     checkpoint.check_shapes(agent, encoder, "the agent")
     nets = _part(simulator, "nets.")
     first: Shapes = {"mean": (summary_dim,), "p0": (sim.members, -(-summary_dim // PAD) * PAD, sim.hidden)}
-    hidden: Shapes = {
-        f"p{2 * i}": (sim.members, sim.hidden, sim.hidden) for i in range(1, min(sim.layers, len(nets)))
-    }
+    hidden: Shapes = {f"p{2 * i}": (sim.members, sim.hidden, sim.hidden) for i in range(1, min(sim.layers, len(nets)))}
     checkpoint.check_shapes(nets, {**first, **hidden}, "the simulator")
     if min(state_dim, summary_dim, ppo.hidden, ppo.minibatches) < 1 or len(nets) != 2 * (sim.layers + 1) + 3:
         raise checkpoint.CheckpointError("a size is 0, or the simulator has not as many layers as it says")

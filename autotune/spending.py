@@ -3,7 +3,8 @@
 A strategy that has a simulator promises what its best candidates are believed to gain (`MixedSearch.promise`). Any other
 one is taken to gain PRIOR in its first visit and less in each later one, as 1 / (1 + visits)^2. A simulator that promises
 what the device does not keep is believed less with every visit that brought nothing. A visit may also find what nothing
-promised: HOPE / (1 + visits) is the least that any is taken to gain.
+promised: HOPE / (1 + visits) is the least that any is taken to gain. First visits are short: what two trials show of a kernel
+says more of where the next ones pay than any promise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from dataclasses import dataclass
 
 from autotune.kernel import Kernel
 
-VISIT = 8  # trials of a kernel at a time: its preparation costs as much as two or three
+FIRST, VISIT = (
+    2,
+    8,
+)  # trials of a kernel at its first visit, twice as many at the next, up to VISIT: preparing it costs a few, too
 PRIOR = 1.0  # log2 units promised by a first visit
 DRY = 0.5  # share of a promise that is left after a visit without gain
 HOPE = 0.1  # log2 units that a first visit may bring though nothing was promised
@@ -35,22 +39,26 @@ class Account:
 
 class Spending:
     """Picks the kernel to visit next. `seconds` says how long a kernel takes at present, None where it does not run;
-    `promise` what its strategy promises, in log2 units, None where it cannot say."""
+    `promise` what its strategy promises of so many trials, in log2 units, None where it cannot say."""
 
     def __init__(self, kernels: Sequence[Kernel], calls: Mapping[str, int], seconds: Callable[[Kernel], float | None],
-                 promise: Callable[[Kernel], float | None]):  # fmt: skip
+                 promise: Callable[[Kernel, int], float | None]):  # fmt: skip
         self.accounts = {k.key: Account(k, calls[k.key]) for k in kernels}
         self.seconds, self.promise = seconds, promise
         self.total = sum((seconds(k) or 0.0) * calls[k.key] for k in kernels)
         self._savings: dict[str, float] = {}  # a visit changes those of its own kernel alone
 
     def next(self) -> Kernel | None:
-        """The kernel whose visit saves most; None where there is nothing more to say of any that takes time."""
+        """The kernel whose visit saves most with each trial; None where there is nothing more to say of any that takes time."""
         for key, account in self.accounts.items():
             if key not in self._savings:
-                self._savings[key] = 0.0 if account.closed else self.saving(account)
+                self._savings[key] = 0.0 if account.closed else self.saving(account) / self.size(account.kernel)
         best = max(self._savings, key=self._savings.__getitem__, default=None)
         return None if best is None or not self._savings[best] else self.accounts[best].kernel
+
+    def size(self, kernel: Kernel) -> int:
+        """Trials of the next visit."""
+        return int(min(FIRST << self.accounts[kernel.key].visits, VISIT))
 
     def saving(self, account: Account) -> float:
         """Seconds of the program that one more visit promises to save; 0 for a frozen kernel."""
@@ -59,7 +67,7 @@ class Spending:
 
     def gain(self, account: Account) -> float:
         """Expected log2 speedup of a visit."""
-        believed = self.promise(account.kernel)
+        believed = self.promise(account.kernel, self.size(account.kernel))
         if believed is None:
             believed = PRIOR / (1 + account.visits) ** 2
         return max(float(believed * DRY**account.dry), HOPE / (1 + account.visits))

@@ -29,7 +29,7 @@ from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, 
 from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
-from autotune.spending import VISIT, Spending
+from autotune.spending import Spending
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
 CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
@@ -137,14 +137,14 @@ class Tuner:
         def visit(kernel: Kernel) -> None:
             bar.set_postfix_str(kernel.name)
             before = self.best_seconds(kernel)
-            spending.visited(kernel, before, self.visit(kernel, VISIT, budget, bar.update))
+            spending.visited(kernel, before, self.visit(kernel, spending.size(kernel), budget, bar.update))
 
         while budget.left(1) > 0 and (kernel := spending.next()) is not None:
             share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: budget.left(1) > 0)
 
-    def _promise(self, kernel: Kernel) -> float | None:
+    def _promise(self, kernel: Kernel, trials: int) -> float | None:
         strategy = self._opened(kernel, self._history(kernel))
-        return strategy.promise(VISIT) if isinstance(strategy, MixedSearch) else None
+        return strategy.promise(trials) if isinstance(strategy, MixedSearch) else None
 
     def _opened(self, kernel: Kernel, history: History) -> Strategy:
         """The kernel's search, which has been told everything on record."""

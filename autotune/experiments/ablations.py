@@ -1,4 +1,4 @@
-"""`mixed` with one part taken away, and `planner` with more or fewer simulations: what is each part worth?
+"""`mixed` with one part taken away or another simulator asked, and `planner` with more or fewer simulations: what is each part worth?
 
 A part that is taken away is replaced by chance where the search cannot do without: schedules drawn evenly in place of the
 policies' and choices drawn evenly in place of the simulator's.
@@ -44,18 +44,18 @@ class WithoutSimulator(MixedSearch):
         return schedules
 
 
-class WithoutTrees(MixedSearch):
-    """Of the simulator only the nets."""
+class WithNets(MixedSearch):
+    """All of the committee is asked: nets and trees."""
+
+    def _members(self, states: Sequence[State]) -> np.ndarray:
+        return self.guide.members(states)
+
+
+class OnlyNets(MixedSearch):
+    """Of the committee the nets are asked, not the trees."""
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
         return self.guide.members(states)[: self.guide.simulator.nets.config.members]
-
-
-class WithoutNets(MixedSearch):
-    """Of the simulator only the trees."""
-
-    def _members(self, states: Sequence[State]) -> np.ndarray:
-        return self.guide.members(states)[self.guide.simulator.nets.config.members :]
 
 
 class WithoutCorrection(MixedSearch):
@@ -92,8 +92,8 @@ Make = Callable[[Kernel, Renderer, int, Guide], MixedSearch]
 ABLATIONS: dict[str, Make] = {
     "no-policy": WithoutPolicy,
     "no-simulator": WithoutSimulator,
-    "no-trees": WithoutTrees,
-    "no-nets": WithoutNets,
+    "with-nets": WithNets,
+    "only-nets": OnlyNets,
     "no-correction": WithoutCorrection,
     "no-direct": WithoutDirect,
     "no-breeding": WithoutBreeding,

@@ -84,7 +84,9 @@ class Student:
         shared = Settings(self.env.state_dim, self.env.n_actions, self.env.action_dim, STEPS, ENVS, settings["hidden"],
                           self.updates, seed)  # fmt: skip
         config = cast(PPO, KIND.build(shared)).config
-        self.guide = Guide.new(self.task.kernels[0], renderer, config, EnsembleConfig(seed=seed), TreesConfig(seed=seed), seed)
+        self.guide = Guide.new(
+            self.task.kernels[0], renderer, config, EnsembleConfig(seed=seed), TreesConfig(seed=seed), seed
+        )
         self.agent: Learner = AGENTS["random"].build(shared) if arm == "random" else self.guide.agent
         self.seconds: defaultdict[str, float] = defaultdict(float)  # where the time went
 

@@ -23,7 +23,14 @@ SHAPES = {"nets.p0": (2, 16, 4), "nets.p1": (2, 1, 4), "nets.p2": (2, 4, 4), "ne
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """(arrays, meta data) of a small guide, as it would be after training."""
-    guide = Guide(8, 6, PPOConfig(hidden=4, n_envs=2), EnsembleConfig(members=2, hidden=4, layers=2), TreesConfig(members=2, depth=2), 0)
+    guide = Guide(
+        8,
+        6,
+        PPOConfig(hidden=4, n_envs=2),
+        EnsembleConfig(members=2, hidden=4, layers=2),
+        TreesConfig(members=2, depth=2),
+        0,
+    )
     rng = np.random.default_rng(0)
     guide.simulator.load_state({name: rng.random(shape) for name, shape in SHAPES.items()})
     path = tmp_path_factory.mktemp("guide") / "small"

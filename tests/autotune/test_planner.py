@@ -61,7 +61,14 @@ def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
 
 def test_search_improves_on_a_policy_that_knows_nothing(guide):
     """Mean log2 time believed of all that was looked at. The control: episodes of the same untrained policy, as many."""
-    blind = Guide(guide.state_dim, guide.summary_dim, guide.agent.config, guide.simulator.nets.config, guide.simulator.trees.config, 1)
+    blind = Guide(
+        guide.state_dim,
+        guide.summary_dim,
+        guide.agent.config,
+        guide.simulator.nets.config,
+        guide.simulator.trees.config,
+        1,
+    )
     blind.simulator = guide.simulator
     search = PlannerSearch(LARGE, CPU, 0, blind, 4)
     search._plan([search.root])
