@@ -121,7 +121,7 @@ class Tuner:
             return
         tick(min(history.spent, self.trials))
         if self.trials == 0 and self.guide is not None and "answer" not in history.baselines:
-            self._answer(kernel)
+            self._answer(kernel, history)
         made = self.visit(kernel, self.trials - history.spent, budget, tick)
         if budget.left(1) > 0:
             tick(self.trials - history.spent - made)
@@ -221,10 +221,9 @@ class Tuner:
         self._waiting[kernel.key] = self._final_seconds.get(kernel.key, FRESH) if winner else 0.0
         budget.reserved = sum(self._waiting.values())
 
-    def _answer(self, kernel: Kernel) -> None:
-        """Zero trials: the policy's single answer, compiled and verified, held against hand-coded like any winner."""
-        policy = make_strategy("policy", kernel, self.renderer, self.seed, self.guide)
-        for trial in self.measurer.measure(kernel, policy.ask(1), None):
+    def _answer(self, kernel: Kernel, history: History) -> None:
+        """Zero trials: the strategy's single answer, compiled and verified, held against hand-coded like any winner."""
+        for trial in self.measurer.measure(kernel, self._opened(kernel, history).ask(1), None):
             commit(self.records, self.measurer, kernel, [replace(self._labelled(trial, "answer"), kind="answer")])
 
     def _labelled(self, trial: Trial, origin: str) -> Trial:

@@ -122,7 +122,7 @@ def _answers(trees: Tree, x: np.ndarray) -> np.ndarray:
 
 
 def _edges(x: np.ndarray, bins: int) -> np.ndarray:
-    """Thresholds of each feature [D, bins - 1], ascending, that part its rows evenly; where it has few values, all that part
+    """Thresholds of each feature [D, bins - 1], ascending, that part its distinct values evenly; where it has few, all that part
     them. The last one is repeated where there are fewer."""
     found = np.zeros((x.shape[1], bins - 1), np.float32)
     for own, column in zip(found, x.T, strict=True):
@@ -150,6 +150,7 @@ def _boosted(rows: TrainingRows, counts: np.ndarray, config: TreesConfig, rounds
     bins, width = _binned(rows.features, edges), rows.features.shape[1]
     thresholds = np.append(edges, np.full((width, 1), NEVER, np.float32), axis=1)  # [D, bins]
     own = [np.flatnonzero(drawn) for drawn in counts]
+    features = [rows.features[drawn] for drawn in own]
     said = [np.zeros(len(drawn)) for drawn in own]  # by the trees so far
     grown = []
     for _ in range(rounds):
@@ -161,7 +162,7 @@ def _boosted(rows: TrainingRows, counts: np.ndarray, config: TreesConfig, rounds
             found = _grow(bins[np.ix_(drawn[some], columns)], weight * error[some], weight, config)
             feature = columns[found.feature]
             tree = Tree(feature, thresholds[feature, found.threshold], (config.rate * found.value).astype(np.float32))
-            said[member] += _answers(Tree(*(part[None] for part in tree)), rows.features[drawn])[:, 0]
+            said[member] += _answers(Tree(*(part[None] for part in tree)), features[member])[:, 0]
             trees.append(tree)
         grown.append(trees)
         if deadline is not None and deadline():

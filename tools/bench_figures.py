@@ -56,7 +56,7 @@ def _program(path: Path) -> str:
         "Kernel by kernel, medians over seeds: seconds over those of the other (all calls together, then the geometric mean over kernels, "
         "and the worst kernel), and how many kernels are faster, within 5%, slower.",
         table(("strategy", "trials", "other", "its trials", "all", "bar", "geometric", "worst", "won", "tied", "lost", "seconds over its"),
-              [row for name in summary for row in _held_against(name, curves, calls)]),
+              [row for name in summary for row in _held_against(name, curves, calls, _budgets(settings))]),
         _answers(curves),
     ])  # fmt: skip
 
@@ -66,11 +66,20 @@ def _range(values: Sequence[float]) -> str:
     return f"{middle:.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
-def _held_against(name: str, curves: Sequence[Curve], calls: Mapping[str, int]) -> list[str]:
-    """A line for each bar of the mission."""
+def _budgets(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Trials of each strategy's searches."""
+    return {name: dict(settings["more"]).get(name, settings["trials"]) for name in settings["strategies"]}
+
+
+def _held_against(
+    name: str, curves: Sequence[Curve], calls: Mapping[str, int], budgets: Mapping[str, float]
+) -> list[str]:
+    """A line for each bar of the mission whose trials were searched."""
     rows = []
     for trials, other, its, bar in _bars(curves):
-        if name in ("beam", "random", "recipe") or not any(c.strategy == other for c in curves):
+        if name in ("beam", "random", "recipe") or trials > budgets[name]:
+            continue
+        if other not in budgets or (math.isfinite(its) and its > budgets[other]):
             continue
         own, theirs = _times(name, curves, trials), _times(other, curves, its)
         ratios = {k: own[k] / theirs[k] for k in own}
@@ -113,7 +122,7 @@ def _seconds(name: str, curves: Sequence[Curve], trials: float) -> float:
 def _answers(curves: Sequence[Curve]) -> str:
     """Zero trials: what a strategy's first schedule is by itself, before anything falls back."""
     rows = []
-    for name in ("policy", "sequential", "recipe"):
+    for name in ("auto", "policy", "sequential", "recipe"):
         first = [(c.hand_coded, c.times[0]) for c in curves if c.strategy == name and c.times]
         good = [2.0 ** (hand - t) for hand, t in first if t is not None]
         if good:

@@ -46,7 +46,7 @@ class Trial:
     compile_seconds: float = 0.0
     code_hash: str = ""
     detail: str = ""
-    kind: str = "trial"  # or "unoptimized", "hand_coded", "answer" (the policy's, at zero trials): not counted
+    kind: str = "trial"  # or "unoptimized", "hand_coded", "answer" (the strategy's, at zero trials): not counted
     strategy: str = ""
     seed: int = 0
     verify_seconds: float = 0.0  # spent on running it to compare its outputs

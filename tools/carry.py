@@ -1,0 +1,49 @@
+"""Carry a checkpoint to another backend: its policies and its world stay, its simulators and its memory are learned anew from all
+trials that ship for DEV.
+
+    DEV=CL python tools/carry.py autotune/data/guide-cpu autotune/data/guide-cl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from autotune import corpus
+from autotune.compiler import default_device, renderer_of
+from autotune.data import Dataset, add_shipped
+from autotune.errors import UsageError
+from autotune.guide import Guide
+from autotune.memory import Memory
+
+
+def carry(source: Path, target: Path, device: str) -> dict[str, float]:
+    """Write `target`; what `Guide.fit` tells. Raises UsageError where no trials ship for the device, or `source` cannot be read."""
+    guide, data = Guide.load(source), Dataset(renderer_of(device))
+    if not add_shipped(data, device, corpus.load("train"), guided=True):
+        raise UsageError(f"no trials ship for {device}: `make train DEV={device}` measures its own")
+    told = guide.fit(data.states, *data.arrays())
+    guide.memory = Memory.learn(data)
+    about = json.loads(source.with_suffix(".json").read_text())
+    kept = {name: about[name] for name in ("draft", "updates", "validation")}
+    guide.save(target, {**kept, "backend": device.split(":")[0], "carried_from": about["backend"]})
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=Path, help="checkpoint, without its suffix, such as runs/1/best")
+    parser.add_argument("target", type=Path)
+    args = parser.parse_args()
+    try:
+        told = carry(args.source, args.target, default_device())
+    except UsageError as error:
+        raise SystemExit(str(error)) from None
+    print(
+        f"{args.target}: {told['rows']:.0f} trials of {told['kernels']:.0f} kernels, out of bag {told['oob_pairwise']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
