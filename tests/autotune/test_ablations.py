@@ -82,7 +82,7 @@ def test_who_of_the_committee_is_asked(guide: Guide, name: str, asked: str):
 def test_without_a_correction_trials_only_shift_what_is_believed(guide: Guide):
     search = grown("no-correction", guide)
     candidates = search._candidates()[:50]
-    shift = search._corrected(candidates) - guide.members(candidates)
+    shift = search._corrected(candidates) - search._members(candidates)
     assert np.ptp(shift, axis=1).max() < 1e-4 < np.abs(shift).min()
     assert np.ptp(MixedSearch._errors(search, candidates), axis=1).min() > 0.01
 

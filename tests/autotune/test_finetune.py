@@ -67,7 +67,7 @@ def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(finetune.Trainer, "run", cut)
-    monkeypatch.setattr(finetune, "add_shipped", lambda *_: 0)
+    monkeypatch.setattr(finetune, "add_shipped", lambda *_, **__: 0)
     with closing(Records(tmp_path / "records.db")) as records, pytest.raises(KeyboardInterrupt):
         fine_tune(KERNELS, "CPU", records, Guide.load(SHIPPED / "guide-cpu"), 1.0, 0, "small", tmp_path)
     assert list(tmp_path.glob("*/best.json")) == [earlier / "best.json"]

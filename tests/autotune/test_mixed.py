@@ -178,7 +178,7 @@ def test_errors_of_the_simulator_are_a_gaussian_process(guide: Guide):
         [[c.level**2 + c.scale**2 * np.exp(-np.mean((a - b) ** 2) / (2 * c.length**2)) for b in z] for a in z]
     )
     precision = np.linalg.inv(cov + c.noise**2 * np.eye(len(z)))
-    n, beliefs = len(known), guide.members([*known, *candidates])
+    n, beliefs = len(known), search._members([*known, *candidates])
     error = np.array([t for _, t in search.measured]) - beliefs[:, :n]
     mean = error.mean(1, keepdims=True)
     moved = -np.linalg.solve(precision[n:, n:], precision[n:, :n] @ (error - mean).T).T
@@ -191,7 +191,7 @@ def test_what_was_measured_is_believed_and_a_slower_clock_changes_nothing_else(g
     known, times = [s for s, _ in search.measured], np.array([t for _, t in search.measured])
     off = [
         np.abs(m - times - (m - times).mean(1, keepdims=True)).mean()
-        for m in (guide.members(known), search._corrected(known))
+        for m in (search._members(known), search._corrected(known))
     ]
     assert off[0] > 1.0 and off[1] < 0.25 * off[0]
     candidates = search._candidates()[:50]

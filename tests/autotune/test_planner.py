@@ -44,7 +44,7 @@ def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
     search = planner(guide)
     n = search.rows
     root = search._look([search.root] * n, guide.agent.initial_hidden(n), np.ones(n, np.float32))
-    believed = search.guide.members([search.root])[:, 0]
+    believed = search._members([search.root])[:, 0]
     assert [node.log_time for node in root.embedding] == [pytest.approx(believed[i % len(believed)]) for i in range(n)]
     assert (root.value >= 0).all() and (root.mask == legal_mask(search.root)).all()
     action = int(np.flatnonzero(legal_mask(search.root))[0])
@@ -53,7 +53,7 @@ def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
     assert (once.reward[1::2] == 0).all() and (once.discount[1::2] == 0).all() and (once.discount[::2] == 1).all()
     assert (again.reward == 0).all() and (again.discount == 0).all()
     assert [e.state.schedule for e in once.embedding][:2] == [(ACTIONS[action],), ()]
-    times = guide.members([e.state for e in once.embedding])
+    times = search._members([e.state for e in once.embedding])
     for i in range(0, n, 2):
         member = i % len(times)
         assert root.embedding[i].log_time - once.reward[i] == pytest.approx(times[member, i], abs=1e-5)
@@ -61,14 +61,8 @@ def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
 
 def test_search_improves_on_a_policy_that_knows_nothing(guide):
     """Mean log2 time believed of all that was looked at. The control: episodes of the same untrained policy, as many."""
-    blind = Guide(
-        guide.state_dim,
-        guide.summary_dim,
-        guide.agent.config,
-        guide.simulator.nets.config,
-        guide.simulator.trees.config,
-        1,
-    )
+    nets, trees = guide.simulator.nets.config, guide.simulator.trees.config
+    blind = Guide(guide.state_dim, guide.summary_dim, guide.agent.config, nets, trees, 1)
     blind.simulator = guide.simulator
     search = PlannerSearch(LARGE, CPU, 0, blind, 4)
     search._plan([search.root])
