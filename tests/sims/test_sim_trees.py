@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sims import NearestNeighbour, SimulatorError, Trees, TreesConfig, metrics
+from sims.base import TrainingRows
 from sims.toys import WIDTH, World, make_world, shuffled_within
-from sims.trees import CHUNK, NEVER, _binned, _edges, _grow, _splits
+from sims.trees import CHUNK, NEVER, Tree, _answers, _binned, _boosted, _edges, _grow, _splits
 
 BAR = 0.80  # pairwise accuracy of 120 trees; nearest neighbour 0.76, shuffled labels 0.5
 SMALL = TreesConfig(rounds=120)
@@ -95,6 +96,31 @@ def test_a_row_drawn_twice_counts_as_two() -> None:
     )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b)
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_lone_row_is_no_leaf(odd: int) -> None:
+    bins, error = np.full((6, 1), 1 - odd, np.uint8), np.zeros(6)
+    bins[5], error[5] = odd, 100.0
+    assert _splits(bins, np.zeros(6, int), 1, error, np.ones(6), TreesConfig(bins=2, least=2))[1] == 1  # none
+    assert _splits(bins, np.zeros(6, int), 1, error, np.ones(6), TreesConfig(bins=2, least=1))[1] == 0
+
+
+def test_what_equals_a_threshold_goes_left() -> None:
+    tree = Tree(np.array([[0]]), np.array([[0.5]], np.float32), np.array([[1.0, 2.0]], np.float32))
+    np.testing.assert_array_equal(_answers(tree, np.array([[0.5], [0.6]], np.float32)), [[1.0], [2.0]])
+
+
+def test_all_kernels_drawn_twice_are_the_same_with_twice_the_ridge(train: World) -> None:
+    rows = TrainingRows.build(train.features, train.log_time, train.group, WIDTH)
+    trees = []
+    for times in (1, 2):
+        config = TreesConfig(members=1, rows=1.0, columns=1.0, ridge=5.0 * times, least=10 * times)
+        counts = np.full((1, len(rows.target)), times)
+        trees.append(_boosted(rows, counts, config, 3, np.random.default_rng(0), None))
+    for (once,), (twice,) in zip(*trees, strict=True):
+        for a, b in zip(once, twice, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_a_kernels_level_does_not_matter(train: World) -> None:
