@@ -20,6 +20,7 @@ from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, ro
 from autotune.strict import parse, shown
 from autotune.world import World
 from sims import Committee, EnsembleConfig, TreesConfig
+from sims.bagged import Bagged
 from sims.ensemble import PAD
 
 SHIPPED = Path(__file__).parent / "data"
@@ -45,7 +46,7 @@ class Guide:
         self.fitted = False
         self.world: World | None = None  # to plan in without the compiler
         self.memory: Memory | None = None  # of recorded kernels and their fastest schedules
-        self._predicted: dict[tuple[str, Schedule], np.ndarray] = {}  # [M]
+        self._predicted: dict[Bagged, dict[tuple[str, Schedule], np.ndarray]] = {}  # by who was asked: [M]
 
     @staticmethod
     def new(kernel: Kernel, renderer: Renderer, ppo: PPOConfig, sim: EnsembleConfig, trees: TreesConfig,
@@ -70,15 +71,17 @@ class Guide:
         members = self.members(states)
         return members.mean(0), members.std(0)
 
-    def members(self, states: Sequence[State]) -> np.ndarray:
-        """Each ensemble member's log2 time relative to the kernel's un-optimized state [M, N]; remembered."""
-        known = self._predicted
+    def members(self, states: Sequence[State], asked: Bagged | None = None) -> np.ndarray:
+        """Each member's log2 time relative to the kernel's un-optimized state [M, N]; remembered. `asked`: the committee's nets or
+        its trees alone."""
+        judge = self.simulator if asked is None else asked
+        known = self._predicted.setdefault(judge, {})
         wanted = {(s.kernel.key, s.schedule): s for s in states}
         for state in states:
             wanted.setdefault((state.kernel.key, ()), root_of(state))
         missing = [s for key, s in wanted.items() if key not in known]
         if missing:
-            members = self.simulator.predict_members(np.stack([summary(s) for s in missing]))  # [M, N]
+            members = judge.predict_members(np.stack([summary(s) for s in missing]))  # [M, N]
             known.update(zip(((s.kernel.key, s.schedule) for s in missing), members.T, strict=True))
         return np.stack([known[s.kernel.key, s.schedule] - known[s.kernel.key, ()] for s in states], axis=1)
 

@@ -55,7 +55,7 @@ class OnlyNets(MixedSearch):
     """Of the committee the nets are asked, not the trees."""
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
-        return self.guide.members(states)[: self.guide.simulator.nets.config.members]
+        return self.guide.members(states, self.guide.simulator.nets)
 
 
 class WithoutCorrection(MixedSearch):

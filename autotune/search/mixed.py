@@ -210,7 +210,7 @@ class MixedSearch(PolicySearch):
     def _members(self, states: Sequence[State]) -> np.ndarray:
         """What each of several beliefs says of the log2 times of these states [M, N]: those of the committee's trees. Its nets,
         which a policy practises with, too, expect too much of the very schedules that a search looks for."""
-        return self.guide.members(states)[self.guide.simulator.nets.config.members :]
+        return self.guide.members(states, self.guide.simulator.trees)
 
     def _corrected(self, candidates: list[State]) -> np.ndarray:
         """Each member's log2 time [M, C], moved by what it got wrong so far; failures push their neighbours back."""
