@@ -67,6 +67,7 @@ lint: $(READY)  ## style, types, and which package may import which
 bench: $(READY)  ## repeat the comparison with BEAM=4, random schedules, evolution and a ranker from recorded trials: no device
 	@for run in $(wildcard benchmarks/bench-*-$(BACKEND).tar.xz); do $(BIN)/python -m autotune replay $$run || exit 1; done
 	$(BIN)/python tools/figures.py --write
+	$(BIN)/python tools/bench_plots.py
 
 bench-live: $(READY)  ## measure that comparison on this machine: make bench-live PROGRAM=gpt-decode (half an hour and more)
 	$(BIN)/python -m autotune.experiments.curves with bench program=$(PROGRAM)

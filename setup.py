@@ -34,6 +34,7 @@ setup(
             "hypothesis==6.170.15",
             "import-linter==2.16",
             "lightgbm>=4.5",  # the ranker that `make bench` holds beside ours
+            "matplotlib>=3.8",  # tools/bench_plots.py
             "mypy==2.4.1",
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",
@@ -41,6 +42,5 @@ setup(
             "scikit-learn>=1.5",  # a control in tools/bench_sims.py
         ],
         "pytorch": ["torch>=2.4", "torchvision>=0.19"],  # to hold beside, in examples/resnet.py --pytorch
-        "plots": ["matplotlib>=3.8"],
     },
 )

@@ -192,6 +192,14 @@ def needed(curve: Curve, best: float) -> tuple[float, float]:
     return math.inf, math.inf
 
 
+def profile(curves: Sequence[Curve], strategy: str, trials: float, ratio: float) -> float:
+    """Share of a strategy's searches whose best after so many trials takes at most `ratio` times the best known of its kernel:
+    one point of its performance profile (Dolan & More, Benchmarking optimization software with performance profiles, 2002)."""
+    best = best_known(curves)
+    over = [c.best_after(trials) - best[c.kernel] for c in curves if c.strategy == strategy]
+    return float(np.mean([o <= math.log2(ratio) for o in over]))
+
+
 def totals(curves: Sequence[Curve], calls: Mapping[str, int], trials: int | None = None) -> np.ndarray:
     """Seconds of all kernels and calls together over hand-coded, after so many trials of each kernel (None: all), by seed [S].
 

@@ -34,6 +34,14 @@ def gains(history: History) -> dict[str, Gain]:
     return found
 
 
+def refusal(history: History) -> str:
+    """Why a kernel cannot be searched: what became of its baselines, where none of them has a time. Empty: it can be."""
+    if history.best is not None or not history.baselines:
+        return ""
+    trial = list(history.baselines.values())[-1]
+    return f"{trial.verdict}: {(trial.detail.splitlines() or ['nothing is told'])[0][:100]}"
+
+
 @dataclass
 class KernelResult:
     """What tuning one kernel came to. Times in seconds; `tuned_seconds` is hand-coded's where no winner was accepted."""
@@ -46,6 +54,7 @@ class KernelResult:
     schedule: Schedule | None  # None: stays as tinygrad would run it
     verdicts: dict[str, int]
     gains: dict[str, Gain] = field(default_factory=dict)  # by part of the search
+    refused: str = ""  # why it was not searched: neither baseline could be measured
 
     @property
     def ratio(self) -> float:
@@ -84,7 +93,8 @@ class Report:
         """The contract of `tune --json`."""
         rows = [{"key": k.kernel.key, "name": k.kernel.name, "calls": k.calls, "hand_coded_ms": k.hand_coded_seconds * 1e3,
                  "tuned_ms": k.tuned_seconds * 1e3, "gflop": k.kernel.work[0] / 1e9, "trials": k.trials,
-                 "schedule": None if k.schedule is None else schedule_to_json(k.schedule), "verdicts": k.verdicts}
+                 "schedule": None if k.schedule is None else schedule_to_json(k.schedule), "verdicts": k.verdicts,
+                 "refused": k.refused}
                 for k in self.kernels]  # fmt: skip
         parts = {part: {"trials": gain.trials, "ms": gain.seconds * 1e3} for part, gain in self.gains.items()}
         return {"device": self.device, "seconds": self.seconds, "compiled": self.compiled, "kernels": rows, "gains": parts,
@@ -111,6 +121,7 @@ class Report:
         ]
         left = sum(k.schedule is None for k in self.kernels)
         lines.append(f"  {left} of {len(self.kernels)} kernels stay as tinygrad runs them")
+        lines += [f"  {k.kernel.name} could not be measured ({k.refused})" for k in self.kernels if k.refused]
         return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from autotune.measuring.noise import floor_at
 from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Runner, commit, judge
 from autotune.records import Final, History, Records, Trial, default_path
 from autotune.records.claims import share
-from autotune.report import KernelResult, Report, gains
+from autotune.report import KernelResult, Report, gains, refusal
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
 from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
@@ -281,7 +281,8 @@ class Tuner:
             hand = statistics.median(final.hand_coded)
             tuned, schedule = (statistics.median(final.tuned), final.schedule) if final.accepted else (hand, None)
         verdicts = Counter(t.verdict for t in history.trials if t.kind == "trial")
-        return KernelResult(kernel, calls, hand, tuned, history.spent, schedule, dict(verdicts), gains(history))
+        return KernelResult(kernel, calls, hand, tuned, history.spent, schedule, dict(verdicts), gains(history),
+                            refusal(history))  # fmt: skip
 
     def hand_coded_seconds(self, kernel: Kernel) -> float:
         """Median of the hand-coded baseline; 0 where it could not be measured."""

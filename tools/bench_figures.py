@@ -14,9 +14,11 @@ from typing import Any
 
 from tables import interval, line, table
 
-from autotune.curves import CLOSE, Curve
+from autotune.curves import CLOSE, Curve, profile
 
 SHOWN = ("1", "4", "10", "16", "32", "64")  # budgets of the tables
+PROFILED = 10  # trials at which performance profiles are drawn ...
+RATIOS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0)  # ... and the points of them that are tabled
 # trials a kernel, whom they are held against, with how many of its trials, and the ratio that is asked for
 BARS = ((10, "beam", math.inf, 1.0), (10, "random", 128, 1.0), (64, "beam", math.inf, 0.85), (64, "random", 256, 0.90))
 
@@ -33,16 +35,23 @@ def result_of(path: Path) -> dict[str, Any]:
         return json.load(file)
 
 
+def curves_of(result: Mapping[str, Any]) -> list[Curve]:
+    return [Curve(**c) for c in result["figures"]["curves"]]
+
+
 def _program(path: Path) -> str:
     result = result_of(path)
     figures = result["figures"]
     settings, summary, calls = figures["settings"], figures["summary"], figures["calls"]
-    curves = [Curve(**c) for c in figures["curves"]]
+    curves = curves_of(result)
     seeds = {name: len({c.seed for c in curves if c.strategy == name}) for name in summary}
     shown = [b for b in SHOWN if b in next(iter(summary.values()))["total"]]
     rows = [line([name, str(seeds[name]), *(_range(row["total"][b]) for b in shown), f"{row['end']['total']:.3f}",
                   f"{row['end']['trials']:.0f}", f"{row['end']['seconds']:.0f}", f"{row['spent']['10']['seconds']:.1f}"])
             for name, row in summary.items()]  # fmt: skip
+    profiles = [
+        line([name, *(f"{profile(curves, name, PROFILED, ratio):.2f}" for ratio in RATIOS)]) for name in summary
+    ]
     scores = [line([name, *(interval(row["score"][b]) for b in shown)]) for name, row in summary.items()]
     return "\n\n".join([
         f"### {settings['program']}, DEV={result['device']}",
@@ -53,6 +62,9 @@ def _program(path: Path) -> str:
         "Time of the best schedule that anyone found over that of the best after so many trials, IQM over seeds and kernels with its "
         "95% interval:",
         table(("strategy", *shown), scores),
+        f"Performance profile after {PROFILED} trials: the share of searches that have come to at most so many times the best schedule that "
+        f"anyone found (drawn in `benchmarks/{path.name.replace('.tar.xz', '.svg')}`).",
+        table(("strategy", *(f"{ratio:.2f}" for ratio in RATIOS)), profiles),
         "Kernel by kernel, medians over seeds: seconds over those of the other (all calls together, then the geometric mean over kernels, "
         "and the worst kernel), and how many kernels are faster, within 5%, slower.",
         table(("strategy", "trials", "other", "its trials", "all", "bar", "geometric", "worst", "won", "tied", "lost", "seconds over its"),

@@ -80,6 +80,13 @@ class WithoutBreeding(MixedSearch):
         return []
 
 
+class WithoutEven(MixedSearch):
+    """The simulator chooses only among what policies, breeding and memory propose."""
+
+    def _draw_evenly(self, count: int) -> None:
+        pass
+
+
 class WithoutMemory(MixedSearch):
     """Nothing is recalled of other kernels."""
 
@@ -98,6 +105,7 @@ ABLATIONS: dict[str, Make] = {
     "no-direct": WithoutDirect,
     "no-breeding": WithoutBreeding,
     "no-memory": WithoutMemory,
+    "no-even": WithoutEven,
     **{f"planner-{n}": partial(PlannerSearch, simulations=n) for n in SIMULATIONS},
 }
 

@@ -144,6 +144,8 @@ def kernels_of(session: Session, settings: dict[str, Any]) -> tuple[list[Kernel]
     program = program_of(session, settings["program"])
     shared = {k: Shared(k, session.records(), session.measurer) for k in tqdm(program.kernels.values(), "baselines")}
     seconds = {k: program.calls[k.key] * 2.0**s.hand_coded for k, s in shared.items() if math.isfinite(s.hand_coded)}
+    if refused := [k.name for k in program.kernels.values() if k not in seconds]:
+        print(f"left out, since they could not be measured: {', '.join(refused)}", file=sys.stderr)
     least = settings["least"] * sum(seconds.values())
     kernels = sorted((k for k, t in seconds.items() if t >= least), key=lambda k: -seconds[k])
     return kernels, {k.key: program.calls[k.key] for k in kernels}

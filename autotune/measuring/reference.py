@@ -135,7 +135,9 @@ class _Builder:
         """Comparisons of inexact floats are unsure near equality; logic with an unsure part is unsure."""
         floats = [s.dtype in FLOATS for s in u.src]
         if u.op in COMPARISONS and any(floats):
-            kind = next(s.dtype for s in u.src if s.dtype in FLOATS)
+            kind = next((s.dtype for s in u.src if s.dtype in EPSILON), None)  # of `6.0 < x` that of x
+            if kind is None:
+                raise NoReference("a comparison of constants")
             a, b = (_as_double(s, source, kind) for s, source in zip(sources, u.src, strict=True))
             node, error = u.replace(src=(a.v, b.v)), _plus(a.error, b.error)
             return Value(node, None if error is None else (error < _abs(a.v - b.v)).logical_not() & (error > 0.0))

@@ -3,7 +3,8 @@
 Of each batch a part is what the policies would do themselves, without asking the simulator: the one of `policy` and, where the
 guide has one, that of `sequential`, in turn. What one of these models gets wrong the others seldom do. For the rest the
 simulator ranks everything that the policy's episodes passed through, corrected by the trials of this kernel so far, with
-episodes continued from the best schedules found, and children bred from them.
+episodes continued from the best schedules found, children bred from them, and schedules drawn evenly: what the policies would
+never do may still be the fastest here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from autotune.records import Trial
 from autotune.search.acquisition import check_kind, choose
 from autotune.search.breeding import POPULATION, Breeder
 from autotune.search.policy import PolicySearch
+from autotune.search.random import random_path
 from autotune.search.recall import RecallSearch
 from autotune.search.sequential import SequentialSearch
 from autotune.space import State, apply_to_state
@@ -33,6 +35,7 @@ ROOT_TEMPERATURES = (
     10.0,
 )  # of the episodes that `mixed` draws from the root: a confident policy repeats itself
 PREFIX_TEMPERATURES = (2.0, 5.0)  # and of those that continue prefixes of the best schedules measured so far
+EVEN = 128  # schedules drawn evenly that the simulator may choose from, whatever the policies think of them
 DIRECT = 0.25  # share of a batch that the policies choose by themselves
 CHILDREN = 64  # of the fastest measured, bred for each batch: the policy knows kernels, but not what this one has shown
 STALE = 0.03  # log2 units: a batch that gained less gained nothing
@@ -180,7 +183,7 @@ class MixedSearch(PolicySearch):
 
     def _grow(self) -> None:
         """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state, and what is
-        recalled. At first as many at each temperature, later as many at all of them together."""
+        recalled. At first as many at each temperature, and evenly, too; later as many at all of them together."""
         for state in self.recall.states():
             self._propose(state, "recall")
         best = sorted(self.measured, key=lambda pair: pair[1])[:3]
@@ -191,11 +194,18 @@ class MixedSearch(PolicySearch):
                 draws.append((starts, np.resize(temperatures, self.guide.agent.config.n_envs)))
             elif starts:
                 draws += [(starts, t) for t in temperatures]
+        if not self.grown:
+            self._draw_evenly(EVEN)
         self.grown = True
         for begin, temperature in draws:
             for path in self.episodes(begin, temperature):
                 for state in path:
                     self._propose(state, "policy")
+
+    def _draw_evenly(self, count: int) -> None:
+        for _ in range(count):
+            for state in random_path(self.root, self.rng):
+                self._propose(state, "even")
 
     def _propose(self, state: State, origin: str) -> None:
         """Into the pool, unless it is there."""

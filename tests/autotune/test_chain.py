@@ -14,7 +14,7 @@ from autotune.compiler import renderer_of
 from autotune.errors import UsageError
 from autotune.guide import SHIPPED, Guide
 from autotune.records import History, Records, Trial
-from autotune.report import Gain, KernelResult, Report, gains
+from autotune.report import Gain, KernelResult, Report, gains, refusal
 from autotune.search import origin_of
 from autotune.search.mixed import MixedSearch
 from autotune.search.random import RandomSearch
@@ -68,6 +68,16 @@ def test_a_report_counts_calls():
     assert "0 of 2 kernels stay as tinygrad runs them" in report.table()
 
 
+def test_a_report_says_which_kernels_could_not_be_measured_and_why():
+    failed = [Trial(KERNEL.key, (), "compile_failed", detail="no such thing\nline 2", kind="hand_coded")]
+    assert refusal(History(failed)) == "compile_failed: no such thing"
+    assert refusal(History([*failed, trial("", 9.0, "unoptimized")])) == refusal(History()) == ""
+    results = [KernelResult(KERNEL, 1, 0.0, 0.0, 0, None, {}, refused=refusal(History(h))) for h in (failed, HISTORY)]
+    lines = Report("CPU", 1.0, 1, results).table().splitlines()
+    told = [line for line in lines if "could not be measured" in line]
+    assert told == [f"  {KERNEL.name} could not be measured (compile_failed: no such thing)"]
+
+
 def test_mixed_knows_who_proposed_a_schedule():
     search = MixedSearch(KERNEL, CPU, 0, Guide.load(SHIPPED / "guide-cpu"))
     search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
@@ -75,9 +85,9 @@ def test_mixed_knows_who_proposed_a_schedule():
     asked = search.ask(4)
     assert all(origin_of(search, s) == search.origins[s] for s in asked)
     assert (
-        {"policy", "evolution", "sequential", "recall"}
+        {"policy", "evolution", "sequential", "recall", "even"}
         <= set(search.origins.values())
-        <= {"policy", "evolution", "sequential", "recall", "known"}
+        <= {"policy", "evolution", "sequential", "recall", "even", "known"}
     )
     assert origin_of(RandomSearch(KERNEL, CPU, 0), asked[0]) == ""
 

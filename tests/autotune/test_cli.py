@@ -56,7 +56,7 @@ def test_tune_keeps_the_contract_of_its_json(tuned):
     assert set(result) == {"device", "seconds", "compiled", "kernels", "hand_coded_ms", "tuned_ms", "gains"}
     assert result["device"] == "CPU" and result["compiled"] == 2 and result["seconds"] > 0
     (kernel,) = result["kernels"]
-    fields = {"key", "name", "calls", "gflop", "hand_coded_ms", "tuned_ms", "trials", "schedule", "verdicts"}
+    fields = {"key", "name", "calls", "gflop", "hand_coded_ms", "tuned_ms", "trials", "schedule", "verdicts", "refused"}
     assert set(kernel) == fields
     assert kernel["calls"] == 3 and kernel["trials"] == 2 == sum(kernel["verdicts"].values()) == count(records)
     assert result["hand_coded_ms"] == pytest.approx(3 * kernel["hand_coded_ms"])

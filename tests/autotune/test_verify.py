@@ -160,7 +160,8 @@ def test_bounds_are_tight_enough(tensor, most):
     lambda: Tensor.empty(20, 40, dtype="float16").sum(1), lambda: Tensor.empty(300).trunc(), lambda: 1 / Tensor.empty(300),
     lambda: (Tensor.empty(8, 30).sum(1) > 0).where(Tensor.empty(8), 2.0), lambda: Tensor.empty(30, 30, dtype="float64").sum(0),
     lambda: Tensor.empty(30, 30).max(0),
-    lambda: Tensor.empty(8, 30).sum(1) > 0,
+    lambda: Tensor.empty(8, 30).sum(1) > 0, lambda: (Tensor.empty(16, 24) @ Tensor.empty(24, 32)).clip(-0.7, 6),
+    lambda: Tensor.empty(300, dtype="float16").clip(0.1, 6),
 ])  # fmt: skip
 @pytest.mark.parametrize("seed", [0, 1])
 def test_float32_in_any_order_stays_within_the_bounds(tensor, seed):

@@ -1,0 +1,70 @@
+"""The tables of docs/benchmarks.md, by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autotune.curves import Curve, profile
+
+TOOLS = Path(__file__).parents[2] / "tools"
+CALLS = {"a": 3, "b": 1}
+
+
+def curve(strategy: str, kernel: str, times: list[float | None]) -> Curve:
+    """Hand-coded takes a second in kernel a and two in b; each trial takes half a second."""
+    return Curve(kernel, strategy, 0, float(kernel == "b"), times, [0.5 * (i + 1) for i in range(len(times))])
+
+
+CURVES = [
+    curve("beam", "a", [0.0] * 39 + [-2.0]), curve("beam", "b", [1.0] * 39 + [0.0]),
+    curve("auto", "a", [None] + [-1.0] * 8 + [-2.0] * 7), curve("auto", "b", [0.0] * 16),
+    curve("random", "a", [-1.0] * 128), curve("random", "b", [None] * 128),
+]  # fmt: skip
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import bench_figures
+
+    yield bench_figures
+    sys.modules.pop("bench_figures")
+
+
+def test_a_strategy_is_held_against_beam_and_random_schedules(figures):
+    """Beam search ends after 40 trials, a tenth of which is 4. After these `auto` is at .5 and 1 s, beam ended at .25 and 1,
+    random at .5 and 2: calls counted 2.5 s beside 1.75 and 3.5. After 10 it is at .25 and 1."""
+    budgets = {"beam": 1000, "auto": 16, "random": 128}
+    rows = figures._held_against("auto", CURVES, CALLS, budgets)
+    assert rows == [
+        "| auto | 4 | beam | all | 1.429 | 1.00 | 1.414 | 2.00 | 0 | 1 | 1 | 0.10 |",
+        "| auto | 10 | beam | all | 1.000 |  | 1.000 | 1.00 | 0 | 2 | 0 | 0.25 |",
+        "| auto | 4 | random | 128 | 0.714 | 1.00 | 0.707 | 1.00 | 1 | 1 | 0 | 0.03 |",
+        "| auto | 10 | random | 128 | 0.500 |  | 0.500 | 0.50 | 2 | 0 | 0 | 0.08 |",
+    ]
+    assert figures._held_against("auto", CURVES, CALLS, {**budgets, "random": 100}) == rows[:2]  # not searched so far
+    assert figures._held_against("beam", CURVES, CALLS, budgets) == []
+    longer = [Curve(c.kernel, c.strategy, 0, c.hand_coded, c.times * 3, c.seconds * 3) for c in CURVES]
+    bars = [row.split(" | ")[1] for row in figures._held_against("auto", longer, CALLS, budgets)]
+    assert bars == ["10", "10"]  # a tenth of 120 is more
+
+
+def test_a_first_answer_that_fails_is_counted_by_itself(figures):
+    """`auto` answers kernel a with a schedule that fails, b with one of twice hand-coded's speed."""
+    assert "| auto | 2.000 | 2.00 | 1 of 2 |" in figures._answers(CURVES)
+    assert figures._answers([c for c in CURVES if c.strategy != "auto"]) == ""
+
+
+def test_a_performance_profile_by_hand():
+    """After 4 trials `auto` takes twice the best known of kernel a, and the best of b; after 10 the best of both."""
+    assert [profile(CURVES, "auto", 4, r) for r in (1.0, 1.99, 2.0)] == [0.5, 0.5, 1.0]
+    assert profile(CURVES, "auto", 10, 1.0) == 1.0 and profile(CURVES, "random", 128, 1.9) == 0.0
+    slower = [
+        curve(c.strategy, c.kernel, [t if t is None else t + 3 for t in c.times])
+        for c in CURVES
+        if c.strategy == "auto"
+    ]
+    assert profile([*CURVES, *slower], "auto", 10, 1.0) == 0.5  # as if two more searches had found nothing
