@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -65,18 +66,12 @@ def test_a_choice_pushes_back_its_like(kind, expected):
 def test_the_last_slot_goes_where_nothing_was_measured():
     """Greedy would take place 3 of the line; at e^-1 from place 2 it is believed to take .3 + .368, place 4 .4 + .135, place 5
     .5 + .050, place 6 .6 + .018. Where places 3 and 4 are known, it is place 6."""
-    assert choose(LINE, APART, rng(), 4, "greedy", crowding=0.0) == [0, 1, 2, 4]
-    assert choose(LINE, APART, rng(), 4, "greedy", crowding=0.0, away=None) == [0, 1, 2, 3]
-    assert choose(LINE, APART, rng(), 4, "greedy", crowding=0.0, known=np.maximum(APART(3), APART(4))) == [0, 1, 2, 6]
-    assert choose(LINE, APART, rng(), 4, "greedy", crowding=0.0, away=9.0) == [
-        0,
-        1,
-        2,
-        8,
-    ]  # 9 is hopeless, and stays so
-    assert choose(LINE, APART, rng(), 1, "greedy", known=APART(0), away=9.0) == [
-        0
-    ]  # a single answer is the best believed
+    greedy = partial(choose, LINE, APART, rng(), kind="greedy", crowding=0.0)
+    assert greedy(4) == [0, 1, 2, 4]
+    assert greedy(4, away=None) == [0, 1, 2, 3]
+    assert greedy(4, known=np.maximum(APART(3), APART(4))) == [0, 1, 2, 6]
+    assert greedy(4, away=9.0) == [0, 1, 2, 7]  # .7 + .061; 9 is hopeless, and stays so
+    assert greedy(1, known=APART(0), away=9.0) == [0]  # a single answer is the best believed
 
 
 @pytest.mark.parametrize("kind", KINDS)
