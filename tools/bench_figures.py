@@ -10,7 +10,7 @@ import statistics
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tables import interval, line, table
 
@@ -24,8 +24,9 @@ BARS = ((10, "beam", math.inf, 1.0), (10, "random", 128, 1.0), (64, "beam", math
 
 
 def benchmarks(folder: Path) -> str:
-    """Every program, one after another."""
-    return "\n\n".join(_program(path) for path in sorted(folder.glob("bench-*.tar.xz")))
+    """An overview, then every program, one after another."""
+    paths = sorted(folder.glob("bench-*.tar.xz"))
+    return "\n\n".join([_overview([result_of(path) for path in paths]), *(_program(path) for path in paths)])
 
 
 def result_of(path: Path) -> dict[str, Any]:
@@ -62,8 +63,9 @@ def _program(path: Path) -> str:
         "Time of the best schedule that anyone found over that of the best after so many trials, IQM over seeds and kernels with its "
         "95% interval:",
         table(("strategy", *shown), scores),
+        f"![{settings['program']}](../benchmarks/{path.name.replace('.tar.xz', '.svg')})",
         f"Performance profile after {PROFILED} trials: the share of searches that have come to at most so many times the best schedule that "
-        f"anyone found (drawn in `benchmarks/{path.name.replace('.tar.xz', '.svg')}`).",
+        "anyone found.",
         table(("strategy", *(f"{ratio:.2f}" for ratio in RATIOS)), profiles),
         "Kernel by kernel, medians over seeds: seconds over those of the other (all calls together, then the geometric mean over kernels, "
         "and the worst kernel), and how many kernels are faster, within 5%, slower.",
@@ -83,6 +85,26 @@ def _budgets(settings: Mapping[str, Any]) -> dict[str, float]:
     return {name: dict(settings["more"]).get(name, settings["trials"]) for name in settings["strategies"]}
 
 
+class Held(NamedTuple):
+    """One strategy held against another, kernel by kernel: times over the other's, and wall-clock over its."""
+
+    total: float  # all calls together
+    geometric: float
+    worst: float
+    counts: tuple[int, int, int]  # kernels that are faster, within 5%, slower
+    seconds: float
+
+
+def _held(name: str, curves: Sequence[Curve], calls: Mapping[str, int], trials: float, other: str, its: float) -> Held:
+    own, theirs = _times(name, curves, trials), _times(other, curves, its)
+    ratios = {k: own[k] / theirs[k] for k in own}
+    total = sum(calls[k] * own[k] for k in own) / sum(calls[k] * theirs[k] for k in own)
+    won, lost = (sum(sign * math.log2(r) > CLOSE for r in ratios.values()) for sign in (-1, 1))
+    seconds = _seconds(name, curves, trials) / _seconds(other, curves, its)
+    counts = won, len(ratios) - won - lost, lost
+    return Held(total, statistics.geometric_mean(ratios.values()), max(ratios.values()), counts, seconds)
+
+
 def _held_against(
     name: str, curves: Sequence[Curve], calls: Mapping[str, int], budgets: Mapping[str, float]
 ) -> list[str]:
@@ -93,15 +115,32 @@ def _held_against(
             continue
         if other not in budgets or (math.isfinite(its) and its > budgets[other]):
             continue
-        own, theirs = _times(name, curves, trials), _times(other, curves, its)
-        ratios = {k: own[k] / theirs[k] for k in own}
-        total = sum(calls[k] * own[k] for k in own) / sum(calls[k] * theirs[k] for k in own)
-        won, lost = (sum(sign * math.log2(r) > CLOSE for r in ratios.values()) for sign in (-1, 1))
-        seconds = _seconds(name, curves, trials) / _seconds(other, curves, its)
-        rows.append(line([name, f"{trials:.3g}", other, "all" if math.isinf(its) else str(its), f"{total:.3f}", "" if bar is None else f"{bar:.2f}",
-                          f"{statistics.geometric_mean(ratios.values()):.3f}", f"{max(ratios.values()):.2f}", str(won),
-                          str(len(ratios) - won - lost), str(lost), f"{seconds:.2f}"]))  # fmt: skip
+        held = _held(name, curves, calls, trials, other, its)
+        rows.append(line([name, f"{trials:.3g}", other, "all" if math.isinf(its) else str(its), f"{held.total:.3f}",
+                          "" if bar is None else f"{bar:.2f}", f"{held.geometric:.3f}", f"{held.worst:.2f}",
+                          *map(str, held.counts), f"{held.seconds:.2f}"]))  # fmt: skip
     return rows
+
+
+def _overview(results: Sequence[Mapping[str, Any]]) -> str:
+    """What `auto` comes to in each program, at the trials of the first bar, and with its first schedule alone."""
+    rows = []
+    for result in results:
+        figures, curves = result["figures"], curves_of(result)
+        if not {"auto", "beam", "random"} <= set(figures["summary"]):
+            continue
+        trials = _bars(curves)[0][0]
+        beam, random = (_held("auto", curves, figures["calls"], trials, other, its)
+                        for other, its in (("beam", math.inf), ("random", 128)))  # fmt: skip
+        first = [_answered(curves, name) for name in ("auto", "recipe")]
+        rows.append(line([f"{figures['settings']['program']}, DEV={result['device']}", str(len(figures["calls"])),
+                          f"{figures['summary']['beam']['end']['trials']:.0f}", f"{trials:.3g}", f"{beam.total:.2f}", f"{random.total:.2f}",
+                          f"{beam.seconds:.2f}", f"{beam.worst:.2f}", f"{random.worst:.2f}",
+                          *(f"{statistics.geometric_mean(good):.2f}" if good else "" for good in first)]))  # fmt: skip
+    head = ("program", "kernels", "BEAM=4's trials", "`auto`'s", "time over BEAM=4's (bar 1.00)", "over 128 random schedules' (1.00)",
+            "wall-clock over BEAM=4's (0.25)", "worst kernel over BEAM=4's (1.05)", "over random's",
+            "first schedule, speed over hand-coded (1.3)", "best fixed recipe's")  # fmt: skip
+    return table(head, rows)
 
 
 def _bars(curves: Sequence[Curve]) -> list[tuple[float, str, float, float | None]]:
@@ -131,23 +170,20 @@ def _seconds(name: str, curves: Sequence[Curve], trials: float) -> float:
     return statistics.mean(c.spent_after(trials) for c in curves if c.strategy == name)
 
 
+def _answered(curves: Sequence[Curve], name: str) -> list[float]:
+    """Speed over hand-coded of a strategy's first schedules, of those that ran."""
+    return [2.0 ** (c.hand_coded - c.times[0]) for c in curves
+            if c.strategy == name and c.times and c.times[0] is not None]  # fmt: skip
+
+
 def _answers(curves: Sequence[Curve]) -> str:
     """Zero trials: what a strategy's first schedule is by itself, before anything falls back."""
     rows = []
     for name in ("auto", "policy", "sequential", "recipe"):
-        first = [(c.hand_coded, c.times[0]) for c in curves if c.strategy == name and c.times]
-        good = [2.0 ** (hand - t) for hand, t in first if t is not None]
-        if good:
-            rows.append(
-                line(
-                    [
-                        name,
-                        f"{statistics.geometric_mean(good):.3f}",
-                        f"{min(good):.2f}",
-                        f"{len(first) - len(good)} of {len(first)}",
-                    ]
-                )
-            )
+        asked = sum(c.strategy == name and len(c.times) > 0 for c in curves)
+        if good := _answered(curves, name):
+            rows.append(line([name, f"{statistics.geometric_mean(good):.3f}", f"{min(good):.2f}",
+                              f"{asked - len(good)} of {asked}"]))  # fmt: skip
     return "\n\n".join([
         "A single answer, before anything falls back: speed over hand-coded of the first schedule (geometric mean over kernels and seeds; "
         "the worst), and how many failed, which are not counted in.",

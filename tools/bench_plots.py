@@ -46,15 +46,16 @@ def plot(path: Path) -> Figure:
         right.step(RATIOS, [profile(curves, name, PROFILED, r) for r in RATIOS], where="post", **style)
     left.set(xscale="log", xlabel="trials a kernel", ylabel="seconds of the program, over hand-coded")
     right.set(xscale="log", xlabel=f"time after {PROFILED} trials, over the best found", ylabel="share of searches")
-    right.set_xticks([1, 1.25, 1.5, 2, 3, 4], ["1", "1.25", "1.5", "2", "3", "4"])
-    right.minorticks_off()
+    for axes, ticks in ((left, (1, 4, 10, 32, 100)), (right, (1, 1.25, 1.5, 2, 3, 4))):
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
     left.legend()
     return figure
 
 
 def _total(axes: Axes, own: Sequence[Curve], calls: dict[str, int], style: dict) -> None:
     """To the end of the longest search: those that ended before keep what they have."""
-    longest = max(len(c.times) for c in own)
+    longest = max((c.turns or [len(c.times)])[-1] for c in own)
     budgets = np.unique(np.geomspace(1, max(longest, 2), 40).round())
     seconds = np.array([totals(own, calls, int(b)) for b in budgets])  # [B, S]
     axes.plot(budgets, seconds.mean(1), **style)

@@ -2,8 +2,8 @@
 
     python tools/keep_run.py runs/3 benchmarks/bench-resnet-cpu.tar.xz
 
-Left out are checkpoints (settings that name one find it), single searches (they are in result.json), and what sacred notes
-of the machine.
+Left out are checkpoints (settings that name one find it), single searches (they are in result.json), where the parts of an
+earlier run lay (its trials are in the records), and what sacred notes of the machine.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ def keep(run: Path, file: Path) -> None:
     name = json.loads((run / "run.json").read_text())["experiment"]["name"]
     parts = {"run.json": json.dumps({"experiment": {"name": name}}).encode()}
     parts |= {part: (run / part).read_bytes() for part in KEPT if (run / part).exists()}
+    config = json.loads(parts["config.json"])
+    if "part" in config:
+        parts["config.json"] = json.dumps({**config, "part": ""}, indent=2).encode()
     parts |= {path.name: path.read_bytes() for path in sorted(run.glob("records*.db"))}
     with tarfile.open(file, "w:xz") as kept:
         for part, data in parts.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_a_first_answer_that_fails_is_counted_by_itself(figures):
     """`auto` answers kernel a with a schedule that fails, b with one of twice hand-coded's speed."""
     assert "| auto | 2.000 | 2.00 | 1 of 2 |" in figures._answers(CURVES)
     assert figures._answers([c for c in CURVES if c.strategy != "auto"]) == ""
+
+
+def test_the_overview_has_a_row_for_each_program_that_was_searched_with_all_three(figures):
+    summary = {name: {"end": {"trials": 40.0}} for name in ("beam", "auto", "random")}
+    result = {"device": "CPU", "figures": {"settings": {"program": "two"}, "summary": summary, "calls": CALLS,
+                                           "curves": [asdict(c) for c in CURVES]}}  # fmt: skip
+    (row,) = figures._overview([result]).splitlines()[2:]
+    assert row == "| two, DEV=CPU | 2 | 40 | 4 | 1.43 | 0.71 | 0.10 | 2.00 | 1.00 | 2.00 |  |"
+    without = {**result["figures"], "summary": {"auto": {}}}
+    assert len(figures._overview([{**result, "figures": without}]).splitlines()) == 2
 
 
 def test_a_performance_profile_by_hand():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -96,12 +97,18 @@ def test_searches_of_a_program_are_kept_and_repeated_without_a_device(tmp_path: 
         "fewer=[['evolution', 1]]",
         "strategies=['random', 'evolution']",
     ]
-    done = python(tmp_path, "autotune.experiments.curves", "with", *settings)
-    assert done.returncode == 0, done.stderr[-2000:]
     kept = tmp_path / "kept.tar.xz"
-    subprocess.run([sys.executable, str(ROOT / "tools" / "keep_run.py"), "runs/1", str(kept)], cwd=tmp_path, check=True)
-    done = python(tmp_path, "autotune", "replay", str(kept))
-    assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout[-1500:] + done.stderr[-1500:]
+    for run, part in (
+        ("runs/1", ""),
+        ("runs/2", "runs/1"),
+    ):  # the second takes all from the first: it is whole by itself
+        done = python(tmp_path, "autotune.experiments.curves", "with", *settings, f"part={part}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        subprocess.run([sys.executable, str(ROOT / "tools" / "keep_run.py"), run, str(kept)], cwd=tmp_path, check=True)
+        with tarfile.open(kept) as file:
+            assert json.load(file.extractfile("config.json"))["part"] == ""
+        done = python(tmp_path, "autotune", "replay", str(kept))
+        assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout[-1500:] + done.stderr[-1500:]
     result = json.loads((tmp_path / "runs" / "1" / "result.json").read_text())
     assert [len(c["times"]) for c in result["figures"]["curves"]] == [3, 3, 3]
     result["figures"]["curves"][0]["times"][0] = 1.0
