@@ -87,6 +87,12 @@ class WithoutEven(MixedSearch):
         pass
 
 
+class WithoutAway(MixedSearch):
+    """The last choice of a batch is believed like any other, however much it resembles what was measured."""
+
+    away = None
+
+
 class WithoutMemory(MixedSearch):
     """Nothing is recalled of other kernels."""
 
@@ -106,6 +112,7 @@ ABLATIONS: dict[str, Make] = {
     "no-breeding": WithoutBreeding,
     "no-memory": WithoutMemory,
     "no-even": WithoutEven,
+    "no-away": WithoutAway,
     **{f"planner-{n}": partial(PlannerSearch, simulations=n) for n in SIMULATIONS},
 }
 

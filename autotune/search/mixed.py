@@ -20,7 +20,7 @@ from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
-from autotune.search.acquisition import check_kind, choose
+from autotune.search.acquisition import AWAY, check_kind, choose
 from autotune.search.breeding import POPULATION, Breeder
 from autotune.search.policy import PolicySearch
 from autotune.search.random import random_path
@@ -54,6 +54,7 @@ class MixedSearch(PolicySearch):
     `acquisition` is one of `acquisition.KINDS`. Raises UsageError for another."""
 
     directs = True  # whether the policies have a share of each batch
+    away: float | None = AWAY  # how far its last choice keeps from what was measured
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, acquisition: str = "thompson"):
         super().__init__(kernel, renderer, seed, guide)
@@ -107,6 +108,7 @@ class MixedSearch(PolicySearch):
             count,
             self.acquisition,
             known=self._similarity(candidates, known).max(1) if known else None,
+            away=self.away,
         )
         schedules = [candidates[i].schedule for i in chosen]
         self.seen.update(schedules)

@@ -43,9 +43,10 @@ def grown(name: str, guide: Guide) -> MixedSearch:
 @pytest.mark.parametrize(("name", "missing"), [
     ("no-policy", {"sequential"}),  # chance proposes in the policy's place, under its name
     ("no-direct", {"sequential"}), ("no-breeding", {"evolution"}), ("no-memory", {"recall"}), ("no-simulator", set()),
+    ("no-even", {"even"}), ("no-away", set()),
 ])  # fmt: skip
 def test_what_is_taken_away_proposes_nothing(guide: Guide, name: str, missing: set[str]):
-    parts = {"policy", "sequential", "evolution", "recall"}
+    parts = {"policy", "sequential", "evolution", "recall", "even"}
     whole, search = (set(grown(n, guide).origins.values()) & parts for n in ("mixed", name))
     assert whole == parts and search == parts - missing
 

@@ -139,10 +139,12 @@ def grown(guide):
     return make
 
 
+@pytest.mark.parametrize("name", ["mixed", "no-away"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, kind):
-    """Held against the rule written out again; the last is unlike what was measured."""
+def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, kind, name):
+    """Held against the rule written out again; the last is unlike what was measured, unless that is taken away."""
     search, candidates, members = grown(kind)
+    search.away = ABLATIONS[name].away if name in ABLATIONS else search.away
     mean, std = members.mean(0), members.std(0)
     draws, expected = copy.deepcopy(search.rng), []
     known = search._similarity(candidates, [s for s, _ in search.measured] + search.failed).max(1)
@@ -152,7 +154,7 @@ def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, ki
             score = members[int(draws.integers(len(members)))]
         likes = [search._similarity(candidates, [candidates[j]])[:, 0] for j in expected]
         score = score + 0.5 * np.max([np.zeros(len(candidates)), *likes], axis=0)
-        if slot == BATCH - 1:
+        if slot == BATCH - 1 and name == "mixed":
             score = mean + np.max([known, *likes], axis=0)
         expected.append(min((i for i in range(len(candidates)) if i not in expected), key=lambda i: score[i]))
     assert len(candidates) > 50 and search.ask(BATCH) == [candidates[i].schedule for i in expected]
