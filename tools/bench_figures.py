@@ -123,11 +123,13 @@ def _held_against(
 
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
-    """What `auto` comes to in each program, at the trials of the first bar, and with its first schedule alone."""
+    """What `auto` comes to in each program that was searched with all three, at the trials of the first bar, and with its first
+    schedule alone."""
     rows = []
     for result in results:
         figures, curves = result["figures"], curves_of(result)
-        if not {"auto", "beam", "random"} <= set(figures["summary"]):
+        budgets = _budgets(figures["settings"])
+        if not {"auto", "beam"} <= set(budgets) or budgets.get("random", 0) < 128:
             continue
         trials = _bars(curves)[0][0]
         beam, random = (_held("auto", curves, figures["calls"], trials, other, its)

@@ -60,13 +60,18 @@ def test_a_first_answer_that_fails_is_counted_by_itself(figures):
 
 
 def test_the_overview_has_a_row_for_each_program_that_was_searched_with_all_three(figures):
-    summary = {name: {"end": {"trials": 40.0}} for name in ("beam", "auto", "random")}
-    result = {"device": "CPU", "figures": {"settings": {"program": "two"}, "summary": summary, "calls": CALLS,
+    settings = {"program": "two", "trials": 16, "strategies": ["beam", "auto", "random"], "more": [["random", 128]]}
+    summary = {name: {"end": {"trials": 40.0}} for name in settings["strategies"]}
+    result = {"device": "CPU", "figures": {"settings": settings, "summary": summary, "calls": CALLS,
                                            "curves": [asdict(c) for c in CURVES]}}  # fmt: skip
     (row,) = figures._overview([result]).splitlines()[2:]
     assert row == "| two, DEV=CPU | 2 | 40 | 4 | 1.43 | 0.71 | 0.10 | 2.00 | 1.00 | 2.00 |  |"
-    without = {**result["figures"], "summary": {"auto": {}}}
-    assert len(figures._overview([{**result, "figures": without}]).splitlines()) == 2
+    for missing in (
+        {"strategies": ["auto", "random"]},
+        {"more": []},
+    ):  # no beam search; fewer random schedules than 128
+        without = {**result["figures"], "settings": {**settings, **missing}}
+        assert len(figures._overview([{**result, "figures": without}]).splitlines()) == 2
 
 
 def test_a_performance_profile_by_hand():

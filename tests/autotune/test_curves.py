@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import U2, U4, kernel_of
@@ -12,6 +13,7 @@ from tinygrad import Tensor
 
 from autotune.compiler import renderer_of
 from autotune.curves import Curve, Shared, best_known, needed, pooled, search, summarise, table, totals
+from autotune.experiments import curves as experiment
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Records
 
@@ -127,3 +129,17 @@ def test_a_program_spends_where_it_pays_and_never_more_than_it_has(tmp_path: Pat
     turns = of[big.key].turns
     assert turns == [(i + 1) / 2 for i in range(spent[big.key])] and of[small.key].turns == []
     assert of[big.key].best_after(math.inf) < of[big.key].hand_coded
+
+
+def test_kernels_that_could_not_be_measured_are_named(monkeypatch: pytest.MonkeyPatch, capsys):
+    good, bad = kernel_of(Tensor.empty(8, 8).sum(1)), kernel_of(Tensor.empty(9, 7).max(1))
+    times = {good.key: -3.0, bad.key: math.nan}
+    program = SimpleNamespace(kernels={k.key: k for k in (good, bad)}, calls={good.key: 2, bad.key: 1})
+    session = SimpleNamespace(records=lambda: None, measurer=None)
+    monkeypatch.setattr(experiment, "program_of", lambda *_: program)
+    monkeypatch.setattr(experiment, "Shared", lambda kernel, *_: SimpleNamespace(hand_coded=times[kernel.key]))
+    assert experiment.kernels_of(session, {"program": "two", "least": 0.0}) == ([good], {good.key: 2})
+    assert capsys.readouterr().err.splitlines()[-1] == f"left out, since they could not be measured: {bad.name}"
+    times[bad.key] = -4.0
+    experiment.kernels_of(session, {"program": "two", "least": 0.0})
+    assert "left out" not in capsys.readouterr().err

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import add_one, in_place, kernel_of
 from tinygrad import Tensor
 
-from autotune.compiler import DTYPES, Ops, Opt, OptOps, dtypes, read_buffer, write_buffer
+from autotune.compiler import DTYPES, Ops, Opt, OptOps, UOp, dtypes, read_buffer, write_buffer
 from autotune.measuring.bench import Bench
 from autotune.measuring.buffers import GUARD, GuardedBuffer
 from autotune.measuring.inputs import AFTERWARDS, CASES, NUMPY, Rules, make_input, rules_of
@@ -227,6 +227,9 @@ def test_what_has_no_bound_is_told():
     ):
         with pytest.raises(NoReference):
             reference(kernel_of(tensor).ast)
+    constants = UOp.const(1.5, dtypes.weakfloat), UOp.const(2.5, dtypes.weakfloat)
+    with pytest.raises(NoReference, match="constants"):
+        reference(constants[0] < constants[1])
 
 
 def test_the_twin_is_float64_and_has_one_more_output():
