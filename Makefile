@@ -55,7 +55,7 @@ bench-sims: $(READY)  ## every simulator on kernels that it never saw, beside ne
 
 prove: $(READY)  ## attack the measuring and the records at full size, every proof of tests/proofs (hours)
 	@missed=; for name in $(PROOFS); do echo "**** $$name ****"; \
-	  $(BIN)/python tests/proofs/$$name.py --json benchmarks/measuring-$$name.json || missed="$$missed $$name"; done; \
+	  $(BIN)/python tests/proofs/$$name.py --json benchmarks/measuring-$$name-$(BACKEND).json || missed="$$missed $$name"; done; \
 	  test -z "$$missed" || { echo "missed their bars:$$missed"; exit 1; }
 
 lint: $(READY)  ## style, types, and which package may import which
@@ -65,11 +65,11 @@ lint: $(READY)  ## style, types, and which package may import which
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## repeat the comparison with BEAM=4, random schedules, evolution and a ranker from recorded trials: no device
-	@for run in $(wildcard benchmarks/bench-*-$(BACKEND).tar.xz); do $(BIN)/python -m autotune replay $$run || exit 1; done
+	@for run in $(wildcard benchmarks/bench-*-$(BACKEND)*.tar.xz); do $(BIN)/python -m autotune replay $$run || exit 1; done
 	$(BIN)/python tools/figures.py --write
 	$(BIN)/python tools/bench_plots.py
 
-bench-live: $(READY)  ## measure that comparison on this machine: make bench-live PROGRAM=gpt-decode (half an hour and more)
+bench-live: $(READY)  ## measure that comparison on this machine: make bench-live PROGRAM=gpt-decode (an hour and more)
 	$(BIN)/python -m autotune.experiments.curves with bench program=$(PROGRAM)
 
 clean:  ## remove the virtual environment and all caches in this directory; runs/ stays

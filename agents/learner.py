@@ -197,6 +197,12 @@ class NetworkAgent:
     def lr(self) -> float:
         return self.annealed(self.config.lr, self.config.lr_end)
 
+    def start_from(self, other: NetworkAgent) -> None:
+        """The acting policy of another agent; Adam and the annealing begin anew. Raises ValueError where it has another shape."""
+        if self.policy.dims != other.policy.dims:
+            raise ValueError(f"the policy has the shape {other.policy.dims}, this one {self.policy.dims}")
+        self.policy.theta.assign(Tensor(other.policy.theta.numpy())).realize()
+
     # *** resuming ***
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

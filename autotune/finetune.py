@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from autotune import corpus
@@ -15,12 +14,11 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
 from autotune.records import Records
-from autotune.training import Clock, TrainConfig, Trainer
+from autotune.training import Clock, TrainConfig, Trainer, gently
 
 MEASURE_SHARE = 0.3  # of the time goes to random schedules of the program's kernels
 CHECK_KERNELS = 8
 MAX_UPDATES = 4000
-LEARNING_RATE = 1e-4  # constant: where a finished training has annealed it to nothing, nothing more would be learned
 
 
 def fine_tune(
@@ -50,8 +48,7 @@ def fine_tune(
     config = TrainConfig(minutes=minutes, seed=seed, measure_share=MEASURE_SHARE, train_share=1.0, check_kernels=CHECK_KERNELS,
                          max_updates=done + MAX_UPDATES, world="")  # fmt: skip
     if guide is not None:
-        ppo = guide.agent.config
-        guide.agent.config = replace(ppo, lr=LEARNING_RATE, anneal_updates=0, entropy=ppo.entropy_end)
+        guide.agent.config = gently(guide.agent.config)
     trainer = Trainer(config, {"train": list(kernels), "validation": list(kernels)}, data, records, runner, renderer, device, out,
                       Clock(), lambda *_: None, guide, "finetune/")  # fmt: skip
     try:

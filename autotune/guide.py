@@ -170,8 +170,9 @@ def _check_sizes(agent: Arrays, simulator: Arrays, state_dim: int, summary_dim: 
         raise checkpoint.CheckpointError("it holds numbers that are none, or too large")
 
 
-def find_checkpoint(named: Path | None, device: str, runs: Path = Path("runs")) -> Path:
-    """The named checkpoint, else the newest of `make train` for this backend, else the one that ships for it, else for CPU.
+def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("runs")) -> Path:
+    """The named checkpoint, else the newest of `make train` for this backend (`runs`, None: not looked for), else the one that
+    ships for it, else for CPU.
 
     A guide of another backend proposes worse, and never harms: what it proposes is verified and timed like anything else.
     Raises UsageError where there is none. Whether a named one can be read is found out by loading it.
@@ -179,7 +180,7 @@ def find_checkpoint(named: Path | None, device: str, runs: Path = Path("runs")) 
     if named is not None:
         return named
     backend = device.split(":")[0]
-    trained = [p for p in runs.glob("*/best.json") if _serves(p, backend)]
+    trained = [p for p in runs.glob("*/best.json") if _serves(p, backend)] if runs else []
     shipped = [p for name in (backend.lower(), "cpu") if (p := SHIPPED / f"guide-{name}").with_suffix(".json").exists()]
     if trained:
         return max(trained, key=lambda p: p.stat().st_mtime).with_suffix("")

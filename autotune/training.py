@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from agents.ppo import PPOConfig
+from agents.ppo import PPO, PPOConfig
 from agents.rollout import Runner as Rollouts
 from autotune.collect import collect_kernel
 from autotune.compiler import Renderer
@@ -35,6 +35,7 @@ from sims import EnsembleConfig, SimulatorError, TreesConfig
 from sims.heads import HeadsConfig
 
 Log = Callable[[str, float, int], None]  # (metric, value, step)
+LEARNING_RATE = 1e-4  # of a policy that has been trained already
 
 
 class Clock:
@@ -90,6 +91,12 @@ class TrainConfig:
     trees: TreesConfig = field(default_factory=TreesConfig)  # which judge beside the ensemble
     heads: HeadsConfig = field(default_factory=HeadsConfig)  # of the world
     reanalyse: int = ROUNDS  # rounds in which the world's heads learn from their own searches
+
+
+def gently(config: PPOConfig) -> PPOConfig:
+    """To go on from a trained policy: at a rate that does not undo it, and constant, for where a finished training has annealed
+    it to nothing, nothing more would be learned."""
+    return replace(config, lr=LEARNING_RATE, anneal_updates=0, entropy=config.entropy_end)
 
 
 class Trainer:
@@ -180,6 +187,7 @@ class Trainer:
         rollouts = Rollouts(env, agent, config.seed)
         begin, end = self.clock.elapsed(), config.train_share * self.seconds
         checks = 0
+        self.validate()
         while agent.updates < config.max_updates and not self.clock.over("train", end):
             rollout, episodes = rollouts.collect(agent.config.steps)
             metrics = agent.update(rollout)
@@ -201,16 +209,26 @@ class Trainer:
 
     def validate(self) -> None:
         """Greedy imagined return on validation kernels decides which checkpoint is the best one."""
-        n = self.guide.agent.config.n_envs
-        rng = np.random.default_rng(self.config.seed)
-        ends = [p[-1] for i in range(0, len(self.validation), n)
-                for p in sample_episodes(self.guide.agent, self.validation[i : i + n], rng, 0.0, self.seen)]  # fmt: skip
-        score = float(-self.potential(ends).mean())
+        score = self._score(self.guide.agent)
         self.log("validation", score, self.guide.agent.updates)
         self.save("last")
         if score > self.best:
             self.best = score
             self.save("best")
+
+    def _score(self, agent: PPO) -> float:
+        n = agent.config.n_envs
+        rng = np.random.default_rng(self.config.seed)
+        ends = [p[-1] for i in range(0, len(self.validation), n)
+                for p in sample_episodes(agent, self.validation[i : i + n], rng, 0.0, self.seen)]  # fmt: skip
+        return float(-self.potential(ends).mean())
+
+    def judge_again(self) -> None:
+        """Scores of two simulators cannot be compared: the best policy so far gets the one that was just fitted, and its score."""
+        best = Guide.load(self.out / "best")
+        best.simulator = self.guide.simulator
+        self.best = self._score(best.agent)
+        self.save("best", best)
 
     def check(self) -> None:
         """Measure what the policy would do with some training kernels, and fit the simulator to all trials again."""
@@ -239,7 +257,7 @@ class Trainer:
             self._learn_of(kernel)
         self.log("check.failed", float(np.mean(errors)) if errors else 0.0, self.guide.agent.updates)
         self.fit()
-        self.best = float("-inf")  # scores of another simulator cannot be compared
+        self.judge_again()
 
     def learn_world(self) -> None:
         """A world of all trials, and its own policy, into the guide and into the best checkpoint."""

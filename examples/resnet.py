@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 from common import infer, main, options, serving, train
@@ -21,6 +22,8 @@ def run() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pytorch", action="store_true", help="also time PyTorch, eager and on one thread")
     args = parser.parse_args()
+    if args.pytorch and find_spec("torchvision") is None:
+        raise UsageError("--pytorch needs PyTorch: pip install -e '.[pytorch]'")
     if args.serve == "pytorch":
         latency.serve(pytorch(args.depth, args.batch))
         return
@@ -44,12 +47,10 @@ def run() -> None:
 
 
 def pytorch(depth: int, batch: int) -> Callable[[], np.ndarray]:
-    """One eager call of torchvision's network on one thread. Raises UsageError where it is not installed."""
-    try:
-        import torch
-        from torchvision.models import get_model
-    except ImportError as error:
-        raise UsageError(f"{error}: --pytorch needs pip install 'tinygrad-autotune[pytorch]'") from None
+    """One eager call of torchvision's network on one thread."""
+    import torch
+    from torchvision.models import get_model
+
     torch.set_num_threads(1)
     net, image = get_model(f"resnet{depth}").eval(), torch.randn(batch, 3, 224, 224)
 

@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import statistics
-import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tables import interval, line, table
 
 from autotune.curves import CLOSE, Curve, profile
+from autotune.experiments.kept import unpack
 
 SHOWN = ("1", "4", "10", "16", "32", "64")  # budgets of the tables
 PROFILED = 10  # trials at which performance profiles are drawn ...
@@ -30,10 +33,19 @@ def benchmarks(folder: Path) -> str:
 
 
 def result_of(path: Path) -> dict[str, Any]:
-    with tarfile.open(path) as kept:
-        file = kept.extractfile("result.json")
-        assert file is not None
-        return json.load(file)
+    """Its result.json; `machine` is the processor on which it was measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(path, Path(folder))
+        result = json.loads((Path(folder) / "result.json").read_text())
+        with closing(sqlite3.connect(Path(folder) / "records.db")) as records:
+            [fields] = records.execute(
+                "SELECT fields FROM fingerprints WHERE id = ?", (result["fingerprint"],)
+            ).fetchone()
+    return {**result, "machine": json.loads(fields)["model"]}
+
+
+def title(result: Mapping[str, Any]) -> str:
+    return f"{result['figures']['settings']['program']}, DEV={result['device']} on {result['machine']}"
 
 
 def curves_of(result: Mapping[str, Any]) -> list[Curve]:
@@ -55,7 +67,7 @@ def _program(path: Path) -> str:
     ]
     scores = [line([name, *(interval(row["score"][b]) for b in shown)]) for name, row in summary.items()]
     return "\n\n".join([
-        f"### {settings['program']}, DEV={result['device']}",
+        f"### {title(result)}",
         f"`{path.name}`: {len(calls)} kernels, each at least {settings['least']:.0%} of the time of the program. Seconds of all of them, "
         "calls counted, over hand-coded, after so many trials of each (mean over seeds, and their range); then at the end of the "
         "searches, with their trials and wall-clock seconds a kernel, and the seconds of the first ten.",
@@ -135,7 +147,7 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
         beam, random = (_held("auto", curves, figures["calls"], trials, other, its)
                         for other, its in (("beam", math.inf), ("random", 128)))  # fmt: skip
         first = [_answered(curves, name) for name in ("auto", "recipe")]
-        rows.append(line([f"{figures['settings']['program']}, DEV={result['device']}", str(len(figures["calls"])),
+        rows.append(line([title(result), str(len(figures["calls"])),
                           f"{figures['summary']['beam']['end']['trials']:.0f}", f"{trials:.3g}", f"{beam.total:.2f}", f"{random.total:.2f}",
                           f"{beam.seconds:.2f}", f"{beam.worst:.2f}", f"{random.worst:.2f}",
                           *(f"{statistics.geometric_mean(good):.2f}" if good else "" for good in first)]))  # fmt: skip

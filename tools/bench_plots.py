@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from bench_figures import PROFILED, curves_of, result_of
+from bench_figures import PROFILED, curves_of, result_of, title
 from figures import ROOT
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def plot(path: Path) -> Figure:
     figures, curves = result["figures"], curves_of(result)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(f"{figures['settings']['program']}, DEV={result['device']}, {len(figures['calls'])} kernels")
+    figure.suptitle(f"{title(result)}, {len(figures['calls'])} kernels")
     for i, name in enumerate(figures["summary"]):
         own = [c for c in curves if c.strategy == name]
         style = {"color": f"C{i}", "linewidth": 2.5 if name == "auto" else 1.2, "label": name}

@@ -1,7 +1,7 @@
 """`python -m autotune.experiments.curves`: how many trials each strategy needs, on kernels that were never trained on.
 
 Each search starts from empty records and ends after `trials`; see `autotune/curves.py` for what they share. `with
-part=runs/3` goes on from what an earlier run has measured and finished. A replay makes all searches again from the recorded
+part=runs/3` (or a run that was kept as a file) goes on from what an earlier run has measured and finished. A replay makes all searches again from the recorded
 trials, without a device; their wall-clock seconds are its own, and not compared. `docs/benchmarks.md` holds the tables of
 programs, `docs/simulators.md` that of the split.
 """
@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from autotune.experiments import Session, command_line, make_experiment, session
 from autotune.experiments.ablations import ABLATIONS
 from autotune.experiments.controls import Controls
 from autotune.experiments.evaluate import keep_guide
+from autotune.experiments.kept import unpack
 from autotune.experiments.train import keep, sample
 from autotune.experiments.tuning import program_of
 from autotune.guide import Guide
@@ -48,7 +50,7 @@ experiment.add_config({
     "seeds": 5,
     "fewer": [],  # seeds of these: [strategy, seeds]
     "guides": [],  # checkpoints to compare, each as a strategy of its own: [name, checkpoint], and `name` among the strategies
-    "part": "",  # directory of an earlier run, whose trials and finished searches are taken over
+    "part": "",  # directory of an earlier run, or the file in which it was kept, whose trials and finished searches are taken over
 })  # fmt: skip
 experiment.add_named_config("fast", {"kernels": 2, "trials": 3, "strategies": ["mixed", "random"], "seeds": 2})
 # the comparison that `make bench` repeats: beam to its end, which is the same for every seed, and the random control to 256
@@ -66,9 +68,7 @@ experiment.add_named_config("ablations", {
 def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """All searches; each is kept in a file of its own as soon as it is done."""
     if settings["part"]:
-        for path in [*Path(settings["part"]).glob("curve-*.json"), *Path(settings["part"]).glob("records.db")]:
-            if not (session.out / path.name).exists():
-                shutil.copy(path, session.out / path.name)
+        take_over(Path(settings["part"]), session.out)
     names = settings["strategies"]
     settings = {**settings, **{key: dict(settings[key]) for key in ("more", "fewer", "guides")}}
     if unknown := {*settings["more"], *settings["fewer"], *settings["guides"]} - set(names):
@@ -81,6 +81,27 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     print(table(summary))
     return {"summary": summary, "calls": calls, "settings": {k: v for k, v in settings.items() if k != "part"},
             "curves": [asdict(c) for c in curves]}  # fmt: skip
+
+
+def take_over(part: Path, out: Path) -> None:
+    """What an earlier run has measured and finished, its directory or the file in which it was kept."""
+    with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-part-") as folder:
+        if part.is_file():
+            unpack(part, Path(folder))
+            part = Path(folder)
+            figures = json.loads((part / "result.json").read_text())["figures"]
+            for curve in figures["curves"]:
+                name = curve["strategy"]
+                budget = dict(figures["settings"]["more"]).get(name, figures["settings"]["trials"])
+                curve_file(part, name, curve["seed"], budget, curve["kernel"]).write_text(json.dumps(curve))
+        for path in [*part.glob("curve-*.json"), *part.glob("records.db")]:
+            if not (out / path.name).exists():
+                shutil.copy(path, out / path.name)
+
+
+def curve_file(folder: Path, name: str, seed: int, budget: int, key: str) -> Path:
+    """Where one search is kept: another budget is another search."""
+    return folder / f"curve-{name}-{seed}-{budget}-{key[:16]}.json"
 
 
 class Searches:
@@ -128,9 +149,8 @@ class Searches:
         return [Curve(**json.loads(path.read_text())) for path in paths]
 
     def _file(self, name: str, seed: int, key: str) -> tuple[Path, int]:
-        """Where one search is kept, and its budget: another budget is another search."""
         budget = self.settings["more"].get(name, self.settings["trials"])
-        return self.session.out / f"curve-{name}-{seed}-{budget}-{key[:16]}.json", budget
+        return curve_file(self.session.out, name, seed, budget, key), budget
 
     def _shared(self, kernel: Kernel) -> Shared:
         return Shared(kernel, self.session.records(), self.session.measurer)

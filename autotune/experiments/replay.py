@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from autotune.experiments.agents import compare as compare_agents
 from autotune.experiments.curves import compare as compare_curves
 from autotune.experiments.evaluate import evaluate
 from autotune.experiments.imagination import compare as compare_imagination
+from autotune.experiments.kept import unpack
 from autotune.experiments.train import train
 from autotune.experiments.tuning import tune_program
 from autotune.measuring.recording import Recording
@@ -36,16 +36,8 @@ def main(run: Path, live: bool) -> int:
     differs (or, live, always 0)."""
     with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-replay-") as folder:
         if run.is_file():
-            _unpack(run, Path(folder) / "kept")
+            unpack(run, Path(folder) / "kept")
         return _replay(run, Path(folder) / "kept" if run.is_file() else run, Path(folder) / "out", live)
-
-
-def _unpack(file: Path, folder: Path) -> None:
-    try:
-        with tarfile.open(file) as kept:
-            kept.extractall(folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UsageError(f"{file} is no run that was kept: {error}") from None
 
 
 def _replay(label: Path, run: Path, out: Path, live: bool) -> int:

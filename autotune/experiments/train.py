@@ -1,7 +1,8 @@
 """`python -m autotune.experiments.train with minutes=20`, which is what `make train` runs.
 
 Ends with a table on held-out kernels: the trained strategies beside random schedules at equal trials, beside hand-coded.
-`with fast` is a configuration of seconds for tests; `with resume=runs/3/last` goes on from a checkpoint.
+Its policy begins as the one that ships, so that minutes suffice; `with start=` begins from nothing. `with fast` is a
+configuration of seconds for tests; `with resume=runs/3/last` goes on from a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
 from autotune.experiments import Session, command_line, make_experiment, session_of
-from autotune.guide import Guide
+from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
-from autotune.training import TrainConfig, Trainer
+from autotune.training import TrainConfig, Trainer, gently
 from sims import EnsembleConfig, TreesConfig
 from sims.heads import HeadsConfig
 
@@ -41,10 +42,10 @@ def vars_of(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config)}
 
 
-experiment.add_config({**plain(DEFAULTS), "resume": "", "strategies": ["mixed", "policy", "random"], "eval_trials": 16,
-                       "eval_kernels": 24})  # fmt: skip
+experiment.add_config({**plain(DEFAULTS), "start": "shipped", "resume": "",
+                       "strategies": ["mixed", "policy", "random"], "eval_trials": 16, "eval_kernels": 24})  # fmt: skip
 experiment.add_named_config("fast", {
-    "minutes": 10.0, "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False, "draft": True,
+    "minutes": 10.0, "start": "", "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False, "draft": True,
     "eval_trials": 2, "eval_kernels": 2, "strategies": ["mixed", "random"],
     "ppo": {"hidden": 16, "n_envs": 4, "steps": 4, "epochs": 1}, "simulator": {"hidden": 16, "members": 2, "batch": 32},
     "heads": {"hidden": 16, "steps": 5}, "reanalyse": 0, "sequential_updates": 1,
@@ -59,7 +60,7 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     shipped = add_shipped(data, session.device, kernels["train"], guided=True) if config.use_shipped else 0
     if not shipped:
         config = replace(config, measure_share=max(config.measure_share, config.measure_share_alone))
-    guide = Guide.load(keep(Path(settings["resume"]), session.out / "start")) if settings["resume"] else None
+    guide = first(session, settings, config, kernels["train"][0])
     trainer = Trainer(config, kernels, data, session.records(), session.measurer, session.renderer, session.device,
                       session.out, session.clock, session.log, guide)  # fmt: skip
     trained = trainer.run()
@@ -73,6 +74,24 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     )
     return {"shipped_rows": shipped, **trained, "checkpoint": digest(session.out / "best.safetensors"),
             "summary": summarise(compared), "kernels": to_json(compared)}  # fmt: skip
+
+
+def first(session: Session, settings: dict[str, Any], config: TrainConfig, kernel: Kernel) -> Guide | None:
+    """What a training begins with: all of a checkpoint (`resume`), or the policy of one (`start`), or nothing."""
+    if settings["resume"]:
+        return Guide.load(keep(Path(settings["resume"]), session.out / "start"))
+    if not settings["start"]:
+        return None
+    shipped = settings["start"] == "shipped"
+    source = find_checkpoint(None, session.device, runs=None) if shipped else Path(settings["start"])
+    known = Guide.load(keep(source, session.out / "start"))
+    guide = Guide.new(kernel, session.renderer, config.ppo, config.simulator, config.trees, config.seed)
+    try:
+        guide.agent.start_from(known.agent)
+    except ValueError as error:
+        raise UsageError(f"cannot start from {source}: {error}; begin from nothing with `start=`") from None
+    guide.agent.config = gently(config.ppo)
+    return guide
 
 
 def keep(checkpoint: Path, target: Path) -> Path:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from autotune.curves import Curve, profile
+from autotune.experiments.kept import pack
 
 TOOLS = Path(__file__).parents[2] / "tools"
 CALLS = {"a": 3, "b": 1}
@@ -62,16 +66,32 @@ def test_a_first_answer_that_fails_is_counted_by_itself(figures):
 def test_the_overview_has_a_row_for_each_program_that_was_searched_with_all_three(figures):
     settings = {"program": "two", "trials": 16, "strategies": ["beam", "auto", "random"], "more": [["random", 128]]}
     summary = {name: {"end": {"trials": 40.0}} for name in settings["strategies"]}
-    result = {"device": "CPU", "figures": {"settings": settings, "summary": summary, "calls": CALLS,
+    result = {"device": "CPU", "machine": "here", "figures": {"settings": settings, "summary": summary, "calls": CALLS,
                                            "curves": [asdict(c) for c in CURVES]}}  # fmt: skip
     (row,) = figures._overview([result]).splitlines()[2:]
-    assert row == "| two, DEV=CPU | 2 | 40 | 4 | 1.43 | 0.71 | 0.10 | 2.00 | 1.00 | 2.00 |  |"
+    assert row == "| two, DEV=CPU on here | 2 | 40 | 4 | 1.43 | 0.71 | 0.10 | 2.00 | 1.00 | 2.00 |  |"
     for missing in (
         {"strategies": ["auto", "random"]},
         {"more": []},
     ):  # no beam search; fewer random schedules than 128
         without = {**result["figures"], "settings": {**settings, **missing}}
         assert len(figures._overview([{**result, "figures": without}]).splitlines()) == 2
+
+
+def test_a_kept_run_tells_on_which_processor_it_was_measured(figures, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    found = {"fingerprint": "second", "device": "CPU", "figures": {"settings": {"program": "two"}}}
+    for name, data in (("run", {"experiment": {"name": "curves"}}), ("config", {"part": "runs/1"}), ("result", found)):
+        (run / f"{name}.json").write_text(json.dumps(data))
+    with closing(sqlite3.connect(run / "records.db")) as records, records:
+        records.execute("CREATE TABLE fingerprints (id TEXT PRIMARY KEY, fields TEXT NOT NULL)")
+        rows = [(name, json.dumps({"model": f"the {name}"})) for name in ("first", "second")]
+        records.executemany("INSERT INTO fingerprints VALUES (?, ?)", rows)
+    pack(run, tmp_path / "kept.tar.xz")
+    result = figures.result_of(tmp_path / "kept.tar.xz")
+    assert result == {**found, "machine": "the second"}
+    assert figures.title(result) == "two, DEV=CPU on the second"
 
 
 def test_a_performance_profile_by_hand():

@@ -98,10 +98,8 @@ def test_searches_of_a_program_are_kept_and_repeated_without_a_device(tmp_path: 
         "strategies=['random', 'evolution']",
     ]
     kept = tmp_path / "kept.tar.xz"
-    for run, part in (
-        ("runs/1", ""),
-        ("runs/2", "runs/1"),
-    ):  # the second takes all from the first: it is whole by itself
+    # the later ones take all from the first, its directory or the file in which it was kept: each is whole by itself
+    for run, part in (("runs/1", ""), ("runs/2", "runs/1"), ("runs/3", str(kept))):
         done = python(tmp_path, "autotune.experiments.curves", "with", *settings, f"part={part}")
         assert done.returncode == 0, done.stderr[-2000:]
         subprocess.run([sys.executable, str(ROOT / "tools" / "keep_run.py"), run, str(kept)], cwd=tmp_path, check=True)
@@ -110,6 +108,8 @@ def test_searches_of_a_program_are_kept_and_repeated_without_a_device(tmp_path: 
         done = python(tmp_path, "autotune", "replay", str(kept))
         assert done.returncode == 0 and "bit for bit" in done.stdout, done.stdout[-1500:] + done.stderr[-1500:]
     result = json.loads((tmp_path / "runs" / "1" / "result.json").read_text())
+    again = json.loads((tmp_path / "runs" / "3" / "result.json").read_text())
+    assert again["figures"]["curves"] == result["figures"]["curves"]  # wall-clock, too: nothing was searched again
     assert [len(c["times"]) for c in result["figures"]["curves"]] == [3, 3, 3]
     result["figures"]["curves"][0]["times"][0] = 1.0
     result["figures"]["curves"][1]["seconds"][0] = 99.0  # wall-clock is no figure to repeat

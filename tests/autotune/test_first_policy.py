@@ -1,0 +1,89 @@
+"""What a training begins with, and that the best policy is never lost on the way: no minutes are needed to see that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import kernel_of
+from tinygrad import Tensor
+
+from agents.ppo import PPOConfig
+from autotune.compiler import renderer_of
+from autotune.data import Dataset
+from autotune.errors import UsageError
+from autotune.experiments.train import first
+from autotune.guide import SHIPPED, Guide
+from autotune.training import LEARNING_RATE, Clock, TrainConfig, Trainer
+
+KERNEL = kernel_of(Tensor.empty(24, 32) @ Tensor.empty(32, 16))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Guide:
+    return Guide.load(SHIPPED / "guide-cpu")
+
+
+def theta(guide: Guide) -> np.ndarray:
+    return guide.agent.policy.theta.numpy().copy()
+
+
+def begun(out: Path, start: str, **settings) -> Guide | None:
+    session = SimpleNamespace(out=out, device="CPU", renderer=renderer_of("CPU"))
+    return first(session, {"resume": "", "start": start}, TrainConfig(**settings), KERNEL)
+
+
+def test_the_policy_is_the_one_that_ships_and_all_else_is_new(tmp_path: Path, shipped: Guide):
+    guide = begun(tmp_path, "shipped")
+    assert np.array_equal(theta(guide), theta(shipped))
+    assert guide.agent.updates == 0 and guide.agent.lr == LEARNING_RATE and not guide.agent.trained.m.numpy().any()
+    assert not guide.fitted and guide.world is None and guide.memory is None
+    assert (tmp_path / "start.safetensors").exists()  # for a replay, whatever ships by then
+    (tmp_path / "next").mkdir()
+    assert np.array_equal(theta(begun(tmp_path / "next", str(tmp_path / "start"))), theta(shipped))
+
+
+def test_it_may_begin_from_nothing_but_not_from_another_shape(tmp_path: Path):
+    assert begun(tmp_path, "") is None
+    with pytest.raises(UsageError, match="begin from nothing with `start=`"):
+        begun(tmp_path, "shipped", ppo=PPOConfig(hidden=16))
+
+
+def test_the_best_policy_outlives_worse_ones_and_a_new_simulator(
+    tmp_path: Path, shipped: Guide, monkeypatch: pytest.MonkeyPatch
+):
+    """Scores by hand. The policy that was best under one simulator is judged again by the next, and keeps its place until one
+    is better under that."""
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    kernels = {"train": [KERNEL], "validation": [KERNEL]}
+    cpu = renderer_of("CPU")
+    trainer = Trainer(TrainConfig(world=""), kernels, Dataset(cpu), None, None, cpu, "CPU", tmp_path, Clock(),
+                      lambda *_: None, guide)  # fmt: skip
+    scores = {0: 3.0, 1: 2.0, 2: 2.5}  # by how far the parameters were moved
+    moved = theta(shipped)[0]
+    monkeypatch.setattr(Trainer, "_score", lambda _, agent: scores[round(agent.policy.theta.numpy()[0] - moved)])
+
+    def move(by: float) -> None:
+        new = theta(shipped)
+        new[0] += by
+        guide.agent.policy.theta.assign(Tensor(new)).realize()
+
+    trainer.validate()
+    move(1.0)
+    trainer.validate()
+    assert np.array_equal(theta(Guide.load(tmp_path / "best")), theta(shipped))
+    assert not np.array_equal(theta(Guide.load(tmp_path / "last")), theta(shipped))
+    scores[0] = 2.2  # under a new simulator, which is told apart by its spread
+    guide.simulator._spread = replace(guide.simulator._spread, scale=2.0)
+    trainer.judge_again()
+    best = Guide.load(tmp_path / "best")
+    assert trainer.best == 2.2 and best.simulator._spread.scale == 2.0
+    assert np.array_equal(theta(best), theta(shipped))
+    trainer.validate()
+    assert trainer.best == 2.2
+    move(2.0)
+    trainer.validate()
+    assert trainer.best == 2.5 and theta(Guide.load(tmp_path / "best"))[0] != theta(shipped)[0]
