@@ -8,7 +8,13 @@ with autotune.apply():                   # run it again, faster
     model(x).realize()
 """
 
+import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from autotune.errors import UsageError
 
 TINYGRAD = "0.14.0"  # its compiler has no stable interface: autotune/compiler.py is written for this release
 
@@ -18,6 +24,37 @@ except PackageNotFoundError:
     _found = "none"
 if _found != TINYGRAD:
     raise ImportError(f"tinygrad-autotune needs tinygrad=={TINYGRAD}, found {_found}: pip install tinygrad=={TINYGRAD}")
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _foreign() -> dict[str, str]:
+    """Where something else than what lies beside this package would be imported as `agents` or `sims`."""
+    found = {name: spec.origin for name in ("agents", "sims") if (spec := find_spec(name)) is not None and spec.origin}
+    return {name: at for name, at in found.items() if Path(at).resolve().parent.parent != _ROOT}
+
+
+def _take_ours() -> None:
+    """Load our own `agents` and `sims`, though modules of these names lie in the folder in which `python -m autotune` runs.
+
+    Raises UsageError in any other program, which could not have both: what is loaded first is everybody's.
+    """
+    if not (foreign := _foreign()):
+        return
+    if sys.argv[:1] != ["-m"]:  # so it reads while `python -m` looks for the module that it is to run
+        name, at = next(iter(foreign.items()))
+        raise UsageError(
+            f"{at} hides the package {name} of tinygrad-autotune: rename it, or use `python -m autotune tune`"
+        )
+    sys.path.insert(0, str(_ROOT))
+    try:
+        for name in foreign:
+            importlib.import_module(name)
+    finally:
+        sys.path.remove(str(_ROOT))
+
+
+_take_ours()
 
 from autotune.capture import Program, capture  # noqa: E402  (after the check of the version)
 from autotune.install import apply  # noqa: E402

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from autotune.compiler import UOp, canonical, is_tunable, observe_kernels, renderer_of
 from autotune.errors import CodecError, IllegalAction
-from autotune.kernel import Kernel, kernel_to_json
+from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 
 
 @dataclass
@@ -17,11 +18,11 @@ class Program:
 
     kernels: dict[str, Kernel] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    devices: dict[str, str] = field(default_factory=dict)
+    devices: dict[str, set[str]] = field(default_factory=dict)  # on which each ran; its calls are of all of them
     skipped: int = 0  # launches of kernels that cannot be tuned: their schedule is fixed, or an op is not supported
 
     def for_device(self, device: str) -> list[Kernel]:
-        return [k for key, k in self.kernels.items() if self.devices[key] == device]
+        return [k for key, k in self.kernels.items() if device in self.devices[key]]
 
 
 @contextlib.contextmanager
@@ -31,17 +32,17 @@ def capture() -> Iterator[Program]:
     Kernels of a TinyJit that was captured before the block are not seen: let its first calls happen inside.
     """
     program = Program()
-    known: dict[UOp, Kernel | None] = {}
+    known: dict[tuple[UOp, str], Kernel | None] = {}  # by device, too: each has rewrites of its own
 
     def on_launch(raw: UOp, device: str, var_vals: dict[str, int]) -> None:
-        if raw not in known:
-            known[raw] = _kernel_of(raw, device)
-        kernel = known[raw]
+        if (raw, device) not in known:
+            known[raw, device] = _kernel_of(raw, device)
+        kernel = known[raw, device]
         if kernel is None:
             program.skipped += 1
             return
         program.kernels.setdefault(kernel.key, kernel)
-        program.devices.setdefault(kernel.key, device)
+        program.devices.setdefault(kernel.key, set()).add(device)
         program.calls[kernel.key] = program.calls.get(kernel.key, 0) + 1
 
     with observe_kernels(on_launch):
@@ -53,7 +54,8 @@ def _kernel_of(raw: UOp, device: str) -> Kernel | None:
         return None
     try:
         kernel = Kernel.from_ast(canonical(raw, renderer_of(device)))
-        kernel_to_json(kernel)  # what cannot be stored cannot be measured in a child either
+        # what cannot be stored and read back cannot be measured in a child either
+        kernel_from_json(json.loads(json.dumps(kernel_to_json(kernel))))
     except (CodecError, IllegalAction):
         return None
     return kernel

@@ -34,7 +34,7 @@ from autotune.measuring.recording import Recording
 from autotune.programs import PROGRAMS
 from autotune.records import Records, default_path, fingerprint_id, foreign
 from autotune.report import KernelResult
-from autotune.script import capture_script, check_captured, check_script, run_script, say
+from autotune.script import capture_script, check_captured, check_script, left_out, run_script, say
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner, tune
 
@@ -202,7 +202,8 @@ def tune_command(args: argparse.Namespace) -> int:
         kernels = program.for_device(device)
         check_captured(program, device, args.script)
         calls = sum(program.calls[k.key] for k in kernels)
-        say(f"{device}, distinct kernels: {len(kernels)}, calls: {calls}; trials are kept in {args.records}")
+        seen = f"{device}, distinct kernels: {len(kernels)}, calls: {calls}{left_out(program, device)}"
+        say(f"{seen}; trials are kept in {args.records}")
         if args.finetune:
             guide = Guide.load(fine_tune(kernels, device, records, guide, args.finetune, args.seed, args.script.stem))
         report = tune(program, records=records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from autotune.cli_records import noise_command
 from autotune.compiler import default_device
@@ -15,6 +16,7 @@ from autotune.records import fingerprint_id
 DEVICES = ("CPU", "CL", "CUDA", "NV", "AMD", "METAL", "QCOM", "WEBGPU")  # what it tries to open
 PROBE = "import json, sys; from autotune.compiler import fingerprint; print(json.dumps(fingerprint(sys.argv[1])))"
 PROBE_SECONDS = 60.0
+ROOT = Path(__file__).resolve().parent.parent  # it runs here: the user's folder may hold modules with names of ours
 
 
 def devices_command(args: argparse.Namespace) -> int:
@@ -41,7 +43,7 @@ def _probe(device: str) -> tuple[dict[str, str] | None, str]:
     """(fingerprint fields, "") or (None, why the device cannot be opened)."""
     try:
         command = [sys.executable, "-c", PROBE, device]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, cwd=ROOT)
     except subprocess.TimeoutExpired:
         return None, f"no answer within {PROBE_SECONDS:.0f} s"
     if done.returncode == 0:

@@ -40,7 +40,7 @@ __all__ = [
     "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
     "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos", "beam_actions",
     "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "observe_kernels", "read_buffer", "renderer_of",
-    "root_scheduler", "substitute_schedules", "uop_identity",
+    "root_scheduler", "settings", "substitute_schedules", "uop_identity",
     "write_beam_cache", "write_buffer",
 ]  # fmt: skip
 
@@ -72,16 +72,23 @@ def fingerprint(device: str) -> dict[str, str]:
     renderer, opened = renderer_of(device), Device[device]
     if isinstance(renderer, ClangRenderer) and shutil.which(os.environ.get("CC", "clang")) is None:
         raise DeviceError(f"{device} compiles with clang, and there is none on PATH: apt-get install clang, or set CC")
-    settings = {v.key: str(v.value) for v in codegen.to_program_config}
+    backend = device.split(":")[0]
+    model = _cpu_model() if backend == "CPU" else "unknown"  # the host's would say nothing of another device
+    compiler = _clang_version() if isinstance(renderer, ClangRenderer) else "unknown"
     return {
-        "backend": device.split(":")[0],
+        "backend": backend,
         "renderer": type(renderer).__name__,
         "arch": renderer.target.arch,
-        "model": getattr(opened, "device_name", None) or _cpu_model(),
-        "compiler": getattr(opened, "driver_version", None) or _clang_version(),
+        "model": getattr(opened, "device_name", None) or model,
+        "compiler": getattr(opened, "driver_version", None) or compiler,
         "tinygrad": version("tinygrad"),
-        **{f"setting.{name}": value for name, value in sorted(settings.items())},
+        **{f"setting.{name}": value for name, value in sorted(settings().items())},
     }
+
+
+def settings() -> dict[str, str]:
+    """tinygrad's settings that change code, as they are in force here, by the environment variable that sets each."""
+    return {v.key: str(v.value) for v in codegen.to_program_config}
 
 
 def _cpu_model() -> str:

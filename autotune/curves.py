@@ -32,6 +32,7 @@ from autotune.tuner import BATCH, CUTOFF
 BUDGETS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # trials of a kernel at which strategies are held against each other
 Make = Callable[[str, Kernel, Renderer, int, Guide | None], Strategy]
 CLOSE = math.log2(1.05)  # "within 5% of the best known"
+COMPILERS = 2  # as `Runner` has
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,24 @@ class Curve:
     seed: int
     hand_coded: float
     times: list[float | None]  # of each trial in turn; None where it failed
-    seconds: list[float]  # spent on this kernel up to and including each trial: thinking, compiling, verifying, timing
+    seconds: list[float]  # of wall time spent up to and including each trial: thinking, compiling, verifying, timing
     turns: list[float] | None = None  # where a program's kernels share their trials: its trials so far, a kernel
+    floor: float | None = (
+        None  # of the un-optimized kernel, which is had without a trial, too; None where it has no time
+    )
 
     def made(self, trials: float) -> int:
         """How many trials this kernel had had when its program had had so many of each kernel, on average."""
         return bisect_right(self.turns or range(1, len(self.times) + 1), trials)
 
     def best_after(self, trials: float) -> float:
-        """What a user has after so many trials: the best of them, or hand-coded."""
-        return min([self.hand_coded, *(t for t in self.times[: self.made(trials)] if t is not None)])
+        """What a user has after so many trials: the best of them, or of the two baselines."""
+        return min([self.without, *(t for t in self.times[: self.made(trials)] if t is not None)])
+
+    @property
+    def without(self) -> float:
+        """What is had without a trial: the faster of both baselines."""
+        return self.hand_coded if self.floor is None else min(self.hand_coded, self.floor)
 
     def spent_after(self, trials: float) -> float:
         """Seconds."""
@@ -74,15 +83,25 @@ class Shared:
 
     @property
     def hand_coded(self) -> float:
-        """Log2 seconds of the schedule that tinygrad would take, or of the un-optimized kernel where that is all there is."""
-        known = [self.baselines[kind].seconds for kind in ("hand_coded", "unoptimized") if kind in self.baselines]
-        return min((math.log2(t) for t in known if t), default=math.nan)
+        """Log2 seconds of the schedule that tinygrad would take; NaN where it has no time."""
+        time = self.log_time("hand_coded")
+        return math.nan if time is None else time
+
+    def log_time(self, kind: str) -> float | None:
+        """Log2 seconds of a baseline; None where it has no time."""
+        seconds = self.baselines[kind].seconds if kind in self.baselines else None
+        return None if seconds is None else math.log2(seconds)
+
+    @property
+    def fastest_baseline(self) -> float:
+        """Seconds."""
+        return min(t.seconds for t in self.baselines.values() if t.seconds is not None)
 
     def trials(self, schedules: Sequence[Schedule]) -> list[Trial]:
         """What is on record of some schedules; those of which nothing is are measured, and committed."""
         missing = [s for s in dict.fromkeys(schedules) if s not in self.known]
         if missing:
-            found = self.measurer.measure(self.kernel, missing, CUTOFF * 2.0**self.hand_coded)
+            found = self.measurer.measure(self.kernel, missing, CUTOFF * self.fastest_baseline)
             commit(self.records, self.measurer, self.kernel, found)
             self.known.update((t.schedule, t) for t in found)
         return [replace(self.known[s], kind="trial") for s in schedules]
@@ -117,9 +136,9 @@ class Search:
             trials = self.shared.trials(asked)
             began = time.perf_counter()
             self.strategy.tell(trials)
-            self.spent += time.perf_counter() - began
+            self.spent += time.perf_counter() - began + makespan([t.compile_seconds for t in trials])
             for trial in trials:
-                self.spent += trial.compile_seconds + trial.verify_seconds + trial.timing_seconds
+                self.spent += trial.verify_seconds + trial.timing_seconds
                 self.times.append(None if trial.seconds is None else math.log2(trial.seconds))
                 self.seconds.append(self.spent)
             self.timed += [(t.schedule, t.seconds) for t in trials if t.seconds is not None]
@@ -136,7 +155,17 @@ class Search:
 
     def curve(self, turns: list[float] | None = None) -> Curve:
         hand = self.shared.hand_coded
-        return Curve(self.shared.kernel.key, self.name, self.seed, hand, self.times, self.seconds, turns)
+        return Curve(self.shared.kernel.key, self.name, self.seed, hand, self.times, self.seconds, turns,
+                     self.shared.log_time("unoptimized"))  # fmt: skip
+
+
+def makespan(seconds: Sequence[float]) -> float:
+    """Of a batch's compilations, which the runner does side by side: each goes to the compiler that is free first."""
+    free = [0.0] * COMPILERS
+    for own in seconds:
+        at = free.index(min(free))
+        free[at] += own
+    return max(free)
 
 
 def search(shared: Shared, strategy: str, renderer: Renderer, seed: int, guide: Guide | None, budget: int,
@@ -183,8 +212,8 @@ def best_known(curves: Sequence[Curve]) -> dict[str, float]:
 
 
 def needed(curve: Curve, best: float) -> tuple[float, float]:
-    """(trials, seconds) until a search was within 5% of the best known; infinite where it never was. 0 trials: hand-coded is."""
-    if curve.hand_coded <= best + CLOSE:
+    """(trials, seconds) until a search was within 5% of the best known; infinite where it never was. 0 trials: a baseline is."""
+    if curve.without <= best + CLOSE:
         return 0.0, 0.0
     for i, t in enumerate(curve.times):
         if t is not None and t <= best + CLOSE:

@@ -36,6 +36,8 @@ def sample_episodes(
     hidden, reset = agent.initial_hidden(n), np.ones(n, np.float32)
     for _ in range(MAX_STEPS + 1):
         rows = [look(p[-1], seen, view) for p in paths]
+        if not any(mask[:STOP_INDEX].any() for (_, mask, _), ended in zip(rows, done, strict=True) if not ended):
+            break  # there is nothing left to decide
         observation = Observation(*(np.stack([r[i] for r in rows]) for i in range(3)))
         log_probs, _, hidden = agent.evaluate(observation, hidden, reset)
         noise = rng.gumbel(size=log_probs.shape) * np.reshape(temperature, (-1, 1))  # [n_envs, A]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from autotune.compiler import Renderer
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule, schedule_to_json
-from autotune.measuring.runner import Measurer, commit, judge
+from autotune.measuring.runner import Measurer, Refuted, commit, judge
 from autotune.records import History, Records
 from autotune.search import make_strategy
 from autotune.tuner import BATCH, CUTOFF
@@ -48,13 +48,7 @@ class Evaluator:
             commit(final, self.measurer, kernel, self.measurer.baselines(kernel))
         base = final.history(kernel.key, self.measurer.fingerprint)
         histories = {name: self._search(name, kernel, base) for name in self.strategies}
-        hand = base.baselines["hand_coded"].schedule
-        best = {name: h.best.schedule if h.best else hand for name, h in histories.items()}
-        rivals = [hand, hand, *best.values()]
-        samples = final.duel(kernel.key, self.measurer.fingerprint, rivals)
-        if samples is None:
-            samples = self.measurer.duel(kernel, rivals)
-            final.add_duel(kernel.key, self.measurer.fingerprint, rivals, samples)
+        best, samples = self._meet(kernel, base, histories)
         medians = [statistics.median(s) for s in samples]
         finals = {
             n: judge(kernel, s, [samples[i + 2], samples[0], samples[1]]) for i, (n, s) in enumerate(best.items())
@@ -63,6 +57,32 @@ class Evaluator:
         seconds = {n: medians[i + 2] if finals[n].accepted else hand_seconds for i, n in enumerate(best)}
         return Comparison(kernel, calls, hand_seconds, seconds, best, {n: f.accepted for n, f in finals.items()},
                           {n: h.spent for n, h in histories.items()})  # fmt: skip
+
+    def _meet(
+        self, kernel: Kernel, base: History, histories: dict[str, History]
+    ) -> tuple[dict[str, Schedule], list[tuple[float, ...]]]:
+        """(each strategy's winner, samples of hand-coded twice and of all of them); a winner that fails then gives its place to
+        the next. Raises Refuted where it is hand-coded that fails."""
+        final, own = self.files["final"], self.measurer.fingerprint
+        hand = base.baselines["hand_coded"].schedule
+        for history in histories.values():
+            history.trials += [t for t in base.trials if t.kind == "recheck"]
+        while True:
+            best = {name: h.best.schedule if h.best else hand for name, h in histories.items()}
+            rivals = [hand, hand, *best.values()]
+            if (samples := final.duel(kernel.key, own, rivals)) is not None:
+                return best, samples
+            try:
+                samples = self.measurer.duel(kernel, rivals)
+            except Refuted as refuted:
+                commit(final, self.measurer, kernel, [refuted.trial])
+                if refuted.trial.schedule == hand:
+                    raise
+                for history in histories.values():
+                    history.trials.append(refuted.trial)
+                continue
+            final.add_duel(kernel.key, own, rivals, samples)
+            return best, samples
 
     def _search(self, name: str, kernel: Kernel, base: History) -> History:
         """This strategy's trials, resumed from its own file. All strategies share the baselines, which are no trials."""
@@ -81,12 +101,15 @@ class Evaluator:
 
     def compare_all(self, kernels: Sequence[Kernel], calls: dict[str, int] | None = None,
                     over: Callable[[], bool] = lambda: False) -> list[Comparison]:  # fmt: skip
-        """Kernel after kernel, until `over()`."""
+        """Kernel after kernel, until `over()`; without those whose hand-coded schedule fails."""
         found: list[Comparison] = []
         for kernel in tqdm(kernels, desc="comparing"):
             if over():
                 break
-            found.append(self.compare(kernel, (calls or {}).get(kernel.key, 1)))
+            try:
+                found.append(self.compare(kernel, (calls or {}).get(kernel.key, 1)))
+            except Refuted as refuted:
+                tqdm.write(f"{kernel.name} is left out: {refuted}")
         return found
 
 

@@ -7,13 +7,14 @@ action what it would do to which loop. Sizes are log2, clipped and scaled to abo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
-from autotune.compiler import AxisType, Ops, OptOps
+from autotune.compiler import AxisType, Ops, Opt, OptOps
 from autotune.kernel import ARITHMETIC, FLOATS, Kernel
 from autotune.space import ACTIONS, MAX_STEPS, N_ACTIONS, SPLIT_TO, Axis, State, resolve_axis
 
@@ -41,13 +42,22 @@ MAX_AXES, MAX_ACCESSES = 10, 4
 VECTOR = 16  # float32 lanes of the widest vectors that a CPU of today has; only a scale for features
 
 
+@functools.lru_cache(1 << 16)  # sizes come again and again
 def log2(value: float) -> float:
     """log2(1 + value) / 8: about 0 to 3 for any size that occurs."""
     return math.log2(1.0 + value) / 8.0
 
 
 def summary(state: State) -> np.ndarray:
-    """Hand-made numbers of a scheduled kernel [S] float32. Only schedules of one kernel need to be told apart by them."""
+    """Hand-made numbers of a scheduled kernel [S] float32, read-only. Only schedules of one kernel need to be told apart by them."""
+    key = "summary", state.schedule
+    if key not in state.known:
+        state.known[key] = _summary(state)
+        state.known[key].flags.writeable = False
+    return state.known[key]
+
+
+def _summary(state: State) -> np.ndarray:
     values = [*_kernel_part(state.kernel), *_tile_part(state)]
     accesses = [_access_part(state, i) for i in range(min(len(state.accesses), MAX_ACCESSES))]
     width = len(_access_part(state, 0)) if state.accesses else 0
@@ -183,6 +193,7 @@ _OP_ROWS = np.array(
     [[float(a is not None and a.op is op) for op in OPS] + [float(a is None)] for a in ACTIONS], dtype=np.float32
 )  # [A, ops + 1]
 EFFECT_WIDTH = 6
+_NO_EFFECT = [0.0] * EFFECT_WIDTH
 ACTION_WIDTH = _OP_ROWS.shape[1] + EFFECT_WIDTH + AXIS_WIDTH
 
 
@@ -192,24 +203,28 @@ View = Callable[[State, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (state, m
 def observe(state: State, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(state vector [D] float32, action features [A, F] float32); rows of actions outside `mask` [A] are zero."""
     slots = [_axis_slot(a, i, len(state.accesses)) for i, a in enumerate(state.axes[:MAX_AXES])]
-    padded = slots + [_EMPTY_AXIS] * (MAX_AXES - len(slots))
-    vector = np.concatenate([summary(state), np.array(padded, dtype=np.float32).reshape(-1)])
+    padded = np.array(slots + [_EMPTY_AXIS] * (MAX_AXES + 1 - len(slots)), dtype=np.float32)  # the last one stays empty
+    vector = np.concatenate([summary(state), padded[:MAX_AXES].reshape(-1)])
+    legal, unrolled = np.flatnonzero(mask), state.sizes(*IN_REGISTERS)
+    found = [_effect(state, ACTIONS[i], unrolled) for i in legal]  # (effect, position), an action each
+    ops = _OP_ROWS.shape[1]
     actions = np.zeros((N_ACTIONS, ACTION_WIDTH), dtype=np.float32)
-    unrolled = state.sizes(*IN_REGISTERS)
-    for index in np.flatnonzero(mask):
-        actions[index] = _action_row(state, int(index), slots, unrolled)
+    actions[legal, :ops] = _OP_ROWS[legal]
+    actions[legal, ops : ops + EFFECT_WIDTH] = np.array([effect for effect, _ in found], dtype=np.float32).reshape(
+        -1, EFFECT_WIDTH
+    )
+    actions[legal, ops + EFFECT_WIDTH :] = padded[np.array([position for _, position in found], dtype=int)]
     return vector, actions
 
 
-def _action_row(state: State, index: int, slots: list[list[float]], unrolled: int) -> np.ndarray:
-    opt = ACTIONS[index]
+def _effect(state: State, opt: Opt | None, unrolled: int) -> tuple[list[float], int]:
+    """What an action does, and the slot of the loop to which it does it; MAX_AXES: of none."""
     position = None if opt is None else resolve_axis(state, opt)
     if opt is None or position is None or position < 0:
-        return np.array([*_OP_ROWS[index], *[0.0] * EFFECT_WIDTH, *_EMPTY_AXIS], dtype=np.float32)
+        return _NO_EFFECT, MAX_AXES
     axis = state.axes[position]
     number = opt.arg if isinstance(opt.arg, int) else 0
     amount = axis.size if number == 0 or opt.op not in SPLIT_TO else number
     effect = [log2(amount), min(amount, 16) / 16.0, float(amount == axis.size), log2(axis.size / amount),
               log2(unrolled * amount), log2(number)]  # fmt: skip
-    slot = slots[position] if position < len(slots) else _EMPTY_AXIS
-    return np.array([*_OP_ROWS[index], *effect, *slot], dtype=np.float32)
+    return effect, min(position, MAX_AXES)

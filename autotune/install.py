@@ -13,6 +13,7 @@ from autotune.compiler import (
     default_device,
     fingerprint,
     renderer_of,
+    settings,
     substitute_schedules,
     write_beam_cache,
 )
@@ -20,6 +21,8 @@ from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, default_path, fingerprint_id
+
+Settings = tuple[str, ...]  # the values of those that change code
 
 
 class Applied:
@@ -37,19 +40,20 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
     Everything else runs as tinygrad would run it. A TinyJit keeps the schedules that it was captured with.
     """
     opened = records if isinstance(records, Records) else Records(records or default_path(), read_only=True)
-    winners: dict[str, dict[str, Schedule]] = {}
-    chosen: dict[UOp, Schedule | None] = {}
+    winners: dict[tuple[str, Settings], dict[str, Schedule]] = {}
+    chosen: dict[tuple[UOp, Settings], Schedule | None] = {}
     applied = Applied()
 
     def schedule_of(raw: UOp, renderer: Renderer) -> Schedule | None:
-        if raw not in chosen:
-            device = renderer.target.device
-            if device not in winners:
-                winners[device] = opened.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
-            chosen[raw] = winners[device].get(_key_of(raw, renderer)) if winners[device] else None
-            applied.tuned += chosen[raw] is not None
-            applied.plain += chosen[raw] is None
-        return chosen[raw]
+        device, now = renderer.target.device, tuple(settings().values())  # a Context inside the block may change them
+        if (raw, now) not in chosen:
+            if (device, now) not in winners:
+                winners[device, now] = opened.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
+            found = winners[device, now]
+            chosen[raw, now] = found.get(_key_of(raw, renderer)) if found else None
+            applied.tuned += chosen[raw, now] is not None
+            applied.plain += chosen[raw, now] is None
+        return chosen[raw, now]
 
     with substitute_schedules(schedule_of):
         yield applied

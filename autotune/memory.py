@@ -30,22 +30,23 @@ class Memory:
 
     @staticmethod
     def learn(data: Dataset) -> Memory | None:
-        """From the trials of a data set; of a kernel that was measured on several machines, those of one. None where nothing was
-        faster than the un-optimized kernels."""
+        """From the trials of a data set; of a kernel that was measured in several sources, those of the one that gained most over
+        the un-optimized kernel. None where nothing was faster than that."""
         log_times, groups = data.arrays()
-        found: dict[str, tuple[np.ndarray, list[Schedule]]] = {}
+        found: dict[str, tuple[float, State, list[Schedule]]] = {}
         for group in np.unique(groups):
             rows = np.flatnonzero(groups == group)
+            plain = [log_times[i] for i in rows if not data.states[i].schedule]
             rows = rows[np.argsort(log_times[rows], kind="stable")][:FASTEST]
+            gain = float(plain[0] - log_times[rows[0]]) if plain else 0.0
             good = [data.states[i].schedule for i in rows if log_times[i] <= log_times[rows[0]] + WORTH]
             known = [s for s in good if s and all(opt in ACTION_INDEX for opt in s)]
-            if known:
-                root = root_of(data.states[rows[0]])
-                found[root.kernel.key] = traits(root), known
+            root = root_of(data.states[rows[0]])
+            if known and (root.kernel.key not in found or gain > found[root.kernel.key][0]):
+                found[root.kernel.key] = gain, root, known
         if not found:
             return None
-        features, schedules = zip(*found.values(), strict=True)
-        return Memory(np.stack(features), list(schedules))
+        return Memory(np.stack([traits(root) for _, root, _ in found.values()]), [s for _, _, s in found.values()])
 
     def recall(self, root: State, count: int) -> list[Schedule]:
         """The fastest schedules of the `count` most similar kernels, most similar first: of each the fastest, then its others."""

@@ -35,10 +35,11 @@ def gains(history: History) -> dict[str, Gain]:
 
 
 def refusal(history: History) -> str:
-    """Why a kernel cannot be searched: what became of its baselines, where none of them has a time. Empty: it can be."""
-    if history.best is not None or not history.baselines:
+    """Why a kernel cannot be searched: what became of hand-coded, where it has no time to be beaten. Empty: it can be."""
+    baselines = history.baselines
+    trial = baselines.get("hand_coded") or next(reversed(baselines.values()), None)
+    if trial is None or trial.seconds is not None:
         return ""
-    trial = list(history.baselines.values())[-1]
     return f"{trial.verdict}: {(trial.detail.splitlines() or ['nothing is told'])[0][:100]}"
 
 
@@ -54,7 +55,7 @@ class KernelResult:
     schedule: Schedule | None  # None: stays as tinygrad would run it
     verdicts: dict[str, int]
     gains: dict[str, Gain] = field(default_factory=dict)  # by part of the search
-    refused: str = ""  # why it was not searched: neither baseline could be measured
+    refused: str = ""  # why it was not searched: hand-coded could not be measured
 
     @property
     def ratio(self) -> float:

@@ -11,10 +11,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from autotune.capture import Program, capture
 from autotune.errors import ScriptError, UsageError
+
+COMMON_NAMES = ("agents", "sims")  # packages of ours; a program may well have modules of these names
 
 
 def check_script(script: Path) -> None:
@@ -65,17 +68,29 @@ def _bounded(seconds: float) -> Iterator[list[str]]:
 
 
 def run_script(script: Path, arguments: list[str]) -> None:
-    """Run a script as `python SCRIPT ARGS...` would. Raises ScriptError where it raises; SystemExit passes."""
+    """Run a script as `python SCRIPT ARGS...` would. Raises ScriptError where it raises; SystemExit passes.
+
+    It sees none of our packages that others may call alike, and is free to import its own of these names.
+    """
     argv, path = sys.argv, list(sys.path)
     sys.argv = [str(script), *arguments]
     own = str(script.resolve().parent)
     sys.path[:] = [own, *(path[1:] if path and path[0] in ("", os.getcwd()) else path)]
+    ours = _taken()
     try:
         runpy.run_path(str(script), run_name="__main__")
     except Exception as error:
         raise ScriptError(f"{_place(error, script)}: {_in_one_line(error)}; run it by itself to see more") from None
     finally:
         sys.argv, sys.path[:] = argv, path
+        _taken()
+        sys.modules.update(ours)
+
+
+def _taken() -> dict[str, ModuleType]:
+    """Take all modules of COMMON_NAMES out of sys.modules."""
+    names = [name for name in sys.modules if name.partition(".")[0] in COMMON_NAMES]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def _place(error: BaseException, script: Path) -> str:
@@ -95,7 +110,7 @@ def check_captured(program: Program, device: str, script: Path) -> None:
     """Raises ScriptError where the script ran nothing that can be tuned on this device."""
     if program.for_device(device):
         return
-    if elsewhere := sorted(set(program.devices.values())):
+    if elsewhere := sorted(set().union(*program.devices.values())):
         places = ", ".join(elsewhere)
         raise ScriptError(f"{script} ran its kernels on {places}, not on {device}; set DEV={elsewhere[0]}")
     if program.skipped:
@@ -107,3 +122,12 @@ def check_captured(program: Program, device: str, script: Path) -> None:
         f"{script} ran no tinygrad kernel, so there is nothing to tune; let it realize() a Tensor, or give it longer "
         "with --capture-seconds"
     )
+
+
+def left_out(program: Program, device: str) -> str:
+    """What of a program is not tuned on this device; empty where nothing is left out."""
+    elsewhere = [places for places in program.devices.values() if device not in places]
+    told = f", launches of kernels that cannot be tuned: {program.skipped}" if program.skipped else ""
+    if elsewhere:
+        told += f", kernels on other devices ({', '.join(sorted(set().union(*elsewhere)))}): {len(elsewhere)}"
+    return told

@@ -105,6 +105,8 @@ class State:
     no_locals: bool = False
     scheduler: Scheduler | None = field(default=None, compare=False, repr=False)  # root: tinygrad's own, to ask of TC
     root: State | None = field(default=None, compare=False, repr=False)  # the un-optimized state; None: this is it
+    # what was worked out before of any state below the same root, by its schedule: equal states are made again and again
+    known: dict[tuple[str, Schedule], np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def sizes(self, *kinds: AxisType) -> int:
         """Product of the sizes of all axes of these kinds."""
@@ -173,7 +175,7 @@ def apply_to_state(state: State, opt: Opt) -> State:
         if state.scheduler is None or state.schedule:
             raise IllegalAction("a tensor-core action must be the first")
         after = _state_of(state.kernel, schedule, apply_opt(state.scheduler, opt))
-        return replace(after, scheduler=None, root=root_of(state))
+        return replace(after, scheduler=None, root=root_of(state), known=state.known)
     position = resolve_axis(state, opt)
     if position is None or not _legal(state, opt, position):
         raise IllegalAction(f"{opt} is not legal after {len(state.schedule)} actions")
@@ -233,9 +235,8 @@ def resolve_axis(state: State, opt: Opt) -> int | None:
 
 def _legal(state: State, opt: Opt, position: int) -> bool:
     """tinygrad's checks in `Scheduler.apply_opt`, on numbers."""
-    kinds = {a.kind for a in state.axes}
     if opt.op is OptOps.NOLOCALS:
-        return not kinds & {AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE}
+        return not any(a.kind in (AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE) for a in state.axes)
     axis = state.axes[position]
     if opt.op is OptOps.PADTO:
         size = _padded(axis.size, _amount(opt, axis))
@@ -251,10 +252,10 @@ def _legal(state: State, opt: Opt, position: int) -> bool:
     amount = _amount(opt, axis)
     if not axis.divides(amount) or (opt.arg == 0 and axis.factor):
         return False
-    return _kind_allows(state, opt.op, axis, amount, kinds) and _fits_shared(state, opt.op, amount, kinds)
+    return _kind_allows(state, opt.op, axis, amount) and _fits_shared(state, opt.op, amount)
 
 
-def _kind_allows(state: State, op: OptOps, axis: Axis, amount: int, kinds: set[AxisType]) -> bool:
+def _kind_allows(state: State, op: OptOps, axis: Axis, amount: int) -> bool:
     target = state.target
     if op is OptOps.UPCAST:
         return axis.kind in (AxisType.GLOBAL, AxisType.LOCAL, AxisType.WEAK) and amount <= 16
@@ -263,33 +264,39 @@ def _kind_allows(state: State, op: OptOps, axis: Axis, amount: int, kinds: set[A
     if op is OptOps.LOCAL:
         return target.has_local and not state.no_locals and axis.kind in (AxisType.GLOBAL, AxisType.WEAK)
     if op is OptOps.THREAD:
-        free = target.has_threads and amount <= target.max_threads and AxisType.THREAD not in kinds
-        return free and axis.threadable and axis.kind is AxisType.WEAK
+        free = target.has_threads and amount <= target.max_threads and axis.threadable and axis.kind is AxisType.WEAK
+        return free and all(a.kind is not AxisType.THREAD for a in state.axes)
     has_tc = bool(state.schedule) and state.schedule[0].op is OptOps.TC
     return target.has_local and not state.no_locals and axis.groupable and not has_tc  # GROUP, GROUPTOP
 
 
-def _fits_shared(state: State, op: OptOps, amount: int, kinds: set[AxisType]) -> bool:
+def _fits_shared(state: State, op: OptOps, amount: int) -> bool:
     """Grouped kernels keep a tile in shared memory; tinygrad bounds it before it compiles."""
+    if not state.target.reduce_itemsize:
+        return True
     grouping = op in (OptOps.GROUP, OptOps.GROUPTOP)
-    if not state.target.reduce_itemsize or not (grouping or AxisType.GROUP_REDUCE in kinds):
+    if not grouping and all(a.kind is not AxisType.GROUP_REDUCE for a in state.axes):
         return True
     tile = state.sizes(AxisType.UPCAST, AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE)
     return amount * tile * state.target.reduce_itemsize <= state.target.shared_max
 
 
 def legal_mask(state: State) -> np.ndarray:
-    """Which actions may be taken [A] bool: legal, within BEAM's size limits, changing something, not said twice. STOP always."""
-    mask = np.zeros(N_ACTIONS, dtype=bool)
-    mask[STOP_INDEX] = True
-    if len(state.schedule) >= MAX_STEPS:
-        return mask
-    tiles = _tiles(state)
-    for op, members in _BY_OP.items():
-        if _op_possible(state, op):
-            for i, opt in members:
-                mask[i] = _worth_taking(state, opt, *tiles)
-    return mask
+    """Which actions may be taken [A] bool: legal, within BEAM's size limits, changing something, not said twice. STOP always.
+    Read-only: it is handed out again."""
+    key = "mask", state.schedule
+    if key not in state.known:
+        mask = np.zeros(N_ACTIONS, dtype=bool)
+        mask[STOP_INDEX] = True
+        if len(state.schedule) < MAX_STEPS:
+            tiles = _tiles(state)
+            for op, members in _BY_OP.items():
+                if _op_possible(state, op):
+                    for i, opt in members:
+                        mask[i] = _worth_taking(state, opt, *tiles)
+        mask.flags.writeable = False
+        state.known[key] = mask
+    return state.known[key]
 
 
 def may_take(state: State, action: int) -> bool:

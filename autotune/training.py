@@ -219,8 +219,10 @@ class Trainer:
     def _score(self, agent: PPO) -> float:
         n = agent.config.n_envs
         rng = np.random.default_rng(self.config.seed)
-        ends = [p[-1] for i in range(0, len(self.validation), n)
-                for p in sample_episodes(agent, self.validation[i : i + n], rng, 0.0, self.seen)]  # fmt: skip
+        ends: list[State] = []
+        for i in range(0, len(self.validation), n):
+            chunk = self.validation[i : i + n]  # of a short one the episodes begin again: each kernel counts once
+            ends += [p[-1] for p in sample_episodes(agent, chunk, rng, 0.0, self.seen)[: len(chunk)]]
         return float(-self.potential(ends).mean())
 
     def judge_again(self) -> None:

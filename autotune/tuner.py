@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tinygrad import Context
 from tqdm import tqdm
 
 from autotune.budget import Budget
@@ -21,7 +22,7 @@ from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.noise import floor_at
-from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Runner, commit, judge
+from autotune.measuring.runner import ACCIDENTS, NOISE_FLOOR, Measurer, Refuted, Runner, commit, judge
 from autotune.records import Final, History, Records, Trial, default_path
 from autotune.records.claims import share
 from autotune.report import KernelResult, Report, gains, refusal
@@ -29,7 +30,7 @@ from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, 
 from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
-from autotune.spending import Spending
+from autotune.spending import FROZEN, Spending
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
 CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
@@ -45,6 +46,12 @@ def contenders(history: History) -> list[Schedule]:
     distinct = {t.code_hash or t.schedule: t for t in reversed(good)}
     close = [t for t in good if t in distinct.values() and (t.seconds or 0.0) <= CLOSE * (good[0].seconds or 0.0)]
     return list(dict.fromkeys(t.schedule for t in close))[:CONTENDERS]
+
+
+def _has_rival(history: History) -> bool:
+    """Whether anything can be won: a kernel whose hand-coded form has no time cannot be shown to beat it."""
+    hand = history.baselines.get("hand_coded")
+    return history.best is not None and hand is not None and hand.seconds is not None
 
 
 class Tuner:
@@ -103,20 +110,33 @@ class Tuner:
                 share(*where, order, search, lambda: budget.left(1) > 0)
             if self.beam:
                 share(*where, order, beam)
-        tried = budget.left(1) > 0 or sum(self.history_spent(k) for k in kernels) >= self.trials * len(kernels)
+        tried = self._tried(kernels, budget)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
             share(*where, order, lambda kernel: (self.finish(kernel), bar.update(1)))
         return [self.result(k, calls[k.key]) for k in order], tried and finished
 
+    def _tried(self, kernels: Sequence[Kernel], budget: Budget) -> bool:
+        """Whether there is nothing left to try. Under `auto` the budget counts what was on record, too; any other strategy
+        gives each kernel trials of its own."""
+        if budget.left(1) > 0 or budget.spent >= budget.trials:
+            return True
+        return self.strategy != POOLED and all(self.history_spent(k) >= self.trials for k in kernels)
+
     def baselines(self, kernel: Kernel) -> None:
-        known = self._history(kernel).baselines
-        if "hand_coded" not in known or any(known[kind].verdict in ACCIDENTS for kind in ("unoptimized", "hand_coded")):
+        """Measure both, where that is not on record; an accident once more, in a later run."""
+        history = self._history(kernel)
+        known, tries = history.baselines, Counter(t.kind for t in history.trials)
+        if "hand_coded" not in known or any(
+            known[kind].verdict in ACCIDENTS and tries[kind] < 2
+            for kind in ("unoptimized", "hand_coded")
+            if kind in known
+        ):
             commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
 
     def search(self, kernel: Kernel, budget: Budget, tick: Callable[[int], Any] = lambda n: None) -> None:
         """Spend this kernel's trials; those that are on record already count as spent."""
         history = self._history(kernel)
-        if history.best is None:  # not even un-optimized does it run here: it is left as it is
+        if not _has_rival(history):  # it is left as it is
             tick(self.trials)
             return
         tick(min(history.spent, self.trials))
@@ -130,9 +150,8 @@ class Tuner:
 
     def spend(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget, bar: tqdm) -> None:
         """Spend the trials of all kernels where they pay most; those on record already count as spent."""
-        budget.spent += sum(self.history_spent(k) for k in kernels)
+        spending = Spending(self._open_to(kernels, calls, budget), calls, self.best_seconds, self._promise)
         bar.update(min(budget.spent, self.trials * len(kernels)))
-        spending = Spending(kernels, calls, self.best_seconds, self._promise)
 
         def visit(kernel: Kernel) -> None:
             bar.set_postfix_str(kernel.name)
@@ -141,6 +160,20 @@ class Tuner:
 
         while budget.left(1) > 0 and (kernel := spending.next()) is not None:
             share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: budget.left(1) > 0)
+
+    def _open_to(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget) -> Sequence[Kernel]:
+        """Count what is on record as spent; returns the kernels on which the rest may go.
+
+        Trials may have been made under another program. Kernels that were never searched, and take time, bring their own
+        allowance: where the others have used up theirs, it is for these alone.
+        """
+        spent = {k.key: self.history_spent(k) for k in kernels}
+        seconds = {k.key: (self.best_seconds(k) or 0.0) * calls[k.key] for k in kernels}
+        least = FROZEN * sum(seconds.values())
+        new = [k for k in kernels if not spent[k.key] and seconds[k.key] and seconds[k.key] >= least]
+        before, allowed = sum(spent.values()), self.trials * (len(kernels) - len(new))
+        budget.spent += min(before, allowed)
+        return kernels if before <= allowed else new
 
     def _promise(self, kernel: Kernel, trials: int) -> float | None:
         strategy = self._opened(kernel, self._history(kernel))
@@ -185,11 +218,11 @@ class Tuner:
         search.tell(history.trials)
         self._reserve(kernel, budget, True)
         asked: Sequence[Schedule] = [()]
-        while asked and history.best is not None and budget.in_time():
+        while asked and _has_rival(history) and budget.in_time():
             if asked := search.ask(BATCH):
                 search.tell(self._measure(kernel, history, asked, lambda _: "beam", lambda: None))
         self._reserve(kernel, budget, self._has_winner(kernel))
-        return not asked or history.best is None
+        return not asked or not _has_rival(history)
 
     def _measure(self, kernel: Kernel, history: History, asked: Sequence[Schedule], origin: Callable[[Schedule], str],
                  tick: Callable[[], Any]) -> list[Trial]:  # fmt: skip
@@ -213,8 +246,8 @@ class Tuner:
 
     def _has_winner(self, kernel: Kernel) -> bool:
         """Whether something on record is faster than hand-coded, though it be the un-optimized kernel."""
-        best, hand = self.best_seconds(kernel), self._history(kernel).baselines.get("hand_coded")
-        return best is not None and hand is not None and hand.seconds is not None and best < hand.seconds
+        best = self.best_seconds(kernel)
+        return best is not None and best < self.hand_coded_seconds(kernel)
 
     def _reserve(self, kernel: Kernel, budget: Budget, winner: bool) -> None:
         """Keep back what the final timing of a kernel will take, judged by what its baselines took."""
@@ -249,14 +282,16 @@ class Tuner:
         return times
 
     def finish(self, kernel: Kernel) -> Final | None:
-        """Time the winner against hand-coded in a fresh process, unless that was done for this very schedule."""
+        """Time the fastest against hand-coded in a fresh process, unless that was done for this very schedule."""
         hand = self._history(kernel).baselines.get("hand_coded")
+        if hand is None or hand.seconds is None:
+            return None
         while (best := self.settle(kernel)) is not None:
-            if hand is None or hand.seconds is None or best == hand.schedule:
+            if best == hand.schedule:
                 return None
-            final = self.records.final(kernel.key, self.measurer.fingerprint)
-            if final is not None and final.schedule == best and final.protocol >= PROTOCOL:
-                return final
+            final = self.records.final(kernel.key, self.measurer.fingerprint, best)
+            if final is not None and final.protocol >= PROTOCOL and (final.accepted or final.noise <= NOISE_FLOOR):
+                return final  # but a refusal in a noisy minute is looked at again
             rivals = [best, hand.schedule, hand.schedule]
             try:
                 times = self.measurer.duel(kernel, rivals)
@@ -273,13 +308,14 @@ class Tuner:
         return None
 
     def result(self, kernel: Kernel, calls: int) -> KernelResult:
-        history = self._history(kernel)
-        final = self.records.final(kernel.key, self.measurer.fingerprint)
+        """What tuning a kernel came to: what is served of it, whatever was refused since."""
+        history, own = self._history(kernel), self.measurer.fingerprint
+        served = self.records.served(own, PROTOCOL, kernel.key).get(kernel.key)
+        final = served or self.records.final(kernel.key, own)
         hand = self.hand_coded_seconds(kernel)
-        tuned, schedule = hand, None
         if final is not None and final.protocol >= PROTOCOL:
             hand = statistics.median(final.hand_coded)
-            tuned, schedule = (statistics.median(final.tuned), final.schedule) if final.accepted else (hand, None)
+        tuned, schedule = (hand, None) if served is None else (statistics.median(served.tuned), served.schedule)
         verdicts = Counter(t.verdict for t in history.trials if t.kind == "trial")
         return KernelResult(kernel, calls, hand, tuned, history.spent, schedule, dict(verdicts), gains(history),
                             refusal(history))  # fmt: skip
@@ -290,9 +326,9 @@ class Tuner:
         return (hand.seconds or 0.0) if hand is not None else 0.0
 
     def best_seconds(self, kernel: Kernel) -> float | None:
-        """Of the fastest verified schedule so far, baselines included; None where nothing runs."""
-        best = self._history(kernel).best
-        return best.seconds if best is not None else None
+        """Of the fastest verified schedule so far, baselines included; None where there is nothing to be won."""
+        history = self._history(kernel)
+        return history.best.seconds if history.best is not None and _has_rival(history) else None
 
     def history_spent(self, kernel: Kernel) -> int:
         return self._history(kernel).spent
@@ -311,32 +347,24 @@ def tune(
     `trials` times the number of kernels is allowed in all, `seconds` bounds the wall time; what is on record already is
     not spent again. `beam` lets a beam search of that width go on where the trials end. Without a checkpoint a learned strategy takes the newest of this backend, else one that ships. Raises AutotuneError subclasses only.
     """
-    device = default_device()
-    chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
-    calls = kernels.calls if isinstance(kernels, Program) else {k.key: 1 for k in chosen}
-    renderer = renderer_of(device)
-    if isinstance(checkpoint, Guide):
-        guide: Guide | None = checkpoint
-    else:
-        named = Path(checkpoint) if checkpoint else None
-        guide = Guide.load(find_checkpoint(named, device)) if strategy in NEEDS_GUIDE else None
-    opened = records if isinstance(records, Records) else Records(records or default_path())
-    runner = Runner(device)
-    try:
-        opened.add_fingerprint(runner.fields)
-        tuner = Tuner(
-            opened,
-            runner,
-            renderer,
-            trials=trials,
-            strategy=strategy,
-            guide=guide,
-            seed=seed,
-            progress=progress,
-            beam=beam,
-        )
-        budget = Budget(trials * len(chosen), seconds)
-        results, done = tuner.run(chosen, calls, budget)
-        return Report(device, budget.elapsed(), runner.compiled, results, "" if done else "seconds")
-    finally:
-        runner.close()
+    with Context(BEAM=0):  # neither what runs here nor our own nets shall be searched by tinygrad's BEAM
+        device = default_device()
+        chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
+        calls = kernels.calls if isinstance(kernels, Program) else {k.key: 1 for k in chosen}
+        renderer = renderer_of(device)
+        if isinstance(checkpoint, Guide):
+            guide: Guide | None = checkpoint
+        else:
+            named = Path(checkpoint) if checkpoint else None
+            guide = Guide.load(find_checkpoint(named, device)) if strategy in NEEDS_GUIDE else None
+        opened = records if isinstance(records, Records) else Records(records or default_path())
+        runner = Runner(device)
+        try:
+            opened.add_fingerprint(runner.fields)
+            tuner = Tuner(opened, runner, renderer, trials=trials, strategy=strategy, guide=guide, seed=seed, progress=progress,
+                          beam=beam)  # fmt: skip
+            budget = Budget(trials * len(chosen), seconds)
+            results, done = tuner.run(chosen, calls, budget)
+            return Report(device, budget.elapsed(), runner.compiled, results, "" if done else "seconds")
+        finally:
+            runner.close()

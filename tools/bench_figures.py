@@ -59,13 +59,17 @@ def _program(path: Path) -> str:
     curves = curves_of(result)
     seeds = {name: len({c.seed for c in curves if c.strategy == name}) for name in summary}
     shown = [b for b in SHOWN if b in next(iter(summary.values()))["total"]]
-    rows = [line([name, str(seeds[name]), *(_range(row["total"][b]) for b in shown), f"{row['end']['total']:.3f}",
-                  f"{row['end']['trials']:.0f}", f"{row['end']['seconds']:.0f}", f"{row['spent']['10']['seconds']:.1f}"])
+    budgets = budgets_of(settings)  # beyond it a strategy would have gone on
+    rows = [line([name, str(seeds[name]), *(_range(row["total"][b]) if int(b) <= budgets[name] else "" for b in shown),
+                  f"{row['end']['total']:.3f}", f"{row['end']['trials']:.0f}", f"{row['end']['seconds']:.0f}",
+                  f"{row['spent']['10']['seconds']:.1f}" if budgets[name] >= 10 else ""])
             for name, row in summary.items()]  # fmt: skip
-    profiles = [
-        line([name, *(f"{profile(curves, name, PROFILED, ratio):.2f}" for ratio in RATIOS)]) for name in summary
+    profiles = [line([name, *(f"{profile(curves, name, PROFILED, ratio):.2f}" for ratio in RATIOS)])
+                for name in summary if budgets[name] >= PROFILED]  # fmt: skip
+    scores = [
+        line([name, *(interval(row["score"][b]) if int(b) <= budgets[name] else "" for b in shown)])
+        for name, row in summary.items()
     ]
-    scores = [line([name, *(interval(row["score"][b]) for b in shown)]) for name, row in summary.items()]
     return "\n\n".join([
         f"### {title(result)}",
         f"`{path.name}`: {len(calls)} kernels, each at least {settings['least']:.0%} of the time of the program. Seconds of all of them, "
@@ -82,7 +86,7 @@ def _program(path: Path) -> str:
         "Kernel by kernel, medians over seeds: seconds over those of the other (all calls together, then the geometric mean over kernels, "
         "and the worst kernel), and how many kernels are faster, within 5%, slower.",
         table(("strategy", "trials", "other", "its trials", "all", "bar", "geometric", "worst", "won", "tied", "lost", "seconds over its"),
-              [row for name in summary for row in _held_against(name, curves, calls, _budgets(settings))]),
+              [row for name in summary for row in _held_against(name, curves, calls, budgets)]),
         _answers(curves),
     ])  # fmt: skip
 
@@ -92,7 +96,7 @@ def _range(values: Sequence[float]) -> str:
     return f"{middle:.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
-def _budgets(settings: Mapping[str, Any]) -> dict[str, float]:
+def budgets_of(settings: Mapping[str, Any]) -> dict[str, float]:
     """Trials of each strategy's searches."""
     return {name: dict(settings["more"]).get(name, settings["trials"]) for name in settings["strategies"]}
 
@@ -140,7 +144,7 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for result in results:
         figures, curves = result["figures"], curves_of(result)
-        budgets = _budgets(figures["settings"])
+        budgets = budgets_of(figures["settings"])
         if not {"auto", "beam"} <= set(budgets) or budgets.get("random", 0) < 128:
             continue
         trials = _bars(curves)[0][0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from bench_figures import PROFILED, curves_of, result_of, title
+from bench_figures import PROFILED, budgets_of, curves_of, result_of, title
 from figures import ROOT
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -39,11 +39,13 @@ def plot(path: Path) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"{title(result)}, {len(figures['calls'])} kernels")
+    budgets = budgets_of(figures["settings"])
     for i, name in enumerate(figures["summary"]):
         own = [c for c in curves if c.strategy == name]
         style = {"color": f"C{i}", "linewidth": 2.5 if name == "auto" else 1.2, "label": name}
         _total(left, own, figures["calls"], style)
-        right.step(RATIOS, [profile(curves, name, PROFILED, r) for r in RATIOS], where="post", **style)
+        if budgets[name] >= PROFILED:
+            right.step(RATIOS, [profile(curves, name, PROFILED, r) for r in RATIOS], where="post", **style)
     left.set(xscale="log", xlabel="trials a kernel", ylabel="seconds of the program, over hand-coded")
     right.set(xscale="log", xlabel=f"time after {PROFILED} trials, over the best found", ylabel="share of searches")
     for axes, ticks in ((left, (1, 4, 10, 32, 100)), (right, (1, 1.25, 1.5, 2, 3, 4))):

@@ -46,7 +46,7 @@ from sims import (
     TreesConfig,
     Widths,
 )
-from sims.base import TrainingRows
+from sims.base import TrainingRows, per_group
 from sims.paths import Points
 
 PARTS = ("all", "cost", "curve", "idle", "noisy")  # scores, seconds, learning curve, null action, noisy television
@@ -99,6 +99,13 @@ class Trials(NamedTuple):
         names = np.random.default_rng(seed).permutation(np.unique(loops))
         out = np.isin(loops, names[: max(1, round(HELD_OUT * len(names)))])
         return self.paths.take(~out), self.paths.take(out)
+
+    def units(self, seed: int) -> list[int]:
+        """Which loops each score of a seed's held-out kernels is of, numbered."""
+        held = self.split(seed)[1]
+        points = Points.build(held, held.widths)
+        numbers = np.unique(self.signatures, return_inverse=True)[1]
+        return [int(numbers[held.kernel[points.path[rows[0]]]]) for rows in per_group(points.rows.kernel)]
 
 
 def shipped(device: str, refused: set[str]) -> Trials:
@@ -171,7 +178,8 @@ def main() -> None:
     held_kernels = None if model is None else len(np.unique(model.paths.kernel))
     about = {"device": device, "held_out": held_out, "held_kernels": held_kernels, "paths": len(pool.paths),
              "kernels": len(np.unique(pool.paths.kernel)), "steps": args.steps}  # fmt: skip
-    results = Results(args.json, about)
+    units = {str(seed): pool.units(seed) for seed in args.seeds} if model is None else None
+    results = Results(args.json, about, units)
     for seed in args.seeds:
         for name, make in simulators(pool.paths.widths, seed, args.steps).items():
             if args.only is None or name in args.only:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from autotune.statistics import bootstrap
+from autotune.statistics import LEVEL, REPETITIONS, bootstrap
 
 # what a simulator must reach on kernels that it never saw: (least, most)
 GATES: dict[str, tuple[float, float]] = {
@@ -32,9 +32,10 @@ Measure = Callable[[], dict[str, Any]]
 class Results:
     """Measured parts by "simulator seed part", in a file where one is given. A run that starts again finds them there."""
 
-    def __init__(self, path: Path | None, about: dict[str, Any]):
-        """Raises SystemExit where the file holds results of other data or settings."""
-        self.path, self.about = path, about
+    def __init__(self, path: Path | None, about: dict[str, Any], units: dict[str, list[int]] | None = None):
+        """`units`: by seed, which loops each of its scores is of, where seeds hold out kernels of their own. Raises SystemExit
+        where the file holds results of other data or settings."""
+        self.path, self.about, self.units = path, about, units or {}
         self.measured: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}  # by simulator: how many seeds, figures with intervals, which gates it passes
         if path is not None and path.exists():
@@ -43,8 +44,10 @@ class Results:
             if differ:
                 raise SystemExit(f"{path} holds results of another {', '.join(differ)}: remove it or name another file")
             self.measured = found["measured"]
+            self.units = {**found.get("units", {}), **self.units}
             for name in dict.fromkeys(key.split()[0] for key in self.measured):  # gates may have changed
                 self._summarise(name)
+            self._write(path)
 
     def keep(self, key: str, measure: Measure) -> bool:
         """Measure what is not there yet; whether it was not."""
@@ -58,16 +61,19 @@ class Results:
 
     def _summarise(self, name: str) -> None:
         parts: dict[str, list[Any]] = {}
+        units: list[list[int]] = []
         for key, value in self.measured.items():
-            simulator, _, part = key.split()
+            simulator, seed, part = key.split()
             if simulator == name:
                 parts.setdefault(part, []).append(value)
-        self.summary[name] = summarised(parts)
+                if part == "all" and seed in self.units:
+                    units.append(self.units[seed])
+        self.summary[name] = summarised(parts, units)
 
     def _write(self, path: Path) -> None:
         """All or nothing: a run may be cut off at any moment. A line for each result."""
         lines = [f'"{name}": {json.dumps(value)}' for name, value in self.about.items()]
-        for name, own in (("summary", self.summary), ("measured", self.measured)):
+        for name, own in (("summary", self.summary), ("units", self.units), ("measured", self.measured)):
             inner = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in own.items())
             lines.append(f'"{name}": {{\n{inner}\n }}')
         draft = path.with_suffix(".part")
@@ -75,13 +81,13 @@ class Results:
         os.replace(draft, path)
 
 
-def summarised(parts: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """Of one simulator, from what each seed measured of each part."""
+def summarised(parts: Mapping[str, list[Any]], units: list[list[int]] | None = None) -> dict[str, Any]:
+    """Of one simulator, from what each seed measured of each part. `units`: see `over`."""
     found: dict[str, Any] = {"seeds": {part: len(values) for part, values in parts.items()}, "curve": {}}
     if "all" in parts:
         seeds = parts["all"]
-        found["scores"] = {name: over([seed["kernels"][name] for seed in seeds]) for name in SCORES}
-        found["scores"]["spearman_median"] = over([seed["kernels"]["spearman"] for seed in seeds], np.nanmedian)
+        found["scores"] = {name: over([seed["kernels"][name] for seed in seeds], units=units) for name in SCORES}
+        found["scores"]["spearman_median"] = over([seed["kernels"]["spearman"] for seed in seeds], np.nanmedian, units)
         found |= {group: {name: over([[seed[group][name]] for seed in seeds]) for name in seeds[0][group]}
                   for group in ("roll_out", "null")}  # fmt: skip
         found["scores"]["roll_out_5"] = found["roll_out"]["5"]
@@ -93,11 +99,17 @@ def summarised(parts: Mapping[str, list[Any]]) -> dict[str, Any]:
     return found
 
 
-def over(scores: list[list[float | None]], statistic: Callable[..., Any] = np.nanmean) -> Interval | None:
-    """The statistic of [seeds, kernels], and its 95% interval over both (over seeds alone where there is one column).
+def over(scores: list[list[float | None]], statistic: Callable[..., Any] = np.nanmean,
+         units: list[list[int]] | None = None) -> Interval | None:  # fmt: skip
+    """The statistic of [seeds, kernels], and its 95% interval over both (over seeds alone where there is one column). None:
+    nothing could be scored.
 
-    Each seed holds out its own kernels, so a column is only a place in a list; None: nothing could be scored.
+    `units` as `scores`, where each seed holds out kernels of its own: what a score is of. Scores of one unit, from another
+    machine or another seed, tell little more than one of them, so units are drawn anew, each with all of its scores.
     """
+    if units:
+        return _over_units(np.array([np.nan if v is None else v for own in scores for v in own]), statistic,
+                           np.concatenate(units))  # fmt: skip
     scored = np.full((len(scores), max(map(len, scores))), np.nan)
     for row, values in zip(scored, scores, strict=True):
         row[: len(values)] = [np.nan if v is None else v for v in values]
@@ -105,6 +117,18 @@ def over(scores: list[list[float | None]], statistic: Callable[..., Any] = np.na
     if not len(scored):
         return None
     return vars(bootstrap(lambda drawn: float(statistic(drawn)), scored)).copy()
+
+
+def _over_units(scores: np.ndarray, statistic: Callable[..., Any], units: np.ndarray) -> Interval | None:
+    """[N] scores of [N] units."""
+    if not (scored := np.isfinite(scores)).any():
+        return None
+    scores, unit = scores[scored], np.unique(units[scored], return_inverse=True)[1]
+    rng, n = np.random.default_rng(0), unit.max() + 1
+    drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(REPETITIONS)]
+    values = [float(statistic(np.repeat(scores, times[unit]))) for times in drawn]
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"value": float(statistic(scores)), "low": float(low), "high": float(high)}
 
 
 def passes(gate: str, found: Interval | None) -> bool | None:

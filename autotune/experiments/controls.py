@@ -47,10 +47,17 @@ class Controls:
             return ablated(name, kernel, renderer, seed, guide)
         return make_strategy(name, kernel, renderer, seed, guide)
 
+    def learn(self, names: Sequence[str]) -> None:
+        """Now, whatever of these has to: no search is charged for it."""
+        for name in {"ranker", "recipe"} & set(names):
+            getattr(self, name)
+
     @cached_property
     def trials(self) -> Dataset:
         data = Dataset(self.renderer)
-        if not add_shipped(data, self.device, corpus.load("train")):
+        if not add_shipped(
+            data, self.device, corpus.load("train"), guided=True
+        ):  # all that our own guide has learned from
             raise UsageError(f"no trials ship for {self.device}: ranker and recipe have nothing to learn from")
         return data
 

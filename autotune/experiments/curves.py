@@ -111,6 +111,7 @@ class Searches:
                  guide: Guide | None):  # fmt: skip
         self.session, self.settings, self.kernels, self.calls, self.guide = session, settings, kernels, calls, guide
         self.controls = Controls(session.device, session.renderer)
+        self.controls.learn(settings["strategies"])
         self.guides = {name: Guide.load(keep(Path(path), session.out / f"guide-{name}"))
                        for name, path in settings["guides"].items()}  # fmt: skip
         self.seeds = {name: settings["fewer"].get(name, settings["seeds"]) for name in settings["strategies"]}
@@ -157,18 +158,19 @@ class Searches:
 
 
 def kernels_of(session: Session, settings: dict[str, Any]) -> tuple[list[Kernel], dict[str, int]]:
-    """What is searched, and how often each kernel is called. Of a program those that matter, most total time first."""
-    if not settings["program"]:
-        kernels = sample(corpus.load(settings["split"]), settings["kernels"], 0)
-        return kernels, {k.key: 1 for k in kernels}
-    program = program_of(session, settings["program"])
-    shared = {k: Shared(k, session.records(), session.measurer) for k in tqdm(program.kernels.values(), "baselines")}
-    seconds = {k: program.calls[k.key] * 2.0**s.hand_coded for k, s in shared.items() if math.isfinite(s.hand_coded)}
-    if refused := [k.name for k in program.kernels.values() if k not in seconds]:
+    """What is searched, most total time first, and how often each kernel is called. Of a program those that matter."""
+    if settings["program"]:
+        program = program_of(session, settings["program"])
+        found, calls, least = list(program.kernels.values()), program.calls, settings["least"]
+    else:
+        found, least = sample(corpus.load(settings["split"]), settings["kernels"], 0), 0.0
+        calls = {k.key: 1 for k in found}
+    hand = {k: Shared(k, session.records(), session.measurer).hand_coded for k in tqdm(found, "baselines")}
+    seconds = {k: calls[k.key] * 2.0**t for k, t in hand.items() if math.isfinite(t)}
+    if refused := [k.name for k in found if k not in seconds]:
         print(f"left out, since they could not be measured: {', '.join(refused)}", file=sys.stderr)
-    least = settings["least"] * sum(seconds.values())
-    kernels = sorted((k for k, t in seconds.items() if t >= least), key=lambda k: -seconds[k])
-    return kernels, {k.key: program.calls[k.key] for k in kernels}
+    kernels = sorted((k for k, t in seconds.items() if t >= least * sum(seconds.values())), key=lambda k: -seconds[k])
+    return kernels, {k.key: calls[k.key] for k in kernels}
 
 
 @experiment.main

@@ -44,7 +44,7 @@ def program_of(session: Session, name: str) -> Program:
         program.kernels[kernel.key], program.calls[kernel.key], program.devices[kernel.key] = (
             kernel,
             calls,
-            session.device,
+            {session.device},
         )
     return program
 

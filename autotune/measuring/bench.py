@@ -64,6 +64,12 @@ class Bench:
         self.expected: dict[str, dict[int, Expected]] = {}
         self.buffers: dict[int, GuardedBuffer] = {}
 
+    def close(self) -> None:
+        """Give back its memory: cycles of the bench and its candidates would keep it until a collection that may be long off."""
+        self.buffers.clear()
+        self.inputs.clear()
+        self.expected.clear()
+
     def compile(self, schedule: Schedule, max_uops: int = 0) -> Program:
         """`max_uops` bounds the lowered kernel, 0 does not. Raises IllegalAction, OverflowError, or what the compiler raises."""
         return compile_schedule(self.kernel.ast, schedule, self.renderer, max_uops, self.sizes)
@@ -270,15 +276,16 @@ class Candidate:
 
 def compile_outcome(bench: Bench, schedule: Schedule) -> tuple[str, Program | None, float, str]:
     """(verdict, program, compile seconds, detail) of compiling a candidate. Raises OSError or sqlite3.Error."""
-    started = time.perf_counter()
+    started, program = time.perf_counter(), None
+    verdict, detail = "ok", ""
     try:
         program = bench.compile(schedule, 0 if schedule in bench.baseline_schedules else MAX_UOPS)
     except IllegalAction as error:
-        return "illegal", None, 0.0, str(error)[:200]
+        verdict, detail = "illegal", str(error)[:200]
     except OverflowError as error:
-        return "too_big", None, 0.0, str(error)[:200]
+        verdict, detail = "too_big", str(error)[:200]
     except (OSError, sqlite3.Error):  # no compiler, a full disk, a broken cache: no candidate's fault
         raise
     except Exception as error:  # the compiler's own errors have no common base: each is this candidate's verdict
-        return "compile_failed", None, 0.0, f"{type(error).__name__}: {str(error)[:200]}"
-    return "ok", program, time.perf_counter() - started, ""
+        verdict, detail = "compile_failed", f"{type(error).__name__}: {str(error)[:200]}"
+    return verdict, program, time.perf_counter() - started, detail

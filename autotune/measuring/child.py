@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from autotune.compiler import settings
 from autotune.errors import DeviceError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -43,7 +44,10 @@ class Child:
     def send(self, request: dict[str, Any]) -> None:
         """Raises ChildFailed when the child is dead."""
         if self.pipe is None:
-            env = {**os.environ, "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
+            # PoCL would fill the user's terminal with a line for each candidate that its compiler warns of
+            env = {"POCL_EXTRA_BUILD_FLAGS": "-w", **os.environ}
+            # what is in force here may differ from what the environment says: a Context, or a script that changed it
+            env |= {**settings(), "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
             if self.runs_candidates:  # one was seen to write into every open file: tinygrad's disk cache must be none
                 env["CACHELEVEL"] = "0"
             command = [sys.executable, "-m", "autotune.measuring.worker", self.device]

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from autotune.kernel import Kernel, Schedule
-from autotune.measuring.runner import Measurer
+from autotune.measuring.bench import PROTOCOL
+from autotune.measuring.runner import ACCIDENTS, Measurer
 from autotune.records import Records, Trial
 
 # A time counts as moved beyond this ratio. Medians of one machine differ by some percent from day to day (clocks, memory
@@ -49,12 +50,11 @@ class Checked:
 
 
 def choose(records: Records, fingerprint: str, count: int, seed: int) -> list[Claim]:
-    """Up to `count` claims of a device, in random order: accepted winners first, then other schedules that were right."""
+    """Up to `count` claims of a device, in random order: winners that are served first, then others that were right."""
     kernels = {k.key: k for k in records.kernels()}
     rng = random.Random(seed)
-    finals = records.finals(fingerprint)
     winners = [Claim(kernels[key], f.schedule, statistics.median(f.tuned), True)
-               for key, f in sorted(finals.items()) if f.accepted and key in kernels]  # fmt: skip
+               for key, f in sorted(records.served(fingerprint, PROTOCOL).items()) if key in kernels]  # fmt: skip
     rng.shuffle(winners)
     seen = {(c.kernel.key, c.schedule) for c in winners}
     others: dict[tuple[str, Schedule], Claim] = {}
@@ -68,8 +68,10 @@ def choose(records: Records, fingerprint: str, count: int, seed: int) -> list[Cl
 
 
 def recheck(claims: list[Claim], measurer: Measurer) -> Iterator[Checked]:
-    """Measure each claim again, kernel by kernel; the trials are of kind "recheck"."""
+    """Measure each claim again, kernel by kernel; the trials are of kind "recheck". An accident is tried once more."""
     for key in dict.fromkeys(c.kernel.key for c in claims):
         own = [c for c in claims if c.kernel.key == key]
         for claim, now in zip(own, measurer.measure(own[0].kernel, [c.schedule for c in own], None), strict=True):
+            if now.verdict in ACCIDENTS:
+                (now,) = measurer.measure(claim.kernel, [claim.schedule], None)
             yield Checked(claim, replace(now, kind="recheck"))

@@ -30,6 +30,7 @@ from autotune.records import Final, Records, Trial, fingerprint_id
 START_SECONDS, COMPILE_SECONDS, PREPARE_SECONDS = 60.0, 30.0, 120.0  # deadlines of a child's answers
 RUN_SECONDS, RUN_FACTOR = 20.0, 40.0  # a candidate's: so long, and so many times the un-optimized kernel's time
 ACCIDENTS = ("crashed", "timeout")  # verdicts that a baseline may get by bad luck: it is measured again
+UNPREPARED = "the un-optimized kernel itself"  # so a detail begins where that was at fault, and no candidate
 MAX_DEVICE_FAILURES = 3  # probes in a row: then it is the device that is at fault, and not a kernel
 NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A difference
 SETTLE_SECONDS = 0.06  # of each of the fastest few, compared on the bench
@@ -109,7 +110,7 @@ class Runner:
             except ChildFailed as failed:
                 child.kill()
                 self.check_device()
-                raise ChildFailed(failed.verdict, f"the un-optimized kernel itself: {failed.detail}") from None
+                raise ChildFailed(failed.verdict, f"{UNPREPARED}: {failed.detail}") from None
             child.prepared = True
 
     def check_device(self) -> None:
@@ -131,16 +132,25 @@ class Runner:
     # **** trials ****
 
     def baselines(self, kernel: Kernel) -> list[Trial]:
-        """The un-optimized and the hand-coded kernel, measured like any candidate; hand-coded last."""
-        kinds = ("unoptimized", "hand_coded")
+        """The un-optimized and the hand-coded kernel, measured like any candidate; hand-coded last.
+
+        What meets an accident is measured once more, but not where the kernel is too large to be prepared: each try would
+        take as long as that may take at most.
+        """
+        kinds, compiled = ("unoptimized", "hand_coded"), self.compiled
         with device_lock(self.device, exclusive=False):
             try:
                 schedules = self._hold(self.compilers[0], kernel, self.seed)
             except ChildFailed as failed:
                 return [Trial(kernel.key, (), failed.verdict, detail=failed.detail, kind=kind) for kind in kinds]
-        trials = self.measure(kernel, schedules, None)
-        trials = [t if t.verdict not in ACCIDENTS else self.measure(kernel, [t.schedule], None)[0] for t in trials]
-        self.compiled -= len(schedules)
+            answers = self._compile_all(kernel, schedules)
+        (plain,) = self._time_all(kernel, schedules[:1], answers[:1], None)
+        if plain.verdict == "timeout" and plain.detail.startswith(UNPREPARED):
+            trials = [plain, replace(plain, schedule=schedules[1], code_hash="")]
+        else:
+            trials = [plain, *self._time_all(kernel, schedules[1:], answers[1:], None)]
+            trials = [t if t.verdict not in ACCIDENTS else self.measure(kernel, [t.schedule], None)[0] for t in trials]
+        self.compiled = compiled
         return [replace(trial, kind=kind) for trial, kind in zip(trials, kinds, strict=True)]
 
     def measure(
@@ -149,6 +159,13 @@ class Runner:
         """One trial for each schedule: compile all in parallel, then verify and time one by one, telling `done` of each."""
         with device_lock(self.device, exclusive=False):
             answers = self._compile_all(kernel, schedules)
+        return self._time_all(kernel, schedules, answers, cutoff, done)
+
+    def _time_all(
+        self, kernel: Kernel, schedules: Sequence[Schedule], answers: Sequence[dict[str, Any]], cutoff: float | None,
+        done: Done | None = None,
+    ) -> list[Trial]:  # fmt: skip
+        """A trial for each compiled candidate."""
         trials = []
         with device_lock(self.device, exclusive=True):
             for schedule, answer in zip(schedules, answers, strict=True):
@@ -179,7 +196,8 @@ class Runner:
         return [answers[i] for i in range(len(schedules))]
 
     def _compile(self, child: Child, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
-        """The child's answer, or its failure in the same form."""
+        """The child's answer, or its failure in the same form, with the seconds that it took."""
+        began = time.perf_counter()
         try:
             if child.pipe is None or child.kernel != kernel.key:
                 self._hold(child, kernel, self.seed)
@@ -190,7 +208,8 @@ class Runner:
                     f"{self.device} cannot compile: {failed.detail}; all finished trials are kept"
                 ) from None
             verdict = "timeout" if failed.verdict == "timeout" else "compile_failed"
-            return {"verdict": verdict, "program": None, "compile_seconds": 0.0, "detail": failed.detail}
+            spent = time.perf_counter() - began
+            return {"verdict": verdict, "program": None, "compile_seconds": spent, "detail": failed.detail}
 
     def _time(self, kernel: Kernel, schedule: Schedule, answer: dict[str, Any], cutoff: float | None) -> Trial:
         """Let the bench verify and time a compiled candidate."""
@@ -200,12 +219,15 @@ class Runner:
         if program is None:
             return trial
         trial = replace(trial, code_hash=program["code_hash"])
+        began = time.perf_counter()
         try:
             self._prepare(self.bench, kernel, self.seed)
+            began = time.perf_counter()
             limit = RUN_SECONDS + RUN_FACTOR * self.plain_seconds
             found = self.bench.ask({"do": "measure", "program": program, "cutoff": cutoff}, limit)
         except ChildFailed as failed:
-            return replace(trial, verdict=failed.verdict, detail=failed.detail)
+            spent = time.perf_counter() - began
+            return replace(trial, verdict=failed.verdict, detail=failed.detail, verify_seconds=spent)
         self.programs[kernel.key, schedule] = program
         while len(self.programs) > KEPT_PROGRAMS:
             self.programs.popitem(last=False)
@@ -227,28 +249,39 @@ class Runner:
         """Interleaved samples of several schedules, verified before and after.
 
         `fresh`: in a new process, since one that has searched was seen to time slower, and on inputs that none of them
-        has seen; otherwise on the bench. `seconds` are spent on each. Raises Refuted when one of them fails, DeviceError
-        when the device does.
+        has seen; otherwise on the bench. `seconds` are spent on each. Raises Refuted when one of them fails (where a child
+        dies or hangs: twice), DeviceError when the device does.
         """
         with device_lock(self.device, exclusive=False):
             programs = [self._program(kernel, schedule) for schedule in schedules]
-        child = Child(self.device, runs_candidates=True) if fresh else self.bench
         seed = secrets.randbits(31) if fresh else self.seed
         seconds = seconds or (DUEL_SECONDS if fresh else SETTLE_SECONDS)
+        try:
+            answer = self._hold_duel(kernel, programs, fresh, seed, seconds)
+        except ChildFailed:
+            self.check_device()
+            try:  # once more: it may have been an accident, and who is refuted is so for ever
+                answer = self._hold_duel(kernel, programs, fresh, seed, seconds)
+            except ChildFailed as failed:  # whose fault it is cannot be seen: the first one is what is on trial
+                self.check_device()
+                raise self._refuted(kernel, schedules[0], failed.verdict, failed.detail, seed) from None
+        if "wrong" in answer:
+            raise self._refuted(kernel, schedules[answer["index"]], "wrong_output", answer["wrong"], seed)
+        return [tuple(samples) for samples in answer["samples"]]
+
+    def _hold_duel(
+        self, kernel: Kernel, programs: Sequence[dict[str, Any]], fresh: bool, seed: int, seconds: float
+    ) -> dict[str, Any]:
+        """A child's answer. Raises ChildFailed, and DeviceError when the device fails."""
+        child = Child(self.device, runs_candidates=True) if fresh else self.bench
         try:
             with device_lock(self.device, exclusive=True):
                 self._prepare(child, kernel, seed)
                 limit = len(programs) * (RUN_SECONDS + RUN_FACTOR * self.plain_seconds)
-                answer = child.ask({"do": "duel", "programs": programs, "seconds": seconds}, limit)
-        except ChildFailed as failed:  # whose fault it is cannot be seen: the first one is what is on trial
-            self.check_device()
-            raise self._refuted(kernel, schedules[0], failed.verdict, failed.detail, seed) from None
+                return child.ask({"do": "duel", "programs": programs, "seconds": seconds}, limit)
         finally:
             if fresh:
                 child.kill()
-        if "wrong" in answer:
-            raise self._refuted(kernel, schedules[answer["index"]], "wrong_output", answer["wrong"], seed)
-        return [tuple(samples) for samples in answer["samples"]]
 
     def _program(self, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
         if (kernel.key, schedule) in self.programs:
@@ -276,6 +309,5 @@ def judge(kernel: Kernel, schedule: Schedule, times: Sequence[tuple[float, ...]]
     """
     tuned, hand, control = times
     medians = [statistics.median(t) for t in (tuned, hand, control)]
-    noise = max(floor, abs(medians[1] / medians[2] - 1.0), abs(medians[2] / medians[1] - 1.0))
-    accepted = medians[0] < min(medians[1:]) * (1.0 - noise)
-    return Final(kernel.key, schedule, tuned, hand, control, accepted, PROTOCOL)
+    final = Final(kernel.key, schedule, tuned, hand, control, False, PROTOCOL)
+    return replace(final, accepted=medians[0] < min(medians[1:]) * (1.0 - max(floor, final.noise)))

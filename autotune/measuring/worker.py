@@ -60,7 +60,9 @@ class Worker:
         return {"works": (Tensor([1.0, 2.0], device=self.device) + 1).tolist() == [2.0, 3.0]}
 
     def kernel(self, kernel: dict[str, Any], seed: int) -> dict[str, Any]:
-        self.bench = None  # its buffers go before those of the next kernel come
+        if self.bench is not None:
+            self.bench.close()  # its buffers go before those of the next kernel come
+        self.bench = None
         self.bench = Bench(kernel_from_json(kernel), self.device, seed)
         return {"baselines": [schedule_to_json(s) for s in self.bench.baseline_schedules]}
 

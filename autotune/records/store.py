@@ -81,6 +81,12 @@ class Final:
         """Median tuned time over median hand-coded time of the same interleaved run."""
         return statistics.median(self.tuned) / statistics.median(self.hand_coded)
 
+    @property
+    def noise(self) -> float:
+        """By which share hand-coded and its control differ, though they are the same."""
+        hand, control = statistics.median(self.hand_coded), statistics.median(self.control)
+        return max(abs(hand / control - 1.0), abs(control / hand - 1.0))
+
 
 @dataclass
 class History:
@@ -126,6 +132,7 @@ class Records:
 
     def __init__(self, path: str | os.PathLike[str], read_only: bool = False):
         self.path = Path(path)
+        self._checked_kernels: set[str] = set()
         if read_only and not self.path.exists():
             raise RecordsError(f"no records file {self.path}; run `python -m autotune tune SCRIPT` first")
         with self._typed_errors():
@@ -218,7 +225,12 @@ class Records:
     # **** the tables ****
 
     def add_kernel(self, kernel: Kernel) -> None:
-        self.add_missing([("kernels", _kernel_row(kernel))])
+        """Store a kernel, once. Raises CodecError for one that could not be read again."""
+        row = _kernel_row(kernel)
+        if kernel.key not in self._checked_kernels:  # the check takes milliseconds, and each trial brings its kernel
+            from_stored("kernels", to_stored("kernels", row))
+            self._checked_kernels.add(kernel.key)
+        self.add_missing([("kernels", row)])
 
     def add_fingerprint(self, fields: dict[str, str]) -> str:
         """Store the description of a device; returns its id."""
@@ -273,25 +285,33 @@ class Records:
         found = self.rows("duels", "WHERE fingerprint = ?", (fingerprint,))
         return [(r["created"], r["kernel"], r["schedules"], list(r["samples"])) for r in found.values()]
 
-    def final(self, kernel: str, fingerprint: str) -> Final | None:
-        """The latest verdict on a kernel's winner."""
-        found = self._of("finals", kernel, fingerprint)
+    def final(self, kernel: str, fingerprint: str, schedule: Schedule | None = None) -> Final | None:
+        """The latest verdict on a schedule of a kernel, or on any of them."""
+        found = [r for r in self._of("finals", kernel, fingerprint) if schedule is None or r["schedule"] == schedule]
         return _made(Final, found[-1]) if found else None
 
-    def finals(self, fingerprint: str, protocol: int = 1) -> dict[str, Final]:
-        """The latest verdict of at least this protocol on each kernel's winner."""
-        found = self.rows("finals", "WHERE fingerprint = ?", (fingerprint,)).values()
-        return {row["kernel"]: _made(Final, row) for row in found if row["protocol"] >= protocol}
-
     def winners(self, fingerprint: str, protocol: int = 1) -> dict[str, Schedule]:
-        """Accepted schedules by kernel key: what may be applied on this device.
+        """Schedules by kernel key: what may be applied on this device. See `served`."""
+        return {key: final.schedule for key, final in self.served(fingerprint, protocol).items()}
 
-        Verdicts of an older protocol do not count, nor schedules that failed when they were looked at again.
+    def served(self, fingerprint: str, protocol: int = 1, kernel: str | None = None) -> dict[str, Final]:
+        """By kernel key (or of one kernel alone) the verdict on the schedule that may be applied on this device.
+
+        Of each schedule the latest verdict counts, and of those that were accepted the newest: a schedule that was refused
+        withdraws no other. Verdicts of an older protocol do not count, nor schedules that failed when they were looked at
+        again.
         """
-        again = self.rows("trials", "WHERE fingerprint = ? AND kind = 'recheck' AND verdict != 'ok'", (fingerprint,))
-        refuted = {(row["kernel"], row["schedule"]) for row in again.values()}
-        finals = self.finals(fingerprint, protocol)
-        return {k: f.schedule for k, f in finals.items() if f.accepted and (k, f.schedule) not in refuted}
+        where, arguments = "WHERE fingerprint = ?", [fingerprint]
+        if kernel is not None:
+            where, arguments = f"{where} AND kernel = ?", [fingerprint, kernel]
+        again = self.rows("trials", f"{where} AND kind = 'recheck' AND verdict != 'ok'", arguments).values()
+        refuted = {(row["kernel"], row["schedule"]) for row in again}
+        latest: dict[tuple[str, Schedule], Final] = {}
+        for row in self.rows("finals", where, arguments).values():
+            if row["protocol"] >= protocol:
+                latest.pop((row["kernel"], row["schedule"]), None)  # so that the newest verdict stands last
+                latest[row["kernel"], row["schedule"]] = _made(Final, row)
+        return {name[0]: final for name, final in latest.items() if final.accepted and name not in refuted}
 
     def kernels(self) -> list[Kernel]:
         """All stored kernels."""

@@ -57,7 +57,8 @@ def choose(members: np.ndarray, similarity: Callable[[int], np.ndarray], rng: np
             score = _believed(members, kind, slot, rng) + crowding * crowd
         chosen.append(int(np.where(free, score, np.inf).argmin()))
         free[chosen[-1]] = False
-        crowd = np.maximum(crowd, similarity(chosen[-1]))
+        if slot + 1 < count:
+            crowd = np.maximum(crowd, similarity(chosen[-1]))
     return chosen
 
 

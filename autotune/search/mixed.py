@@ -41,7 +41,7 @@ CHILDREN = 64  # of the fastest measured, bred for each batch: the policy knows 
 STALE = 0.03  # log2 units: a batch that gained less gained nothing
 DOUBT = 0.125  # share of the rest that is bred blindly, for each batch in a row that gained nothing ...
 MOST_DOUBT = 0.5  # ... up to this: where the simulator has nothing more to say, evolution without it has
-TAUGHT_BY = ("trial", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
+TAUGHT_BY = ("trial", "answer", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
 FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
 NEAR = 0.5  # scale of the distance, in standardised features, over which schedules count as alike
 # of what the simulator gets wrong of a kernel. Chosen on schedules of training kernels that `mixed` had asked for
@@ -63,21 +63,20 @@ class MixedSearch(PolicySearch):
         self.origins: dict[Schedule, str] = {}  # which part of the search proposed it first
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
-        self.summaries: dict[Schedule, np.ndarray] = {}
         self.breeder = Breeder(self.root, self.rng)
         self.stale = 0  # batches in a row that gained nothing
-        self.grown = False  # whether episodes were drawn before
-        self.advisors = {"policy": PolicySearch(kernel, renderer, seed, guide)}
+        self.grown = -1  # how much had been measured when the pool last grew; at first it has not
+        self.advisors = {"policy": PolicySearch(kernel, renderer, seed, guide, self.root)}
         if guide.world is not None and guide.world.agent is not None:
-            self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide), **self.advisors}
-        self.recall = RecallSearch(kernel, renderer, seed, guide)
+            self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide, self.root), **self.advisors}
+        self.recall = RecallSearch(kernel, renderer, seed, guide, self.root)
         self.turns = list(self.advisors)
 
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules: the most promising of the pool, as the acquisition chooses them, and a share that the
         policies choose. The longer nothing was gained, the more are bred blindly."""
         direct = self._direct(int(count * DIRECT)) if self.directs else []
-        self._grow()
+        self._refresh()
         self._breed(CHILDREN)
         blind = self._blind(int((count - len(direct)) * min(MOST_DOUBT, DOUBT * self.stale)))
         return [*self._chosen(count - len(direct) - len(blind)), *direct, *blind]
@@ -155,10 +154,9 @@ class MixedSearch(PolicySearch):
         members: of max(0, best measured - fastest of them). None where nothing was measured yet."""
         if not self.measured:
             return None
+        if self.grown < 0:
+            self._refresh()  # what hand-coded passes through is in the pool already, and is no pool to judge by
         candidates = self._candidates()
-        if not candidates:
-            self._grow()
-            candidates = self._candidates()
         if not candidates:
             return 0.0
         members = self._corrected(candidates)  # [M, C]
@@ -183,6 +181,13 @@ class MixedSearch(PolicySearch):
         self.seen.update(taken)
         return taken
 
+    def _refresh(self) -> None:
+        """Let the pool grow, unless it has done so and nothing was measured since."""
+        known = len(self.measured) + len(self.failed)
+        if known != self.grown:
+            self._grow()
+            self.grown = known
+
     def _grow(self) -> None:
         """Draw episodes from the root, and from the prefixes of the best schedules measured so far; keep every state, and what is
         recalled. At first as many at each temperature, and evenly, too; later as many at all of them together."""
@@ -192,13 +197,12 @@ class MixedSearch(PolicySearch):
         prefixes = [p for state, _ in best for p in self._prefixes(state)]
         draws: list[tuple[list[State], float | np.ndarray]] = []
         for starts, temperatures in (([self.root], ROOT_TEMPERATURES), (prefixes, PREFIX_TEMPERATURES)):
-            if starts and self.grown:
+            if starts and self.grown >= 0:
                 draws.append((starts, np.resize(temperatures, self.guide.agent.config.n_envs)))
             elif starts:
                 draws += [(starts, t) for t in temperatures]
-        if not self.grown:
+        if self.grown < 0:
             self._draw_evenly(EVEN)
-        self.grown = True
         for begin, temperature in draws:
             for path in self.episodes(begin, temperature):
                 for state in path:
@@ -238,22 +242,17 @@ class MixedSearch(PolicySearch):
         known = [s for s, _ in self.measured]
         residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
         level = residual.mean(1, keepdims=True)
-        features = [np.stack([self._summary(s) for s in states]) for states in (known, candidates)]
+        features = [np.stack([summary(s) for s in states]) for states in (known, candidates)]
         correction = Correction(np.concatenate(features), CORRECTION)
         correction.tell(features[0], (residual - level).T)
         return level + correction(features[1])[0].T
 
     def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
         """exp(-squared distance / NEAR^2) of standardised features [L, R]."""
-        a, b = (np.stack([self._summary(s) for s in states]).astype(np.float64) for states in (left, right))
+        a, b = (np.stack([summary(s) for s in states]).astype(np.float64) for states in (left, right))
         spread = np.concatenate([a, b]).std(0) + 1e-3
         a, b = a / spread, b / spread
         squares = (
             (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
         )  # the pool is too large for all differences at once
         return np.exp(-np.maximum(squares, 0.0) / a.shape[1] / NEAR**2)
-
-    def _summary(self, state: State) -> np.ndarray:
-        if state.schedule not in self.summaries:
-            self.summaries[state.schedule] = summary(state)
-        return self.summaries[state.schedule]

@@ -23,8 +23,9 @@ DRY_ROUNDS = 4  # rounds of episodes without a new schedule before `policy` coun
 class PolicySearch:
     """Best policy: its greedy schedule first, then samples."""
 
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
-        self.guide, self.root = guide, root_state(kernel, renderer)
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, root: State | None = None):
+        """`root`: where the kernel's un-optimized state is at hand already."""
+        self.guide, self.root = guide, root or root_state(kernel, renderer)
         self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
         self.seen: set[Schedule] = {()}
         self.waiting: list[Schedule] = []

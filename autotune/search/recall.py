@@ -19,8 +19,8 @@ SIMILAR = 64  # recorded kernels
 class RecallSearch:
     """Their fastest schedules, most similar kernel first, as far as they are legal here; none where nothing is remembered."""
 
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
-        self.root, self.memory = root_state(kernel, renderer), guide.memory
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, root: State | None = None):
+        self.root, self.memory = root or root_state(kernel, renderer), guide.memory
         self.breeder = Breeder(self.root, np.random.default_rng([seed, int(kernel.key[:8], 16)]))
         self.replayed: dict[Schedule, State] = {}
         self.seen: set[Schedule] = {()}

@@ -20,8 +20,8 @@ from autotune.space import State
 class SequentialSearch(PolicySearch):
     """Raises UsageError where the guide has no world, or its world no policy."""
 
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
-        super().__init__(kernel, renderer, seed, guide)
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, root: State | None = None):
+        super().__init__(kernel, renderer, seed, guide, root)
         if guide.world is None or guide.world.agent is None:
             raise UsageError(
                 "this checkpoint holds no policy of a simulator's view: train one with sequential_updates above 0"

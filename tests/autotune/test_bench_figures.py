@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.curves import Curve, profile
+from autotune.curves import Curve, profile, summarise
 from autotune.experiments.kept import pack
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -76,6 +76,19 @@ def test_the_overview_has_a_row_for_each_program_that_was_searched_with_all_thre
     ):  # no beam search; fewer random schedules than 128
         without = {**result["figures"], "settings": {**settings, **missing}}
         assert len(figures._overview([{**result, "figures": without}]).splitlines()) == 2
+
+
+def test_a_strategy_has_no_figures_beyond_its_trials(figures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`policy` had one trial, `auto` ten; what they came to is not shown as that of 4, or of 16."""
+    settings = {"program": "two", "trials": 10, "strategies": ["auto", "policy"], "more": [["policy", 1]], "least": 0.0}
+    curves = [curve("auto", k, [0.0] * 10) for k in CALLS] + [curve("policy", k, [0.0]) for k in CALLS]
+    summary = json.loads(json.dumps(summarise(curves, calls=CALLS)))
+    result = {"device": "CPU", "machine": "here", "figures": {"settings": settings, "summary": summary, "calls": CALLS,
+              "curves": [asdict(c) for c in curves]}}  # fmt: skip
+    monkeypatch.setattr(figures, "result_of", lambda _: result)
+    rows = [line.split(" | ") for line in figures._program(tmp_path / "two.tar.xz").splitlines() if "policy" in line]
+    (totals, scores, first) = rows  # no row of the profile, none against others
+    assert totals[2] and totals[3:5] == ["", ""] and scores[1] and scores[2:] == ["", " |"] and len(first) == 4
 
 
 def test_a_kept_run_tells_on_which_processor_it_was_measured(figures, tmp_path: Path):

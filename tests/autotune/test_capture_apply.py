@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from tinygrad import Context, Tensor, TinyJit, Variable
 from tinygrad.engine import realize
+from tinygrad.helpers import DISABLE_FAST_IDIV
 
 import autotune
 from autotune.compiler import KernelInfo, Ops, Opt, OptOps, UOp, default_device, fingerprint, hand_coded, renderer_of
 from autotune.install import export_beam
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Final, Records, Trial, fingerprint_id
+from autotune.script import left_out
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = default_device()
@@ -74,7 +76,7 @@ def test_every_launch_counts():
             (x + y).realize()
         (x * 7.5).sum(1).realize()
     names = {program.kernels[key].name: n for key, n in program.calls.items()}
-    assert names == {"e 408": 5, "r 12 / 34": 1} and set(program.devices.values()) == {DEVICE}
+    assert names == {"e 408": 5, "r 12 / 34": 1} and set().union(*program.devices.values()) == {DEVICE}
     assert program.for_device(DEVICE) == list(program.kernels.values()) and program.for_device("GPU:7") == []
 
 
@@ -131,6 +133,29 @@ def test_kernels_with_a_schedule_of_their_own_are_skipped():
     assert (sum(program.calls.values()), program.skipped) == (1, 1)
 
 
+@pytest.mark.parametrize("make", [lambda: array(7).cast("int32").realize() << array(7).abs().cast("int32").realize(),
+                                  lambda: ~array(9).cast("uint64").realize()])  # fmt: skip
+def test_kernels_that_cannot_be_read_back_are_skipped(make):
+    unrealized = make()
+    with autotune.capture() as program:
+        unrealized.realize()
+    assert program.kernels == {} and program.skipped == 1
+
+
+def test_a_kernel_that_ran_on_two_devices_belongs_to_both():
+    there = f"{DEVICE}:1"
+    x, y, z = array(5, 13), array(5, 13).to(there).realize(), array(5, 14).to(there).realize()
+    with autotune.capture() as program:
+        for t in (x, y, z):
+            (t + 1).realize()
+    both, one = program.kernels.values()
+    assert program.devices == {both.key: {DEVICE, there}, one.key: {there}} and program.calls[both.key] == 2
+    assert program.for_device(DEVICE) == [both] and program.for_device(there) == [both, one]
+    assert left_out(program, DEVICE) == f", kernels on other devices ({there}): 1" and left_out(program, there) == ""
+    program.skipped = 3
+    assert left_out(program, there) == ", launches of kernels that cannot be tuned: 3"
+
+
 def test_captures_may_be_nested():
     x = array(7, 49)
     with autotune.capture() as outer:
@@ -175,6 +200,20 @@ def test_what_is_not_accepted_here_runs_as_tinygrad_would(tmp_path, case):
     with autotune.apply(tmp_path / "r.db") as applied, launched() as during:
         (x * 4 - 1).realize()
     assert during == [hand_coded(next(iter(program.kernels.values())).ast, renderer_of(DEVICE))] and applied.tuned == 0
+
+
+def test_other_settings_within_the_block_have_winners_of_their_own(tmp_path):
+    x = array(36, 15)
+    with autotune.capture() as program:
+        (x * 4 - 3).realize()
+    records_with(tmp_path / "r.db", program).close()
+    for first in (0, 1):  # whichever are looked at first
+        with autotune.apply(tmp_path / "r.db") as applied, launched() as during:
+            for other in (first, 1 - first):
+                with Context(DISABLE_FAST_IDIV=other):
+                    (x * 4 - 3).realize()
+        wanted = [other == DISABLE_FAST_IDIV.value for other in (first, 1 - first)]
+        assert [found == WINNER for found in during] == wanted and (applied.tuned, applied.plain) == (1, 1)
 
 
 def test_a_jit_keeps_its_schedules(tmp_path):

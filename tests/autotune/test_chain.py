@@ -71,7 +71,9 @@ def test_a_report_counts_calls():
 def test_a_report_says_which_kernels_could_not_be_measured_and_why():
     failed = [Trial(KERNEL.key, (), "compile_failed", detail="no such thing\nline 2", kind="hand_coded")]
     assert refusal(History(failed)) == "compile_failed: no such thing"
-    assert refusal(History([*failed, trial("", 9.0, "unoptimized")])) == refusal(History()) == ""
+    plain = trial("", 9.0, "unoptimized")
+    assert refusal(History([*failed, plain])) == refusal(History([plain, *failed])) == refusal(History(failed))
+    assert refusal(History()) == refusal(History([plain])) == refusal(History(HISTORY)) == ""
     results = [KernelResult(KERNEL, 1, 0.0, 0.0, 0, None, {}, refused=refusal(History(h))) for h in (failed, HISTORY)]
     lines = Report("CPU", 1.0, 1, results).table().splitlines()
     told = [line for line in lines if "could not be measured" in line]

@@ -14,13 +14,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from shell import RANDOM, autotune, count, fails, folder, members, run, start
+from shell import RANDOM, SMALL, autotune, count, fails, folder, members, run, start
 
 from autotune import cli, cli_devices
 from autotune.compiler import Opt, OptOps
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Final, Records
-from autotune.script import capture_script
+from autotune.script import capture_script, run_script
 
 WINNER = (Opt(OptOps.UPCAST, 0, 2),)  # legal for the kernel of small.py, and not what the hand-coded heuristic chooses
 __all__ = ["folder"]  # the fixture
@@ -136,6 +136,33 @@ def test_replay_is_handed_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "autotune.experiments", fake)
     assert cli.main(["replay", str(tmp_path), "--live"]) == 7 and asked == [(tmp_path, True)]
     assert "no directory of a recorded run" in fails(capsys, 2, "replay", tmp_path / "nothing")
+
+
+def test_a_script_may_have_modules_with_the_names_of_ours(tmp_path):
+    """Beside the script, which is the working directory, too: before our own on the path of `python -m`."""
+    (tmp_path / "agents.py").write_text("MINE = 1\n")
+    (tmp_path / "sims.py").write_text("MINE = 2\n")
+    (tmp_path / "user.py").write_text(
+        "import sims\nfrom agents import MINE\n" + SMALL + "print('mine', MINE, sims.MINE)\n"
+    )
+    command = ["--records", "r.db", "user.py"]
+    status, printed, err = autotune(tmp_path, "tune", *RANDOM, "--trials", "1", *command)
+    assert status == 0 and "mine 1 2" in printed and count(tmp_path / "r.db") == 1, err
+    status, printed, err = autotune(tmp_path, "run", *command)
+    assert status == 0 and "mine 1 2" in printed, err
+    status, _, err = run(tmp_path, "-c", "import autotune")
+    assert status == 1 and "UsageError: " in err.splitlines()[-1] and "agents.py hides the package agents" in err
+
+
+def test_what_a_script_hides_of_ours_is_there_again(tmp_path):
+    (tmp_path / "agents.py").write_text("MINE = 1\n")
+    (tmp_path / "user.py").write_text(
+        "import sys\nassert 'agents' not in sys.modules\nimport agents\nassert agents.MINE\n"
+    )
+    before = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in ("agents", "sims")}
+    run_script(tmp_path / "user.py", [])
+    after = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in ("agents", "sims")}
+    assert before == after and "agents" in after and "sims.base" in after
 
 
 # **** scripts that do not end, Ctrl-C ****

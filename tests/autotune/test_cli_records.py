@@ -13,6 +13,7 @@ from tiny import U2, add_one, total
 
 from autotune import cli
 from autotune.compiler import default_device, fingerprint
+from autotune.measuring.bench import PROTOCOL
 from autotune.records import Final, Records, Trial
 
 __all__ = ["folder"]  # the fixture
@@ -87,7 +88,8 @@ def test_verify_tells_what_holds(folder, tmp_path):
     with closing(Records(filled)) as records:
         records.add_kernel(total(930))
         records.add_final(
-            records.rows("trials")[1]["fingerprint"], Final(total(930).key, PAD_UNROLL, (1e-9,), (1.0,), (1.0,), True)
+            records.rows("trials")[1]["fingerprint"],
+            Final(total(930).key, PAD_UNROLL, (1e-9,), (1.0,), (1.0,), True, PROTOCOL),
         )
     status, printed, err = autotune(folder, "verify", "-n", "2", "--records", filled)
     assert status == 1, err

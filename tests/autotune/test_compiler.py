@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import U4, add_one, kernel_of, kernels_of, raw_kernels
@@ -174,6 +175,15 @@ def test_a_device_that_cannot_be_opened_is_one_line():
     with pytest.raises(DeviceError) as caught:
         renderer_of("NO_SUCH_DEVICE")
     assert "NO_SUCH_DEVICE" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_device_is_not_described_by_this_machine(monkeypatch):
+    renderer = SimpleNamespace(target=SimpleNamespace(arch="sm_90"))
+    monkeypatch.setattr(compiler, "renderer_of", lambda device: renderer)
+    monkeypatch.setattr(compiler, "Device", {"CUDA:1": object(), "CPU": object()})
+    fields, own = compiler.fingerprint("CUDA:1"), compiler.fingerprint("CPU")
+    assert (fields["backend"], fields["model"], fields["compiler"]) == ("CUDA", "unknown", "unknown")
+    assert own["model"] != "unknown" and own["compiler"] == "unknown"  # not clang's renderer
 
 
 def test_locals_make_globals_of_output_axes():

@@ -58,6 +58,14 @@ def test_the_ranker_puts_the_faster_first():
     assert best >= search.model.predict(np.stack([summary(ROOT)]))[0]
 
 
+def test_what_has_to_learn_does_so_before_any_search(monkeypatch: pytest.MonkeyPatch):
+    learned = []
+    for name in ("ranker", "recipe"):
+        monkeypatch.setattr(Controls, name, property(lambda _, name=name: learned.append(name)))
+    Controls("CPU", CPU).learn(["auto", "ranker", "random"])
+    assert learned == ["ranker"]
+
+
 def test_what_is_known_is_not_ranked():
     controls = controls_of([kernel_of(Tensor.empty(n, 96) @ Tensor.empty(96, 64)) for n in (16, 32, 64)], 40)
     search = controls.make("ranker", KERNEL, CPU, 0, None)

@@ -12,10 +12,22 @@ from tiny import U2, U4, kernel_of
 from tinygrad import Tensor
 
 from autotune.compiler import renderer_of
-from autotune.curves import Curve, Shared, best_known, needed, pooled, search, summarise, table, totals
+from autotune.curves import (
+    Curve,
+    Search,
+    Shared,
+    best_known,
+    makespan,
+    needed,
+    pooled,
+    search,
+    summarise,
+    table,
+    totals,
+)
 from autotune.experiments import curves as experiment
 from autotune.guide import SHIPPED, Guide
-from autotune.records import Records
+from autotune.records import Records, Trial
 
 
 def curve(strategy: str, seed: int, times: list[float | None], kernel: str = "a", hand: float = 0.0) -> Curve:
@@ -25,6 +37,33 @@ def curve(strategy: str, seed: int, times: list[float | None], kernel: str = "a"
 def test_a_user_keeps_the_best_so_far_or_hand_coded():
     c = curve("x", 0, [1.0, None, -1.0, -0.5])
     assert [c.best_after(n) for n in range(5)] == [0.0, 0.0, 0.0, -1.0, -1.0]
+
+
+def test_the_unoptimized_kernel_is_had_for_nothing_too_but_figures_are_over_hand_coded():
+    c = Curve("k", "x", 0, 1.0, [0.5], [1.0], floor=-1.0)
+    assert [c.best_after(n) for n in (0, 1)] == [-1.0, -1.0] and needed(c, -1.0) == (0.0, 0.0)
+    assert totals([c], {"k": 1}, 0).tolist() == [0.25]
+    assert Curve("k", "x", 0, 1.0, [0.5], [1.0], floor=2.0).best_after(0) == 1.0
+
+
+def test_compilations_run_side_by_side():
+    """Two compilers: 3 and 1, then 1 on the second, then 2 on that as well, since it is free at 2."""
+    assert makespan([]) == 0.0 and makespan([1.5]) == 1.5 and makespan([1.0, 1.0]) == 1.0
+    assert makespan([3.0, 1.0, 1.0, 2.0]) == 4.0
+    assert makespan([6.0, 2.0, 2.0, 4.0]) == 8.0  # metamorphic
+
+
+def test_a_batch_takes_its_compilations_side_by_side_and_all_else_in_turn():
+    asked = [(U2,), (U4,)]
+    told: list[Trial] = []
+    strategy = SimpleNamespace(ask=lambda count: asked[:count], tell=told.extend)
+    costs = {"compile_seconds": 1.0, "verify_seconds": 0.25, "timing_seconds": 0.5}
+    shared = SimpleNamespace(
+        kernel=None, baselines={}, trials=lambda schedules: [Trial("k", s, "ok", (1.0,), **costs) for s in schedules]
+    )
+    searching = Search(shared, "x", 0, lambda _: strategy)  # type: ignore[arg-type]
+    assert searching.visit(2) == 2 == len(told)
+    assert searching.seconds == pytest.approx([1.75, 2.5], abs=0.1)  # the rest is thinking
 
 
 def test_how_many_trials_it_took():

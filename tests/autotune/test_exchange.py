@@ -15,6 +15,7 @@ from tiny import U2, U4, add_one, symbolic, total
 
 from autotune.compiler import Opt, OptOps
 from autotune.errors import RecordsError
+from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.recheck import SLOWER, Checked, Claim, choose, recheck
 from autotune.records import Final, Records, Trial, fingerprint_id, foreign
 from autotune.records.exchange import export, import_, merge
@@ -263,9 +264,14 @@ def claimed(tmp_path) -> Records:
     own = records.add_fingerprint(FIELDS)
     for kernel in (add_one(), total(930)):
         records.add_kernel(kernel)
-    records.add_final(own, Final(add_one().key, (U2,), (1e3,), (2e3,), (2e3,), True))
-    records.add_final(own, Final(total(930).key, PAD_UNROLL, (1e-3,), (2.0,), (2.0,), True))
-    records.add_final(own, Final(symbolic().key, (), (1.0,), (2.0,), (2.0,), True))  # its kernel is not stored
+    records.add_final(own, Final(add_one().key, (U2,), (1e3,), (2e3,), (2e3,), True, PROTOCOL))
+    records.add_final(own, Final(total(930).key, PAD_UNROLL, (1e-3,), (2.0,), (2.0,), True, PROTOCOL))
+    records.add_final(
+        own, Final(add_one().key, (U4,), (1.0,), (2.0,), (2.0,), True, PROTOCOL - 1)
+    )  # too old to be served
+    records.add_final(
+        own, Final(symbolic().key, (), (1.0,), (2.0,), (2.0,), True, PROTOCOL)
+    )  # its kernel is not stored
     records.add_trial(own, Trial(add_one().key, (U4,), "ok", (1e-12,)), 1)
     records.add_trial(own, Trial(add_one().key, (U2,), "ok", (5.0,)), 1)  # the winner's own
     records.add_trial(own, Trial(add_one().key, (U2, U2), "crashed"), 1)

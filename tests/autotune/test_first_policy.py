@@ -52,16 +52,27 @@ def test_it_may_begin_from_nothing_but_not_from_another_shape(tmp_path: Path):
         begun(tmp_path, "shipped", ppo=PPOConfig(hidden=16))
 
 
+def trainer_of(out: Path, guide: Guide, kernels: int = 1) -> Trainer:
+    cpu, own = renderer_of("CPU"), [KERNEL] * kernels
+    return Trainer(TrainConfig(world=""), {"train": own, "validation": own}, Dataset(cpu), None, None, cpu, "CPU", out,
+                   Clock(), lambda *_: None, guide)  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_each_validation_kernel_counts_once(tmp_path: Path, shipped: Guide, monkeypatch: pytest.MonkeyPatch):
+    """One more than a batch of episodes: the last one's episodes begin again until the batch is full."""
+    trainer = trainer_of(tmp_path, shipped, shipped.agent.config.n_envs + 1)
+    judged: list[int] = []
+    monkeypatch.setattr(Trainer, "potential", lambda _, states: judged.append(len(states)) or np.zeros(len(states)))
+    assert trainer._score(shipped.agent) == 0.0 and judged == [shipped.agent.config.n_envs + 1]
+
+
 def test_the_best_policy_outlives_worse_ones_and_a_new_simulator(
     tmp_path: Path, shipped: Guide, monkeypatch: pytest.MonkeyPatch
 ):
     """Scores by hand. The policy that was best under one simulator is judged again by the next, and keeps its place until one
     is better under that."""
     guide = Guide.load(SHIPPED / "guide-cpu")
-    kernels = {"train": [KERNEL], "validation": [KERNEL]}
-    cpu = renderer_of("CPU")
-    trainer = Trainer(TrainConfig(world=""), kernels, Dataset(cpu), None, None, cpu, "CPU", tmp_path, Clock(),
-                      lambda *_: None, guide)  # fmt: skip
+    trainer = trainer_of(tmp_path, guide)
     scores = {0: 3.0, 1: 2.0, 2: 2.5}  # by how far the parameters were moved
     moved = theta(shipped)[0]
     monkeypatch.setattr(Trainer, "_score", lambda _, agent: scores[round(agent.policy.theta.numpy()[0] - moved)])

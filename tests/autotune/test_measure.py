@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from tiny import U2, U4, add_one, in_place, kernel_of, slots, symbolic, total
 from tinygrad import Context, Tensor
 
 from autotune.compiler import Opt, OptOps, compile_schedule, dtypes
-from autotune.kernel import Kernel
+from autotune.kernel import Kernel, kernel_to_json
 from autotune.measuring import bench as bench_module
 from autotune.measuring.bench import MAX_SAMPLES, MIN_SAMPLES, MIN_SECONDS, Bench, Outcome, WrongOutput, compile_outcome
 from autotune.measuring.buffers import GUARD
 from autotune.measuring.inputs import CASES, sizes_of
 from autotune.measuring.verify import values_of
+from autotune.measuring.worker import Worker
 
 
 def measured(kernel: Kernel, program_of: Kernel, schedule=(), device: str = "CPU") -> Outcome:
@@ -120,6 +124,28 @@ def test_a_program_that_turns_wrong_is_caught_after_timing(monkeypatch):
     monkeypatch.setattr(bench_module.Candidate, "samples", turns)
     outcome = bench.measure(bench.compile((U4,)), None)
     assert outcome.verdict == "wrong_output" and "inputs 'retouched' of seed 0, after timing" in outcome.detail
+
+
+def test_a_closed_bench_gives_its_memory_back_at_once():
+    bench = Bench(add_one(), "CPU")
+    bench.prepare()
+    buffers = [weakref.ref(buffer) for buffer in bench.buffers.values()]
+    gc.disable()
+    try:
+        bench.close()
+        assert len(buffers) == 2 and all(b() is None for b in buffers) and not bench.inputs and not bench.expected
+    finally:
+        gc.enable()
+
+
+def test_a_worker_gives_up_the_kernel_that_it_had():
+    worker = Worker("CPU")
+    worker.kernel(kernel_to_json(add_one()), 0)
+    before = worker.bench
+    worker.prepare()
+    assert before is not None and before.buffers
+    worker.kernel(kernel_to_json(add_one(64)), 0)
+    assert before.buffers == {} and worker.bench is not before and worker.prepare()["seconds"] > 0
 
 
 def test_a_second_opinion_hides_nothing_of_what_the_candidate_did(monkeypatch):

@@ -52,6 +52,16 @@ def test_the_fastest_are_remembered_and_what_is_much_slower_is_not():
     assert memory.schedules == [[(U4,), (U4, UNROLL)]]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_several_sources_the_one_that_gained_most_is_remembered(order: tuple[int, int]):
+    """A slower machine on which U4 made it 8 times as fast, and a faster one on which someone tried U2 alone."""
+    sources = {(): 8.0, (U4,): 1.0}, {(): 1.0, (U2,): 0.5}
+    data = Dataset(CPU)
+    for i in order:
+        data.add(MATMUL, timed(MATMUL, sources[i]), f"machine {i}")
+    assert Memory.learn(data).schedules == [[(U4,)]]  # type: ignore[union-attr]
+
+
 def test_where_nothing_was_gained_there_is_nothing_to_remember():
     data = Dataset(CPU)
     data.add(MATMUL, timed(MATMUL, {(): 1.0, (U2,): 2.0}), "here")

@@ -10,6 +10,7 @@ from tiny import kernel_of
 from tinygrad import Tensor
 
 from autotune.compiler import Opt, OptOps, renderer_of
+from autotune.episodes import sample_episodes
 from autotune.features import summary
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
@@ -17,7 +18,7 @@ from autotune.search.breeding import Breeder
 from autotune.search.mixed import CHILDREN, CORRECTION, MixedSearch
 from autotune.search.policy import PolicySearch
 from autotune.search.sequential import SequentialSearch
-from autotune.space import legal_mask, root_state, step
+from autotune.space import MAX_STEPS, legal_mask, root_state, step
 
 CPU = renderer_of("CPU")
 KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
@@ -58,6 +59,34 @@ def test_hand_coded_is_a_place_to_go_on_from(guide: Guide):
         assert len(search.measured) == 2
         asked.append(sum(s[:1] == strange.schedule for s in search.ask(16)))
     assert asked[0] > asked[1]
+
+
+def of_two_actions(kind: str = "hand_coded", seconds: float = 2.0**-11) -> list[Trial]:
+    """Baselines, the second of which leaves a prefix that nobody has measured."""
+    two = (Opt(OptOps.UPCAST, 1, 4), Opt(OptOps.UNROLL, 0, 4))
+    return [Trial(KERNEL.key, (), "ok", (2.0**-10,), kind="unoptimized"), Trial(KERNEL.key, two, "ok", (seconds,), kind=kind)]  # fmt: skip
+
+
+def test_a_promise_is_that_of_a_whole_pool_and_the_pool_grows_when_something_was_measured(guide: Guide):
+    """Hand-coded's own prefixes are no pool to promise by; what grew for the promise serves the first batch, too."""
+    search, grown = MixedSearch(KERNEL, CPU, 0, guide), []
+    grow = search._grow
+    search._grow = lambda: grown.append(len(search.measured)) or grow()  # type: ignore[method-assign]
+    search.tell(of_two_actions())
+    assert len(search._candidates()) == 1
+    assert search.promise(2) > 0 and len(search._candidates()) > 100 and grown == [2]
+    asked = search.ask(4)
+    assert len(asked) == 4 and grown == [2]
+    search.tell([Trial(KERNEL.key, asked[0], "ok", (2.0**-9,))])
+    search.promise(2)
+    search.ask(4)
+    assert grown == [2, 3]
+
+
+def test_the_single_answer_of_an_earlier_run_teaches_like_a_trial(guide: Guide):
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    search.tell(of_two_actions("answer", 2.0**-20))
+    assert search.fastest == -20 and len(search.measured) == 2
 
 
 def test_what_is_not_legal_here_is_passed_over(guide: Guide):
@@ -196,6 +225,16 @@ def test_what_was_measured_is_believed_and_a_slower_clock_changes_nothing_else(g
     assert off[0] > 1.0 and off[1] < 0.25 * off[0]
     candidates = search._candidates()[:50]
     np.testing.assert_allclose(slow._corrected(candidates), search._corrected(candidates) + 5.0, atol=1e-4)
+
+
+def test_where_nothing_is_left_to_decide_the_policy_is_not_asked(guide: Guide, monkeypatch: pytest.MonkeyPatch):
+    """From a state with as many actions as there may be."""
+    state = root_state(kernel_of(Tensor.empty(256, 256, 256).sum(2)), CPU)
+    for _ in range(MAX_STEPS):
+        state = step(state, int(np.flatnonzero(legal_mask(state))[0]))
+    monkeypatch.setattr(type(guide.agent), "evaluate", lambda *_: pytest.fail("asked"))
+    paths = sample_episodes(guide.agent, [state], np.random.default_rng(0), 1.0, {})
+    assert paths == [[state]] * guide.agent.config.n_envs
 
 
 def test_each_episode_may_have_a_temperature_of_its_own(guide: Guide):

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import U2, U4, add_one, symbolic, total
+from tiny import U2, U4, add_one, kernel_of, symbolic, total
+from tinygrad import Tensor
 
 from autotune.compiler import Opt, OptOps
 from autotune.errors import CodecError, RecordsError
@@ -116,7 +117,7 @@ def final(accepted: bool, schedule=(U4,), kernel: str = "k") -> Final:
     return Final(kernel, schedule, (1.0, 2.0, 3.0), (4.0, 4.0), (4.0,), accepted)
 
 
-def test_finals_come_back_and_the_latest_counts(records):
+def test_finals_come_back_and_the_latest_on_each_schedule_counts(records):
     own = records.add_fingerprint(FIELDS)
     assert records.final("k", own) is None and records.winners(own) == {}
     records.add_final(own, final(True))
@@ -124,9 +125,14 @@ def test_finals_come_back_and_the_latest_counts(records):
     assert records.final("k", own).ratio == 0.5
     records.add_final(own, final(True, (U2, U2)))
     assert records.winners(own) == {"k": (U2, U2)}
-    records.add_final(own, final(False, (U2,)))
-    assert records.winners(own) == {} and records.final("k", own) == final(False, (U2,))
+    records.add_final(own, final(False, (U2,)))  # refuses this one, and no other
+    assert records.winners(own) == {"k": (U2, U2)} and records.final("k", own) == final(False, (U2,))
+    records.add_final(own, final(False, (U2, U2)))
+    assert records.winners(own) == {"k": (U4,)} and records.final("k", own, (U4,)) == final(True)
+    records.add_final(own, final(False))
+    assert records.winners(own) == {} and records.final("k", own, ()) is None
     records.add_final(own, final(True, (), "other"))
+    assert records.served(own, 1, "other") == {"other": final(True, (), "other")} and records.served(own, 1, "k") == {}
     records.add_final(fingerprint_id(OTHER), final(True, (U2,)))
     assert records.winners(own) == {"other": ()} and records.winners(fingerprint_id(OTHER)) == {"k": (U2,)}
 
@@ -166,7 +172,7 @@ def test_winners_of_an_older_protocol_do_not_count(records):
     assert records.final("new", own).protocol == 2
     assert set(records.winners(own)) == {"old", "new", "measured again", "lately by an old program"}
     assert records.winners(own, 2) == dict.fromkeys(("new", "measured again", "lately by an old program"), (U4, U4))
-    records.add_final(own, replace(final(False, (), "new"), protocol=2))
+    records.add_final(own, replace(final(False, (U4, U4), "new"), protocol=2))
     assert (
         set(records.winners(own, 2)) == {"measured again", "lately by an old program"} and records.winners(own, 3) == {}
     )
@@ -462,6 +468,13 @@ def test_default_path_follows_the_users_cache(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert default_path() == Path("/home/someone/.cache/tinygrad-autotune/records.db")
+
+
+def test_a_kernel_that_could_not_be_read_again_is_not_written(records):
+    a, b = Tensor.empty(8, dtype="int32"), Tensor.empty(8, dtype="int32")
+    with pytest.raises(CodecError, match="shifts too far"):
+        records.add_kernel(kernel_of(a << b))
+    assert records.kernels() == []
 
 
 def test_sums_are_other_kernels_than_additions(records):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -15,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import U2, U4, add_one, kernel_of
-from tinygrad import Tensor
+from tinygrad import Context, Tensor
 
-from autotune.compiler import Opt, OptOps
+from autotune.compiler import Opt, OptOps, compile_schedule, renderer_of
 from autotune.errors import DeviceError
+from autotune.kernel import kernel_to_json
 from autotune.measuring import child as child_module
 from autotune.measuring import runner as runner_module
 from autotune.measuring.bench import MAX_SAMPLES, MIN_SAMPLES
@@ -29,12 +31,12 @@ U3, U5 = Opt(OptOps.UPCAST, 0, 3), Opt(OptOps.UPCAST, 0, 5)
 BAD = Opt(OptOps.UPCAST, 0, 7)
 
 
-def strike(monkeypatch, what: str, number: int) -> None:
-    """Send a signal to a child just before it is asked the first request of a kind."""
+def strike(monkeypatch, what: str, number: int, times: int = 1) -> None:
+    """Send a signal to a child just before it is asked the first requests of a kind."""
     send, struck = Child.send, []
 
     def send_and_strike(self, request):
-        if request["do"] == what and not struck:
+        if request["do"] == what and len(struck) < times:
             struck.append(self)
             os.kill(self.pipe.pid, number)
         send(self, request)
@@ -79,6 +81,8 @@ def test_a_child_that_fails_is_a_verdict_and_the_next_trial_works(runner, monkey
     first, second = runner.measure(kernel, [(U2,), (U3,)], None)
     assert (first.verdict, first.samples, second.verdict) == (verdict, (), "ok")
     assert ("no answer within" if verdict == "timeout" else "status -9") in first.detail
+    spent = first.verify_seconds if what == "measure" else first.compile_seconds
+    assert 3.0 > spent > (1.0 if verdict == "timeout" else 0.0)  # a hang is no bargain
     assert len(second.samples) >= MIN_SAMPLES
 
 
@@ -169,6 +173,46 @@ def test_a_device_that_keeps_failing_is_an_error_not_an_endless_loop(monkeypatch
     runner.close()
 
 
+@pytest.mark.parametrize("patient", [False, True])
+def test_baselines_of_a_kernel_that_cannot_be_prepared_are_tried_once(runner, monkeypatch, patient):
+    """The control, whose deadline is met: both are measured, and prepared for once."""
+    slow, asked, ask = kernel_of(Tensor.empty(1 << 20).sin().exp()), [], Child.ask
+    if not patient:
+        monkeypatch.setattr(runner_module, "PREPARE_SECONDS", 0.01)
+    monkeypatch.setattr(Child, "ask", lambda self, *request: asked.append(request[0]["do"]) or ask(self, *request))
+    compiled = runner.compiled
+    plain, hand = runner.baselines(slow)
+    assert (plain.kind, hand.kind) == ("unoptimized", "hand_coded") and hand.schedule != () == plain.schedule
+    assert {plain.verdict, hand.verdict} == ({"ok"} if patient else {"timeout"}) and runner.compiled == compiled
+    assert asked.count("prepare") == 1 and asked.count("measure") == 2 * patient
+
+
+@pytest.mark.parametrize("how", ["a Context", "the environment"])
+def test_children_work_under_the_settings_in_force(monkeypatch, how):
+    """A sine divides whole numbers on its way, by other means where this setting is 0."""
+    kernel = kernel_of(Tensor.empty(300).sin())
+    usual = compile_schedule(kernel.ast, (), renderer_of("CPU")).code_hash
+    child = Child("CPU")
+    monkeypatch.setenv("DISABLE_FAST_IDIV", "0")  # changed when tinygrad has long read it
+    with Context(DISABLE_FAST_IDIV=0) if how == "a Context" else contextlib.nullcontext():
+        wanted = compile_schedule(kernel.ast, (), renderer_of("CPU")).code_hash
+        monkeypatch.delenv("DISABLE_FAST_IDIV") if how == "a Context" else None
+        child.ask({"do": "kernel", "kernel": kernel_to_json(kernel), "seed": 0}, 60.0)
+    found = child.ask({"do": "compile", "schedule": []}, 60.0)["program"]["code_hash"]
+    child.kill()
+    assert found == wanted and (wanted == usual) == (how == "the environment")
+
+
+@pytest.mark.parametrize("own", ["", "-cl-mad-enable"])
+def test_pocl_is_told_to_be_quiet_but_what_the_user_tells_it_counts(monkeypatch, own):
+    started, popen, child = [], subprocess.Popen, Child("CPU")
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(more["env"]) or popen(*args, **more))
+    monkeypatch.setenv("POCL_EXTRA_BUILD_FLAGS", own) if own else monkeypatch.delenv("POCL_EXTRA_BUILD_FLAGS", False)
+    child.ask({"do": "probe"}, 60.0)
+    child.kill()
+    assert [env["POCL_EXTRA_BUILD_FLAGS"] for env in started] == [own or "-w"]
+
+
 def test_a_kernel_that_cannot_be_set_up_is_a_verdict_where_the_device_is_well(runner, monkeypatch):
     """Its un-optimized form takes too long: the trials fail, the tuner goes on, and says what was at fault."""
     monkeypatch.setattr(runner_module, "PREPARE_SECONDS", 0.01)
@@ -216,6 +260,8 @@ def test_who_fails_in_a_duel_is_refuted(runner, monkeypatch):
     trial = caught.value.trial
     assert (trial.kernel, trial.schedule, trial.verdict, trial.kind) == (kernel.key, (U4,), "wrong_output", "recheck")
     strike(monkeypatch, "duel", signal.SIGKILL)
+    assert len(runner.duel(kernel, [(U2,), ()])) == 2  # once may be an accident
+    strike(monkeypatch, "duel", signal.SIGKILL, times=2)
     with pytest.raises(Refuted, match="status -9") as caught:
         runner.duel(kernel, [(U2,), ()])
     assert (caught.value.trial.schedule, caught.value.trial.verdict) == ((U2,), "crashed")

@@ -239,6 +239,16 @@ def test_only_stop_is_left_after_the_last_step():
     assert [a for a in range(N_ACTIONS) if may_take(state, a)] == [STOP_INDEX]
 
 
+def test_a_mask_is_worked_out_once_and_nobody_can_change_it():
+    root, other = (space.root_state(half_matmul(64, 48, 96), renderer_of("CPU")) for _ in range(2))
+    again = [space.apply_to_state(space.apply_to_state(root, U4), U2) for _ in range(2)]
+    assert space.legal_mask(again[0]) is space.legal_mask(again[1]) is not space.legal_mask(root)
+    fresh = space.legal_mask(space.apply_to_state(space.apply_to_state(other, U4), U2))
+    assert fresh is not space.legal_mask(again[0]) and (fresh == space.legal_mask(again[0])).all()
+    with pytest.raises(ValueError, match="read-only"):
+        space.legal_mask(root)[0] = True
+
+
 def test_symbolic_axes_are_split_only_by_what_divides_them():
     state = root_state(symbolic(), renderer_of("CPU"))
     (free,) = [a for a in state.axes if a.factor]

@@ -128,3 +128,22 @@ def test_a_program_is_tuned_where_it_pays(tmp_path: Path, runner, guide: Guide):
         tuner = Tuner(records, runner, CPU, trials=6, strategy="auto", guide=guide, progress=False)
         results, _ = tuner.run(kernels, calls, again)
         assert sum(r.trials for r in results) <= 12 and again.spent <= 12
+
+
+def test_trials_under_another_program_take_nothing_from_new_kernels(tmp_path: Path, runner, guide: Guide):
+    """A matmul had 12 trials in a program of its own, four times what the next one allows for it and another kernel."""
+    other = kernel_of(Tensor.empty(64, 80) @ Tensor.empty(80, 48))
+
+    def tuned(kernels: list[Kernel], trials: int) -> list[int]:
+        tuner = Tuner(records, runner, CPU, trials=trials, strategy="auto", guide=guide, progress=False)
+        budget = Budget(trials * len(kernels))
+        results, done = tuner.run(kernels, dict.fromkeys([k.key for k in kernels], 1), budget)
+        assert done and budget.spent <= budget.trials
+        return [next(r.trials for r in results if r.kernel is k) for k in kernels]
+
+    with closing(Records(tmp_path / "auto.db")) as records:
+        records.add_fingerprint(runner.fields)
+        assert tuned([MATMUL], 12) == [12]
+        assert tuned([MATMUL, other], 3) == [12, 3]
+        assert tuned([MATMUL, other], 3) == [12, 3]  # again: nothing
+        assert sum(tuned([MATMUL, other], 8)) == 16  # with more, what is left of all

@@ -1,0 +1,54 @@
+"""Strategies held against each other: a winner that fails in the last comparison gives its place to the next."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from test_never_worse import CPU, Adversary
+from tiny import kernel_of
+from tinygrad import Tensor
+
+from autotune.evaluation import Evaluator
+from autotune.measuring.runner import Refuted
+from autotune.records import Records, Trial
+
+KERNELS = [kernel_of(Tensor.empty(24, 32) @ Tensor.empty(32, 16)), kernel_of(Tensor.empty(48, 64).sum(1))]
+
+
+class Refuting(Adversary):
+    """An honest device, but for what it refutes: so many winners of a kernel, hand-coded among them where it says so."""
+
+    def __init__(self, failures: int, hand: bool = False):
+        super().__init__(0, failing=0.0, lying=0.0)
+        self.left, self.hand = failures, hand
+
+    def duel(self, kernel, schedules, fresh=True):
+        if self.left and kernel is KERNELS[0]:
+            self.left -= 1
+            failed = schedules[0] if self.hand else schedules[-1]
+            self.refuted.add(failed)
+            raise Refuted(Trial(kernel.key, failed, "wrong_output", kind="recheck"))
+        return super().duel(kernel, schedules, fresh)
+
+
+def compared(folder: Path, measurer: Adversary):
+    with ExitStack() as stack:
+        records = lambda name: stack.enter_context(closing(Records(folder / f"{name}.db")))  # noqa: E731
+        return Evaluator(records, measurer, CPU, None, ["random"], 4, 0).compare_all(KERNELS)
+
+
+def test_a_refuted_winner_gives_its_place_to_the_next_and_stays_refuted(tmp_path: Path):
+    honest = compared(tmp_path / "honest", Refuting(0))
+    measurer = Refuting(2)
+    found = compared(tmp_path / "found", measurer)
+    assert [c.kernel for c in found] == KERNELS and len(measurer.refuted) == 2
+    assert honest[0].schedules["random"] in measurer.refuted
+    assert found[0].schedules["random"] not in measurer.refuted
+    again = compared(tmp_path / "found", Refuting(0))  # from what was committed
+    assert again[0].schedules == found[0].schedules
+
+
+def test_where_hand_coded_itself_fails_the_kernel_is_left_out(tmp_path: Path, capsys):
+    assert [c.kernel for c in compared(tmp_path, Refuting(1, hand=True))] == KERNELS[1:]
+    assert "is left out" in capsys.readouterr().out

@@ -1,0 +1,165 @@
+"""What the tuner makes of accidents, of refusals, and of kernels that cannot win, on devices that answer as they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_never_worse import Adversary
+from tiny import U2, add_one
+from tinygrad import Context
+from tinygrad.helpers import BEAM
+
+import autotune
+from autotune.budget import Budget
+from autotune.compiler import hand_coded, renderer_of
+from autotune.kernel import Kernel, Schedule
+from autotune.measuring.bench import PROTOCOL
+from autotune.measuring.recheck import choose, recheck
+from autotune.records import Records, Trial
+from autotune.tuner import Tuner
+
+CPU = renderer_of("CPU")
+KERNEL = add_one()
+HAND = hand_coded(KERNEL.ast, CPU)
+FIRST, SECOND = (U2,), (U2, U2)
+assert HAND not in (FIRST, SECOND, ())
+
+
+class Told(Adversary):
+    """An honest device on which hand-coded takes 1 s, FIRST half of that, SECOND three times as long. It may be told what
+    becomes of hand-coded, how far its control is off, and how many accidents it has."""
+
+    def __init__(self, hand: str = "ok", control: float = 1.0, accidents: int = 0):
+        super().__init__(0, 0.0, 0.0)
+        self.true = {(): 1.5, HAND: 1.0, FIRST: 0.5, SECOND: 3.0}
+        self.hand, self.control, self.accidents = hand, control, accidents
+        self.asked = self.prepared = self.duels = 0
+
+    def baselines(self, kernel: Kernel) -> list[Trial]:
+        self.prepared += 1
+        plain, hand = super().baselines(kernel)
+        return [plain, hand if self.hand == "ok" else replace(hand, verdict=self.hand, samples=(), detail="as told")]
+
+    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None,
+                done: Callable | None = None) -> list[Trial]:  # fmt: skip
+        self.asked += len(schedules)
+        if self.accidents:
+            self.accidents -= 1
+            return [Trial(kernel.key, s, "timeout") for s in schedules]
+        return super().measure(kernel, schedules, cutoff, done)
+
+    def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
+        self.duels += 1
+        *samples, control = super().duel(kernel, schedules, fresh)
+        return [*samples, tuple(s * self.control for s in control)]
+
+
+@pytest.fixture
+def records(tmp_path: Path):
+    with closing(Records(tmp_path / "r.db")) as records:
+        yield records
+
+
+def tuner_of(records: Records, device: Told, **more) -> Tuner:
+    return Tuner(records, device, CPU, progress=False, **{"trials": 4, "strategy": "random", **more})
+
+
+def seen(records: Records, device: Told, schedule: Schedule, seconds: float) -> None:
+    """A trial of which the device knows better."""
+    records.add_trial(device.fingerprint, Trial(KERNEL.key, schedule, "ok", (seconds,)), PROTOCOL)
+
+
+def accepted(records: Records, device: Told) -> Tuner:
+    """A tuner that has accepted FIRST."""
+    tuner = tuner_of(records, device)
+    tuner.baselines(KERNEL)
+    seen(records, device, FIRST, 0.5)
+    final = tuner.finish(KERNEL)
+    assert final is not None and final.accepted and device.duels == 1
+    return tuner
+
+
+def test_a_refusal_withdraws_no_other_schedule(records):
+    device = Told()
+    tuner = accepted(records, device)
+    seen(records, device, SECOND, 0.1)  # in a lucky moment
+    final = tuner.finish(KERNEL)
+    assert final is not None and (final.schedule, final.accepted) == (SECOND, False)
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
+    result = tuner.result(KERNEL, 1)
+    assert (result.schedule, result.tuned_seconds, result.hand_coded_seconds) == (FIRST, 0.5, 1.0)
+    assert tuner.finish(KERNEL) == final and device.duels == 2  # neither is asked again
+
+
+def test_a_refusal_in_a_noisy_minute_is_looked_at_again(records):
+    device = Told(control=0.45)
+    tuner = tuner_of(records, device)
+    tuner.baselines(KERNEL)
+    seen(records, device, FIRST, 0.5)
+    final = tuner.finish(KERNEL)
+    assert final is not None and not final.accepted and final.noise > 1 and tuner.result(KERNEL, 1).schedule is None
+    device.control = 1.0
+    final = tuner.finish(KERNEL)
+    assert final is not None and final.accepted and device.duels == 2 and tuner.result(KERNEL, 1).schedule == FIRST
+
+
+def test_what_was_refuted_is_not_shown_as_tuned(records):
+    device = Told()
+    tuner = accepted(records, device)
+    assert [c.schedule for c in choose(records, device.fingerprint, 9, 0) if c.winner] == [FIRST]
+    records.add_trial(device.fingerprint, Trial(KERNEL.key, FIRST, "wrong_output", kind="recheck"), PROTOCOL)
+    result = tuner.result(KERNEL, 1)
+    assert result.schedule is None and result.tuned_seconds == result.hand_coded_seconds == 1.0
+    assert not any(c.winner for c in choose(records, device.fingerprint, 9, 0))
+
+
+@pytest.mark.parametrize(("accidents", "verdict"), [(1, "ok"), (2, "timeout")])
+def test_an_accident_is_tried_once_more_before_a_winner_is_lost(records, accidents, verdict):
+    device = Told()
+    accepted(records, device)
+    claims = [c for c in choose(records, device.fingerprint, 9, 0) if c.winner]
+    device.accidents = accidents
+    (checked,) = recheck(claims, device)
+    assert (checked.now.verdict, checked.now.kind, device.asked) == (verdict, "recheck", 2)
+
+
+@pytest.mark.parametrize("trials", [0, 4])
+def test_a_kernel_whose_hand_coded_form_fails_gets_no_trials_and_is_told(records, trials):
+    device = Told(hand="wrong_output")
+    tuner = tuner_of(records, device, trials=trials, beam=2)
+    (result,), done = tuner.run([KERNEL], {KERNEL.key: 1}, Budget(trials))
+    assert (result.trials, device.asked, device.duels, result.schedule) == (0, 0, 0, None) and done
+    assert result.refused == "wrong_output: as told" and tuner.best_seconds(KERNEL) is None
+    assert tuner_of(records, Told()).continue_by_beam(KERNEL, Budget(0)) and device.asked == 0
+
+
+@pytest.mark.parametrize(("verdict", "times"), [("timeout", 2), ("crashed", 2), ("wrong_output", 1), ("ok", 1)])
+def test_an_accident_of_a_baseline_is_measured_in_one_more_run_only(records, verdict, times):
+    device = Told(hand=verdict)
+    for _ in range(4):
+        tuner_of(records, device).baselines(KERNEL)
+    assert device.prepared == times
+
+
+def test_a_run_is_not_done_because_one_kernel_had_many_trials_before(records):
+    device, other = Told(), add_one(64)
+    for _ in range(10):
+        seen(records, device, FIRST, 0.5)
+    calls = {KERNEL.key: 1, other.key: 1}
+    results, done = tuner_of(records, device, trials=2).run([KERNEL, other], calls, Budget(4, 0.0))
+    assert not done and [r.trials for r in results if r.kernel is other] == [0]
+    results, done = tuner_of(records, device, trials=2).run([KERNEL, other], calls, Budget(4))
+    assert done and [r.trials for r in results if r.kernel is other] == [2]
+
+
+def test_beam_in_force_searches_nothing_of_ours(monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setattr(Tuner, "run", lambda *_: found.append(BEAM.value) or ([], True))
+    with Context(BEAM=2):
+        autotune.tune([], records=tmp_path / "r.db", strategy="random")
+        assert BEAM.value == 2
+    assert found == [0]
