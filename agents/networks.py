@@ -196,6 +196,6 @@ class LSTMPolicy:
         weight = p["pointer.action"].expand(T * B, F, POINTER).contiguous_backward()
         keys = actions.reshape(T * B, A, F) @ weight  # [T*B, A, POINTER]
         query = (h @ p["pointer.context"] + p["pointer.bias"]).reshape(T * B, 1, POINTER)
-        return (tanh((keys + query).contiguous_backward()).reshape(T * B * A, POINTER) @ p["pointer.score"]).reshape(
-            T, B, A
-        )
+        # realized: fused with the heads' sums, hundreds of tanhs were unrolled into one kernel, most of a capture
+        blend = tanh((keys + query).contiguous_backward()).contiguous()
+        return (blend.reshape(T * B * A, POINTER) @ p["pointer.score"]).reshape(T, B, A)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad import Context, Tensor
+from tinygrad import Context, Tensor, helpers
 
 from agents import jitcache
 from agents.jitcache import CachedJit, upload
@@ -74,7 +74,7 @@ def test_a_created_directory_is_private_and_settings_are_part_of_the_key(directo
     jit = CachedJit(double, "double", cache_dir=directory / "new" / "jit")
     assert os.stat(directory / "new" / "jit").st_mode & 0o777 == 0o700
     tensors = [Tensor([1.0])]
-    with Context(NOOPT=1):
+    with Context(NOOPT=1 - helpers.NOOPT.value):
         other = jit.key(tensors)
     assert jit.key(tensors) != other and jit.key(tensors) == jit.key(tensors)
 
@@ -98,7 +98,8 @@ def test_a_second_process_captures_nothing_and_gets_the_same_numbers(make, cache
     agent.update(make.rollout(agent))
     here, root = Path(__file__).parent, Path(__file__).parents[2]
     command = [sys.executable, "-c", PROCESS, str(cache_dir), str(here), str(root)]
-    captures, digest = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    env = {**os.environ, "NOOPT": str(helpers.NOOPT.value)}  # as here: see conftest
+    captures, digest = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.split()
     assert captures == "0" and digest == hashlib.sha256(agent.policy.theta.numpy().tobytes()).hexdigest()
 
 

@@ -286,7 +286,7 @@ def test_failed_compilations_have_typed_verdicts(monkeypatch, tmp_path):
     bench = Bench(add_one(), "CPU")
     assert compile_outcome(bench, (U4,))[0] == "ok"
     found, program, seconds, detail = compile_outcome(bench, (Opt(OptOps.UPCAST, 0, 7),))
-    assert (found, program, seconds) == ("illegal", None, 0.0) and "UPCAST" in detail
+    assert (found, program) == ("illegal", None) and 1.0 > seconds > 0.0 and "UPCAST" in detail
     assert compile_outcome(bench, (Opt(OptOps.UPCAST, 5, 2),))[0] == "illegal"
     monkeypatch.setattr(bench_module, "MAX_UOPS", 3)
     assert compile_outcome(bench, (U2,))[0] == "too_big"

@@ -1,11 +1,9 @@
 """The transformer on toy paths: a small net, captured once. Scores are of kernels never seen in training."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tinygrad import Context
 
 from sims import SimulatorError, metrics
 from sims.paths import Paths
@@ -14,13 +12,6 @@ from sims.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(members=2, width=32, layers=1, heads=2, kernels=8, rows_per_kernel=8, lr=1e-2, steps=400)
 BAR = 0.85  # pairwise accuracy; the controls with the contexts shuffled reach about 0.5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Kernels without schedules: these nets are so small that compiling is most of the time."""
-    with Context(NOOPT=1):
-        yield
 
 
 @pytest.fixture(scope="module")
