@@ -56,9 +56,9 @@ def _take_ours() -> None:
 
 _take_ours()
 
-from autotune.capture import Program, capture  # noqa: E402  (after the check of the version)
+from autotune.api import tune  # noqa: E402  (after the check of the version)
+from autotune.capture import Program, capture  # noqa: E402
 from autotune.install import apply  # noqa: E402
 from autotune.report import Report  # noqa: E402
-from autotune.tuner import tune  # noqa: E402
 
 __all__ = ["Program", "Report", "apply", "capture", "tune"]

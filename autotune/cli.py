@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from tinygrad import Context
 
 from autotune import corpus
+from autotune.api import tune
 from autotune.cli_collect import collect_command
 from autotune.cli_devices import devices_command
 from autotune.cli_records import export_command, import_command, merge_command, verify_command
@@ -36,7 +37,7 @@ from autotune.records import Records, default_path, fingerprint_id, foreign
 from autotune.report import KernelResult
 from autotune.script import capture_script, check_captured, check_script, left_out, run_script, say
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
-from autotune.tuner import Tuner, tune
+from autotune.tuner import Tuner
 
 CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then is tuned
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"

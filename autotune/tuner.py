@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from tinygrad import Context
 from tqdm import tqdm
 
 from autotune.budget import Budget
-from autotune.capture import Program
-from autotune.compiler import Renderer, default_device, renderer_of
+from autotune.compiler import Renderer
 from autotune.errors import UsageError
-from autotune.guide import Guide, find_checkpoint
+from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.noise import floor_at
-from autotune.measuring.runner import ACCIDENTS, NOISE_FLOOR, Measurer, Refuted, Runner, commit, judge
-from autotune.records import Final, History, Records, Trial, default_path
+from autotune.measuring.runner import ACCIDENTS, NOISE_FLOOR, Measurer, Refuted, commit, judge
+from autotune.records import Final, History, Records, Trial
 from autotune.records.claims import share
-from autotune.report import KernelResult, Report, gains, refusal
+from autotune.report import KernelResult, gains, refusal
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
 from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
@@ -335,36 +331,3 @@ class Tuner:
 
     def _history(self, kernel: Kernel) -> History:
         return self.records.history(kernel.key, self.measurer.fingerprint)
-
-
-def tune(
-    kernels: Program | Sequence[Kernel], *, records: str | os.PathLike[str] | Records | None = None, trials: int = 16,
-    seconds: float | None = None, strategy: str = DEFAULT, checkpoint: str | os.PathLike[str] | Guide | None = None,
-    seed: int = 0, progress: bool = True, beam: int = 0,
-) -> Report:  # fmt: skip
-    """Tune kernels (those of `capture()`, or a list) on the device that DEV names, and return a Report.
-
-    `trials` times the number of kernels is allowed in all, `seconds` bounds the wall time; what is on record already is
-    not spent again. `beam` lets a beam search of that width go on where the trials end. Without a checkpoint a learned strategy takes the newest of this backend, else one that ships. Raises AutotuneError subclasses only.
-    """
-    with Context(BEAM=0):  # neither what runs here nor our own nets shall be searched by tinygrad's BEAM
-        device = default_device()
-        chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
-        calls = kernels.calls if isinstance(kernels, Program) else {k.key: 1 for k in chosen}
-        renderer = renderer_of(device)
-        if isinstance(checkpoint, Guide):
-            guide: Guide | None = checkpoint
-        else:
-            named = Path(checkpoint) if checkpoint else None
-            guide = Guide.load(find_checkpoint(named, device)) if strategy in NEEDS_GUIDE else None
-        opened = records if isinstance(records, Records) else Records(records or default_path())
-        runner = Runner(device)
-        try:
-            opened.add_fingerprint(runner.fields)
-            tuner = Tuner(opened, runner, renderer, trials=trials, strategy=strategy, guide=guide, seed=seed, progress=progress,
-                          beam=beam)  # fmt: skip
-            budget = Budget(trials * len(chosen), seconds)
-            results, done = tuner.run(chosen, calls, budget)
-            return Report(device, budget.elapsed(), runner.compiled, results, "" if done else "seconds")
-        finally:
-            runner.close()

@@ -43,7 +43,7 @@ def _benchmark(path: Path) -> str:
                    for g, n in (("null", "same_count"), ("idle", "trials")))  # fmt: skip
     parts = [
         f"DEV={found['device']}, `{path.name}`: {found['paths']} trials of {found['kernels']} kernels, {held}; seeds: {seeds}"
-        f"{short}. In brackets 95% intervals, of scores over seeds and held-out kernels, else over seeds; bold: the gate is passed.",
+        f"{short}. In brackets 95% intervals, of scores over held-out kernels (those of the same loops together, of all seeds), else over seeds; bold: the gate is passed.",
         table(("simulator", *(f"{gate} ({gate_text(gate)})" for gate in GATES), "gates"), gated),
         "Spearman lost where the last actions are imagined, by how many they are:",
         _table(summary, {depth: ("roll_out", depth) for depth in DEPTHS}),

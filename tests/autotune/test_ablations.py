@@ -40,15 +40,24 @@ def grown(name: str, guide: Guide) -> MixedSearch:
     return search
 
 
+PARTS = {"policy", "sequential", "evolution", "recall", "even"}
+
+
+def parts_of(search: MixedSearch) -> set[str]:
+    return set(search.origins.values()) & PARTS
+
+
+def test_the_whole_has_all_of_its_parts(guide: Guide):
+    assert parts_of(grown("mixed", guide)) == PARTS
+
+
 @pytest.mark.parametrize(("name", "missing"), [
     ("no-policy", {"sequential"}),  # chance proposes in the policy's place, under its name
     ("no-direct", {"sequential"}), ("no-breeding", {"evolution"}), ("no-memory", {"recall"}), ("no-simulator", set()),
     ("no-even", {"even"}), ("no-away", set()),
 ])  # fmt: skip
 def test_what_is_taken_away_proposes_nothing(guide: Guide, name: str, missing: set[str]):
-    parts = {"policy", "sequential", "evolution", "recall", "even"}
-    whole, search = (set(grown(n, guide).origins.values()) & parts for n in ("mixed", name))
-    assert whole == parts and search == parts - missing
+    assert parts_of(grown(name, guide)) == PARTS - missing
 
 
 def test_without_a_policy_episodes_are_drawn_evenly(guide: Guide, monkeypatch: pytest.MonkeyPatch):
