@@ -29,7 +29,7 @@ def test_a_finished_training_goes_on(tmp_path: Path):
     assert guide.agent.lr == 0.0
     updates, before = guide.agent.updates, guide.agent.policy.theta.numpy().copy()
     with closing(Records(tmp_path / "records.db")) as records:
-        best = fine_tune(KERNELS, "CPU", records, guide, 1.5, 0, "small", tmp_path)
+        best = fine_tune(KERNELS, "CPU", records, guide, 3.0, 0, "small", tmp_path)
         assert len(records.kernels()) == len(KERNELS)
     tuned, last = Guide.load(best), Guide.load(best.with_name("last"))  # whichever policy is best: it may be the first
     assert best == tmp_path / "finetuned-small" / "best" == find_checkpoint(None, "CPU", tmp_path)
