@@ -46,9 +46,7 @@ class Curve:
     times: list[float | None]  # of each trial in turn; None where it failed
     seconds: list[float]  # of wall time spent up to and including each trial: thinking, compiling, verifying, timing
     turns: list[float] | None = None  # where a program's kernels share their trials: its trials so far, a kernel
-    floor: float | None = (
-        None  # of the un-optimized kernel, which is had without a trial, too; None where it has no time
-    )
+    floor: float | None = None  # of the un-optimized kernel, had without a trial, too; None where it has no time
 
     def made(self, trials: float) -> int:
         """How many trials this kernel had had when its program had had so many of each kernel, on average."""

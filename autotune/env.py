@@ -74,7 +74,9 @@ class Task:
         value = known.pop(key) if key in known else make()
         known[key] = value
         if self.allowed is None and len(known) > REMEMBERED:
-            known.pop(next(iter(known)))
+            name, schedule = oldest = next(iter(known))
+            known.pop(oldest)
+            self._roots[name].forget(schedule)  # a training plays hundreds of thousands of states
         return value
 
 

@@ -108,6 +108,11 @@ class State:
     # what was worked out before of any state below the same root, by its schedule: equal states are made again and again
     known: dict[tuple[str, Schedule], np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
+    def forget(self, schedule: Schedule) -> None:
+        """Whatever was worked out of the state after `schedule`, below the same root."""
+        for name in ("mask", "summary"):
+            self.known.pop((name, schedule), None)
+
     def sizes(self, *kinds: AxisType) -> int:
         """Product of the sizes of all axes of these kinds."""
         return math.prod(a.size for a in self.axes if a.kind in kinds)

@@ -54,10 +54,9 @@ class Controls:
 
     @cached_property
     def trials(self) -> Dataset:
+        """All that our own guide has learned from."""
         data = Dataset(self.renderer)
-        if not add_shipped(
-            data, self.device, corpus.load("train"), guided=True
-        ):  # all that our own guide has learned from
+        if not add_shipped(data, self.device, corpus.load("train"), guided=True):
             raise UsageError(f"no trials ship for {self.device}: ranker and recipe have nothing to learn from")
         return data
 

@@ -1,8 +1,8 @@
 """`python -m autotune.experiments.curves`: how many trials each strategy needs, on kernels that were never trained on.
 
 Each search starts from empty records and ends after `trials`; see `autotune/curves.py` for what they share. `with
-part=runs/3` (or a run that was kept as a file) goes on from what an earlier run has measured and finished. A replay makes all searches again from the recorded
-trials, without a device; their wall-clock seconds are its own, and not compared. `docs/benchmarks.md` holds the tables of
+part=runs/3` (or a run that was kept as a file) goes on from what an earlier run has measured and finished. A replay makes all
+searches again from the recorded trials, without a device; their wall-clock seconds are its own, and not compared. `docs/benchmarks.md` holds the tables of
 programs, `docs/simulators.md` that of the split.
 """
 
@@ -50,7 +50,7 @@ experiment.add_config({
     "seeds": 5,
     "fewer": [],  # seeds of these: [strategy, seeds]
     "guides": [],  # checkpoints to compare, each as a strategy of its own: [name, checkpoint], and `name` among the strategies
-    "part": "",  # directory of an earlier run, or the file in which it was kept, whose trials and finished searches are taken over
+    "part": "",  # an earlier run, or the file in which it was kept, whose trials and finished searches are taken over
 })  # fmt: skip
 experiment.add_named_config("fast", {"kernels": 2, "trials": 3, "strategies": ["mixed", "random"], "seeds": 2})
 # the comparison that `make bench` repeats: beam to its end, which is the same for every seed, and the random control to 256
@@ -84,7 +84,9 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_over(part: Path, out: Path) -> None:
-    """What an earlier run has measured and finished, its directory or the file in which it was kept."""
+    """What an earlier run has measured and finished, its directory or the file in which it was kept. Raises UsageError."""
+    if not part.exists():
+        raise UsageError(f"no run {part} to go on from; `part` names one of `runs/`, or a file of tools/keep_run.py")
     with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-part-") as folder:
         if part.is_file():
             unpack(part, Path(folder))

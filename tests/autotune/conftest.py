@@ -1,5 +1,11 @@
 """Shared by the tuner's tests: one child process that measures on CPU, and one on OpenCL where there is a device."""
 
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 
 from autotune.compiler import renderer_of
@@ -21,3 +27,14 @@ def cl():
         return renderer_of("CL")
     except DeviceError as error:
         pytest.skip(f"no OpenCL device: {error}")
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """tool(name) -> a module of tools/, which are scripts and no package; it is forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(Path(__file__).parents[2] / "tools")):
+            del sys.modules[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from autotune.curves import Curve, profile, summarise
 from autotune.experiments.kept import pack
 
-TOOLS = Path(__file__).parents[2] / "tools"
 CALLS = {"a": 3, "b": 1}
 
 
@@ -31,12 +29,8 @@ CURVES = [
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import bench_figures
-
-    yield bench_figures
-    sys.modules.pop("bench_figures")
+def figures(tool):
+    return tool("bench_figures")
 
 
 def test_a_strategy_is_held_against_beam_and_random_schedules(figures):

@@ -168,6 +168,7 @@ def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_pa
     (["autotune.experiments.agents", "with", "agents=['nobody']"], "unknown agent 'nobody'"),
     (["autotune.experiments.train", "with", "nonsense=3"], "nonsense"),
     (["autotune.experiments.train", "with", "fast", "resume=nowhere/best"], "no checkpoint nowhere/best"),
+    (["autotune.experiments.curves", "with", "fast", "part=runs/99"], "no run runs/99"),
     (["autotune.experiments.tuning", "with", "program=nothing"], "unknown program"),
     (["autotune.experiments.curves", "with", "fast", "fewer=[['beam', 1]]"], "settings for beam"),
     (["autotune.experiments.curves", "with", "fast", "strategies=['x']", "guides=[['x', 'nowhere/best']]"], "no checkpoint nowhere/best"),

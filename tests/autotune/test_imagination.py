@@ -23,7 +23,7 @@ from autotune.experiments.imagination import ARMS, Student, compare, states_of, 
 from autotune.features import observe, summary
 from autotune.recorded import Entry, Recorded
 from autotune.search.tree import TreeSearch
-from autotune.space import STOP_INDEX, legal_mask
+from autotune.space import STOP_INDEX, legal_mask, state_after
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = renderer_of("CPU")
@@ -182,12 +182,14 @@ def test_what_a_task_forgets_it_sees_again(monkeypatch, remembered):
     seen = env.reset(0)
     for _ in range(25):
         for i, episode in enumerate(env.episodes):
-            mask = legal_mask(episode.state)
-            state, actions = observe(episode.state, mask)
+            fresh = state_after(episode.state.kernel, episode.state.schedule, CPU)  # of a root that nobody remembers
+            mask = legal_mask(fresh)
+            state, actions = observe(fresh, mask)
             assert (
                 (seen.mask[i] == mask).all() and (seen.state[i] == state).all() and (seen.actions[i] == actions).all()
             )
         assert len(task._views) <= remembered and len(task._masks) <= remembered
+        assert sum(len(task.root(k).known) for k in task.kernels) <= 2 * (remembered + len(env.episodes))
         seen = env.step(np.array([rng.choice(np.flatnonzero(m)) for m in seen.mask])).observation
 
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
 SCORES = [list(map(float, np.random.default_rng(seed).normal(0.5, 0.2, 30))) for seed in (0, 1)]
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import sims_results
-
-    yield sims_results
-    sys.modules.pop("sims_results")
+def results(tool):
+    return tool("sims_results")
 
 
 def test_more_scores_of_the_same_kernels_narrow_nothing(results):
