@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -160,16 +161,21 @@ class Tuner:
     def _open_to(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget) -> Sequence[Kernel]:
         """Count what is on record as spent; returns the kernels on which the rest may go.
 
-        Trials may have been made under another program. Kernels that were never searched, and take time, bring their own
-        allowance: where the others have used up theirs, it is for these alone.
+        What was made before all kernels of this program were known was made under another one. Kernels that had no trials
+        by then, and take time, bring their own allowance: where the others had used up theirs, it is for these alone.
         """
-        spent = {k.key: self.history_spent(k) for k in kernels}
+        own = {k.key for k in kernels}
+        made = [(at, t) for at, t in self.records.all_trials(self.measurer.fingerprint) if t.kernel in own]
+        known = {t.kernel: at for at, t in reversed(made)}
+        began = max((known.get(key, math.inf) for key in own), default=math.inf)
+        before = Counter(t.kernel for at, t in made if at < began and t.counted)
+        since = sum(at >= began and t.counted for at, t in made)
         seconds = {k.key: (self.best_seconds(k) or 0.0) * calls[k.key] for k in kernels}
         least = FROZEN * sum(seconds.values())
-        new = [k for k in kernels if not spent[k.key] and seconds[k.key] and seconds[k.key] >= least]
-        before, allowed = sum(spent.values()), self.trials * (len(kernels) - len(new))
-        budget.spent += min(before, allowed)
-        return kernels if before <= allowed else new
+        new = [k for k in kernels if not before[k.key] and seconds[k.key] and seconds[k.key] >= least]
+        allowed = self.trials * (len(kernels) - len(new))
+        budget.spent += min(before.total(), allowed) + since
+        return kernels if before.total() <= allowed else new
 
     def _promise(self, kernel: Kernel, trials: int) -> float | None:
         strategy = self._opened(kernel, self._history(kernel))

@@ -59,9 +59,11 @@ class Trial:
         return statistics.median(self.samples) if self.verdict == "ok" else None
 
     @property
-    def beyond(self) -> bool:
-        """Whether it was made beyond a tuning's budget: by the beam that goes on where that ends, or to fine-tune."""
-        return self.strategy.endswith("/beam") or self.strategy.startswith("finetune/")
+    def counted(self) -> bool:
+        """Whether a tuning's budget counts it: no baseline, nor made by the beam that goes on where that ends, or to fine-tune."""
+        return (
+            self.kind == "trial" and not self.strategy.endswith("/beam") and not self.strategy.startswith("finetune/")
+        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class History:
 
     @property
     def spent(self) -> int:
-        return sum(t.kind == "trial" and not t.beyond for t in self.trials)
+        return sum(t.counted for t in self.trials)
 
     @property
     def baselines(self) -> dict[str, Trial]:

@@ -51,7 +51,7 @@ def test_the_command_tunes_with_what_was_fine_tuned(folder: Path):
         (own,) = records.fingerprints()
         made = Counter(t.strategy for _, t in records.all_trials(own) if t.kind == "trial")
     assert (
-        sum(n for s, n in made.items() if s.startswith("mixed/")) == 12
+        sum(n for s, n in made.items() if s.startswith("auto/")) == 12
     )  # what fine-tuning took is not taken from these
     assert made["finetune/random"] == 8
 
