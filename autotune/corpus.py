@@ -133,6 +133,33 @@ def depthwise(rng: Rng) -> list[Tensor]:
     ]
 
 
+def pointwise(rng: Rng) -> list[Tensor]:
+    """A 1x1 convolution over images whose side is a multiple of 7, with what such networks fuse with it: the loops that are fast
+    take all 7 or 49 pixels of a tile at once."""
+    channels, out, side = _pick(rng, CHANNELS), _pick(rng, CHANNELS), _pick(rng, (7, 7, 14, 14, 21, 28, 35, 56))
+    x = _empty(rng, 1 if rng.random() < 0.8 else 2, channels, side, side).cast("float32")
+    y = x.conv2d(Tensor.empty(out, channels, 1, 1)) * Tensor.empty(out, 1, 1) + Tensor.empty(out, 1, 1)
+    forms: list[Callable[[], Tensor]] = [
+        lambda: y, lambda: y + Tensor.empty(*y.shape), lambda: y.relu(), lambda: y.clip(0, 6), lambda: y.silu(),
+        lambda: y.relu().mean((2, 3)),
+    ]  # fmt: skip
+    return [forms[int(rng.integers(len(forms)))]()]
+
+
+def convolution_mean(rng: Rng) -> list[Tensor]:
+    """The end of a convolutional network: the mean of all pixels is fused with what makes them."""
+    channels, side, out = _pick(rng, CHANNELS), _pick(rng, (4, 5, 6, 7, 8, 10)), _pick(rng, CHANNELS)
+    y = Tensor.empty(1, channels, side, side).conv2d(Tensor.empty(out, channels, 3, 3), padding=1) + Tensor.empty(
+        out, 1, 1
+    )
+    return [(y + Tensor.empty(*y.shape) if rng.random() < 0.5 else y).relu().mean((2, 3))]
+
+
+def wide_stem(rng: Rng) -> list[Tensor]:
+    side, out = _pick(rng, (96, 112, 126, 128, 140, 168, 196)), _pick(rng, CHANNELS, 97)
+    return [Tensor.empty(1, 3, side, side).conv2d(Tensor.empty(out, 3, 7, 7), stride=2, padding=3).relu()]
+
+
 def pooling(rng: Rng) -> list[Tensor]:
     x, _, side = _image(rng)
     k = _pick(rng, (2, 3), side)
@@ -200,12 +227,14 @@ FAMILIES: dict[str, tuple[Family, float]] = {  # generator, weight in the draw
     "residual": (residual, 2.5), "depthwise": (depthwise, 1), "pooling": (pooling, 0.7), "reduction": (reduction, 1),
     "softmax": (softmax, 0.7), "normalisation": (normalisation, 0.7), "attention": (attention, 1.5),
     "elementwise": (elementwise, 0.7), "embedding": (embedding, 0.4), "backward": (backward, 1.5),
+    "pointwise": (pointwise, 0), "convolution_mean": (convolution_mean, 0), "wide_stem": (wide_stem, 0),
 }  # fmt: skip
 
 
-DRAWS: list[tuple[int, dict[str, float]]] = [  # (kernels, weight of each family): a broad draw, then what takes most time
+DRAWS: list[tuple[int, dict[str, float]]] = [  # (kernels, weight of each family): a broad draw, what takes most time, what was missed
     (700, {name: weight for name, (_, weight) in FAMILIES.items()}),
     (350, {"convolution": 4, "residual": 5, "stem": 0.7, "matmul": 2, "attention": 0.7}),
+    (110, {"pointwise": 8, "convolution_mean": 1.5, "wide_stem": 1, "depthwise": 1}),
 ]  # fmt: skip
 
 
