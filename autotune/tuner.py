@@ -18,9 +18,8 @@ from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
-from autotune.measuring.noise import floor_at
-from autotune.measuring.runner import ACCIDENTS, NOISE_FLOOR, Measurer, Refuted, commit, judge
-from autotune.records import Final, History, Records, Trial
+from autotune.measuring.runner import ACCIDENTS, Measurer, commit
+from autotune.records import History, Records, Trial
 from autotune.records.claims import share
 from autotune.report import KernelResult, gains, refusal
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
@@ -28,21 +27,13 @@ from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 from autotune.spending import FROZEN, Spending
+from autotune.winners import Winners
 
 BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
-CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
 FRESH = (
     2.0  # seconds that a final timing takes beyond the preparation of its kernel: a new process, and the duel itself
 )
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
-
-
-def contenders(history: History) -> list[Schedule]:
-    """The fastest verified schedules, each binary once: those within CLOSE of the best, fastest first."""
-    good = sorted(history.good, key=lambda t: t.seconds or 0.0)
-    distinct = {t.code_hash or t.schedule: t for t in reversed(good)}
-    close = [t for t in good if t in distinct.values() and (t.seconds or 0.0) <= CLOSE * (good[0].seconds or 0.0)]
-    return list(dict.fromkeys(t.schedule for t in close))[:CONTENDERS]
 
 
 def _has_rival(history: History) -> bool:
@@ -66,6 +57,7 @@ class Tuner:
             raise UsageError(f"a beam cannot be {beam} wide")
         self.records, self.measurer, self.renderer = records, measurer, renderer
         self.trials, self.strategy, self.guide, self.seed, self.progress = trials, strategy, guide, seed, progress
+        self.winners = Winners(records, measurer)
         self.beam = beam  # width of the beam search that goes on where the trials end; 0: none
         self._final_seconds: dict[str, float] = {}  # that the final timing of a kernel may take
         self._waiting: dict[str, float] = {}  # of kernels that have something to time
@@ -109,7 +101,7 @@ class Tuner:
                 share(*where, order, beam)
         tried = self._tried(kernels, budget)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
-            share(*where, order, lambda kernel: (self.finish(kernel), bar.update(1)))
+            share(*where, order, lambda kernel: (self.winners.finish(kernel), bar.update(1)))
         return [self.result(k, calls[k.key]) for k in order], tried and finished
 
     def _tried(self, kernels: Sequence[Kernel], budget: Budget) -> bool:
@@ -143,7 +135,7 @@ class Tuner:
         if budget.left(1) > 0:
             tick(self.trials - history.spent - made)
         self._searches.pop(kernel.key, None)
-        self.settle(kernel)  # now, while its buffers and binaries are at hand
+        self.winners.settle(kernel)  # now, while its buffers and binaries are at hand
 
     def spend(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget, bar: tqdm) -> None:
         """Spend the trials of all kernels where they pay most; those on record already count as spent."""
@@ -263,51 +255,6 @@ class Tuner:
 
     def _labelled(self, trial: Trial, origin: str) -> Trial:
         return replace(trial, strategy=f"{self.strategy}/{origin}" if origin else self.strategy, seed=self.seed)
-
-    def settle(self, kernel: Kernel) -> Schedule | None:
-        """The fastest schedule, by sequential halving over those that single timings cannot tell apart; None without any."""
-        while True:
-            rivals = contenders(self._history(kernel))
-            try:
-                while len(rivals) > 1:
-                    medians = dict(zip(rivals, map(statistics.median, self._compare(kernel, rivals)), strict=True))
-                    rivals = sorted(rivals, key=lambda s: medians[s])[: (len(rivals) + 1) // 2]
-                return rivals[0] if rivals else None
-            except Refuted as refuted:
-                commit(self.records, self.measurer, kernel, [refuted.trial])
-
-    def _compare(self, kernel: Kernel, rivals: Sequence[Schedule]) -> list[tuple[float, ...]]:
-        times = self.records.duel(kernel.key, self.measurer.fingerprint, rivals)
-        if times is None:
-            times = self.measurer.duel(kernel, rivals, fresh=False)
-            self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
-        return times
-
-    def finish(self, kernel: Kernel) -> Final | None:
-        """Time the fastest against hand-coded in a fresh process, unless that was done for this very schedule."""
-        hand = self._history(kernel).baselines.get("hand_coded")
-        if hand is None or hand.seconds is None:
-            return None
-        while (best := self.settle(kernel)) is not None:
-            if best == hand.schedule:
-                return None
-            final = self.records.final(kernel.key, self.measurer.fingerprint, best)
-            if final is not None and final.protocol >= PROTOCOL and (final.accepted or final.noise <= NOISE_FLOOR):
-                return final  # but a refusal in a noisy minute is looked at again
-            rivals = [best, hand.schedule, hand.schedule]
-            try:
-                times = self.measurer.duel(kernel, rivals)
-            except Refuted as refuted:
-                commit(self.records, self.measurer, kernel, [refuted.trial])
-                if refuted.trial.schedule == hand.schedule:
-                    return None
-                continue
-            self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
-            floor = floor_at(self.records.noise(self.measurer.fingerprint), hand.seconds)
-            final = judge(kernel, best, times, floor)
-            self.records.add_final(self.measurer.fingerprint, final)
-            return final
-        return None
 
     def result(self, kernel: Kernel, calls: int) -> KernelResult:
         """What tuning a kernel came to: what is served of it, whatever was refused since."""

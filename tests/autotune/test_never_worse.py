@@ -24,7 +24,8 @@ from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.runner import NOISE_FLOOR, Refuted
 from autotune.records import History, Records, Trial
-from autotune.tuner import CONTENDERS, Tuner, contenders
+from autotune.tuner import Tuner
+from autotune.winners import CONTENDERS, contenders
 
 CPU = renderer_of("CPU")
 KERNELS = [k for split in corpus.SPLITS for k in corpus.load(split)]

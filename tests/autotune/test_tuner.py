@@ -78,7 +78,7 @@ def accepted(records: Records, device: Told) -> Tuner:
     tuner = tuner_of(records, device)
     tuner.baselines(KERNEL)
     seen(records, device, FIRST, 0.5)
-    final = tuner.finish(KERNEL)
+    final = tuner.winners.finish(KERNEL)
     assert final is not None and final.accepted and device.duels == 1
     return tuner
 
@@ -87,12 +87,12 @@ def test_a_refusal_withdraws_no_other_schedule(records):
     device = Told()
     tuner = accepted(records, device)
     seen(records, device, SECOND, 0.1)  # in a lucky moment
-    final = tuner.finish(KERNEL)
+    final = tuner.winners.finish(KERNEL)
     assert final is not None and (final.schedule, final.accepted) == (SECOND, False)
     assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
     result = tuner.result(KERNEL, 1)
     assert (result.schedule, result.tuned_seconds, result.hand_coded_seconds) == (FIRST, 0.5, 1.0)
-    assert tuner.finish(KERNEL) == final and device.duels == 2  # neither is asked again
+    assert tuner.winners.finish(KERNEL) == final and device.duels == 2  # neither is asked again
 
 
 def test_a_refusal_in_a_noisy_minute_is_looked_at_again(records):
@@ -100,10 +100,10 @@ def test_a_refusal_in_a_noisy_minute_is_looked_at_again(records):
     tuner = tuner_of(records, device)
     tuner.baselines(KERNEL)
     seen(records, device, FIRST, 0.5)
-    final = tuner.finish(KERNEL)
+    final = tuner.winners.finish(KERNEL)
     assert final is not None and not final.accepted and final.noise > 1 and tuner.result(KERNEL, 1).schedule is None
     device.control = 1.0
-    final = tuner.finish(KERNEL)
+    final = tuner.winners.finish(KERNEL)
     assert final is not None and final.accepted and device.duels == 2 and tuner.result(KERNEL, 1).schedule == FIRST
 
 
