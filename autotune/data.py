@@ -83,8 +83,8 @@ def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel], guide
 
 def shipped_kernels(backend: str) -> set[str]:
     """Keys of the kernels of which trials ship for a backend."""
-    path = shipped_path(backend)
-    return {line["kernel"] for line in _lines_of(path)} if path.exists() else set()
+    paths = [path for guided in (False, True) if (path := shipped_path(backend, guided)).exists()]
+    return {line["kernel"] for path in paths for line in _lines_of(path)}
 
 
 def _trial_from_row(key: str, row: list) -> Trial:

@@ -63,8 +63,12 @@ class Guide:
         features = np.stack([summary(s) for s in states])
         metrics = self.simulator.fit(features, log_times, groups, unit=keys, **options)
         self.fitted = True
-        self._predicted.clear()
+        self.forget()
         return metrics
+
+    def forget(self) -> None:
+        """What was predicted so far: it holds no longer, or whoever comes next is to pay for its own thinking."""
+        self._predicted.clear()
 
     def predict(self, states: Sequence[State]) -> tuple[np.ndarray, np.ndarray]:
         """(mean [N], spread [N]) of log2 time relative to each kernel's un-optimized state."""

@@ -49,7 +49,7 @@ def simulations(search: Search) -> int:
 def round_of(kind: type[Search], kernel: Kernel, guide: Guide, seed: int) -> tuple[float, int]:
     """(seconds, simulations) of one round of a search that has seen nothing yet."""
     search = kind(kernel, renderer_of(default_device()), seed, guide)
-    guide._predicted.clear()
+    guide.forget()
     began = time.perf_counter()
     search._plan([search.root])
     return time.perf_counter() - began, simulations(search)

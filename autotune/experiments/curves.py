@@ -131,6 +131,7 @@ class Searches:
     def _alone(self, name: str, seed: int, kernel: Kernel) -> Curve:
         path, budget = self._file(name, seed, kernel.key)
         if not path.exists():
+            self._forget()
             found = search(self._shared(kernel), name, self.session.renderer, seed, self.guide, budget, self._make)
             path.write_text(json.dumps(asdict(found)))
         return Curve(**json.loads(path.read_text()))
@@ -146,10 +147,17 @@ class Searches:
             path, budget = self._file(name, seed, kernel.key)
             paths.append(path)
         if not all(path.exists() for path in paths):
+            self._forget()
             shared = [self._shared(k) for k in self.kernels]
             for curve in pooled(shared, self.calls, name, self.session.renderer, seed, self.guide, budget):
                 self._file(name, seed, curve.kernel)[0].write_text(json.dumps(asdict(curve)))
         return [Curve(**json.loads(path.read_text())) for path in paths]
+
+    def _forget(self) -> None:
+        """Each search pays for its own thinking: nothing is left of what earlier ones had predicted."""
+        for guide in (self.guide, *self.guides.values()):
+            if guide is not None:
+                guide.forget()
 
     def _file(self, name: str, seed: int, key: str) -> tuple[Path, int]:
         budget = self.settings["more"].get(name, self.settings["trials"])

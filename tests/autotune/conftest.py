@@ -11,6 +11,7 @@ import pytest
 from autotune.compiler import renderer_of
 from autotune.errors import DeviceError
 from autotune.measuring.runner import Runner
+from autotune.records import Records
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,14 @@ def cl():
         return renderer_of("CL")
     except DeviceError as error:
         pytest.skip(f"no OpenCL device: {error}")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[Records]:
+    """An empty file, in a directory that is made for it."""
+    records = Records(tmp_path / "deep" / "records.db")
+    yield records
+    records.close()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from autotune.curves import (
 from autotune.experiments import curves as experiment
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Records, Trial
+from autotune.space import root_state
 
 
 def curve(strategy: str, seed: int, times: list[float | None], kernel: str = "a", hand: float = 0.0) -> Curve:
@@ -168,6 +169,32 @@ def test_a_program_spends_where_it_pays_and_never_more_than_it_has(tmp_path: Pat
     turns = of[big.key].turns
     assert turns == [(i + 1) / 2 for i in range(spent[big.key])] and of[small.key].turns == []
     assert of[big.key].best_after(math.inf) < of[big.key].hand_coded
+
+
+def test_each_search_pays_for_its_own_thinking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kernel, cpu = kernel_of(Tensor.empty(8, 8).sum(1)), renderer_of("CPU")
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    asked: list[int] = []
+
+    def thinks(*_) -> Curve:
+        asked.append(sum(map(len, guide._predicted.values())))
+        guide.members([root_state(kernel, cpu)])
+        return curve("mixed", 0, [1.0])
+
+    monkeypatch.setattr(experiment, "search", thinks)
+    monkeypatch.setattr(experiment, "pooled", lambda *_: [thinks()])
+    monkeypatch.setattr(experiment, "Shared", lambda *_: None)
+    session = SimpleNamespace(out=tmp_path, device="CPU", renderer=cpu, measurer=None, records=lambda: None)
+    settings = {
+        "strategies": ["mixed", "policy", "auto"],
+        "seeds": 1,
+        "fewer": {},
+        "guides": {},
+        "more": {},
+        "trials": 3,
+    }
+    assert len(list(experiment.Searches(session, settings, [kernel], {kernel.key: 1}, guide).all())) == 3
+    assert asked == [0, 0, 0] and guide._predicted
 
 
 def test_kernels_that_could_not_be_measured_are_named(monkeypatch: pytest.MonkeyPatch, capsys):
