@@ -179,7 +179,7 @@ def test_each_search_pays_for_its_own_thinking(tmp_path: Path, monkeypatch: pyte
     def thinks(*_) -> Curve:
         asked.append(sum(map(len, guide._predicted.values())))
         guide.members([root_state(kernel, cpu)])
-        return curve("mixed", 0, [1.0])
+        return curve("mixed", 0, [1.0], kernel.key)
 
     monkeypatch.setattr(experiment, "search", thinks)
     monkeypatch.setattr(experiment, "pooled", lambda *_: [thinks()])
