@@ -128,9 +128,10 @@ def _state_of(kernel: Kernel, schedule: Schedule, scheduler: Scheduler) -> State
     accesses = accesses_of(scheduler.ast)
     threadable = set(scheduler._globalizable_rngs())
     reduces = [u for u in nodes if u.op is Ops.REDUCE]
+    nested = [u for u in reduces if any(o.arg[-1] in (*REDUCE_KINDS, AxisType.UNROLL) for o in u.ranges)]
     inner = {
-        r for u in reduces for r in u.src[1:] if any(o.arg[-1] in (*REDUCE_KINDS, AxisType.UNROLL) for o in u.ranges)
-    }
+        r for u in nested for s in u.src[1:] for r in s.ranges
+    }  # where a range was split, a source is a sum of two
     gates = [u.src[0] for u in nodes if u.op is Ops.WHERE]
     masked = {r for g in gates for r in g.ranges}
     axes = tuple(
