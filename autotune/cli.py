@@ -152,6 +152,7 @@ def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
     )
     option("--split", choices=corpus.SPLITS, default="train", help="of the corpus (default: %(default)s)")
     option("--unseen", action="store_true", help="leave out kernels of the corpus of which trials ship for this device")
+    option("--kernels", type=count, metavar="N", help="only so many of them, as the seed draws them (default: all)")
     option("--per-kernel", type=count, default=24, metavar="N", help="trials of each, in all (default: %(default)s)")
     option("--minutes", type=minutes, default=60.0, metavar="M", help="stop after this long (default: %(default)g)")
     option("--strategies", nargs="+", choices=COLLECTORS, default=COLLECTING, metavar="NAME", help=COLLECTORS_HELP)

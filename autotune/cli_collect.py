@@ -6,6 +6,8 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from autotune import corpus
 from autotune.card import card_of
 from autotune.collect import collect
@@ -34,7 +36,7 @@ def collect_command(args: argparse.Namespace) -> int:
         check_script(args.script)
     with contextlib.closing(Records(args.records)) as records, contextlib.closing(Runner(device)) as runner:
         records.add_fingerprint(runner.fields)
-        kernels = _kernels(args, device)
+        kernels = _some(_kernels(args, device), args.kernels, args.seed)
         guided = NEEDS_GUIDE.intersection(args.strategies)
         guide = Guide.load(find_checkpoint(args.checkpoint, device)) if guided else None
         new = collect(kernels, records, runner, args.per_kernel, args.strategies, args.seed, args.minutes, guide)
@@ -52,3 +54,9 @@ def _kernels(args: argparse.Namespace, device: str) -> Sequence[Kernel]:
     program = capture_script(args.script, [], CAPTURE_SECONDS)
     check_captured(program, device, args.script)
     return program.for_device(device)
+
+
+def _some(kernels: Sequence[Kernel], count: int | None, seed: int) -> Sequence[Kernel]:
+    """`count` of them, in the order in which they stand; all where there are no more, or for None."""
+    drawn = np.random.default_rng(seed).permutation(len(kernels))[:count]
+    return [kernels[i] for i in sorted(drawn)]

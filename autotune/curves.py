@@ -175,17 +175,17 @@ def search(shared: Shared, strategy: str, renderer: Renderer, seed: int, guide: 
 
 
 def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, renderer: Renderer, seed: int,
-           guide: Guide | None, budget: int) -> list[Curve]:  # fmt: skip
+           guide: Guide | None, budget: int, make: Make = make_strategy) -> list[Curve]:  # fmt: skip
     """Searches of all kernels, whose trials go where they pay most, as the tuner spends them: `budget` a kernel on average. What
     one has found the others may recall."""
     own = copy(guide)
     if own is not None and own.memory is not None:
         own.memory = own.memory.copy()
 
-    def make(kernel: Kernel) -> Strategy:
-        return make_strategy(strategy, kernel, renderer, seed, own)
+    def begin(kernel: Kernel) -> Strategy:
+        return make(strategy, kernel, renderer, seed, own)
 
-    searches = {shared.kernel.key: Search(shared, strategy, seed, make) for shared in kernels}
+    searches = {shared.kernel.key: Search(shared, strategy, seed, begin) for shared in kernels}
     turns: dict[str, list[float]] = {key: [] for key in searches}
     spending = Spending([shared.kernel for shared in kernels], calls, lambda k: searches[k.key].best,
                         lambda k, trials: searches[k.key].promise(trials))  # fmt: skip

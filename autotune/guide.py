@@ -47,6 +47,7 @@ class Guide:
         self.world: World | None = None  # to plan in without the compiler
         self.memory: Memory | None = None  # of recorded kernels and their fastest schedules
         self._predicted: dict[Bagged, dict[tuple[str, Schedule], np.ndarray]] = {}  # by who was asked: [M]
+        self._leaves: dict[tuple[str, Schedule], np.ndarray] = {}  # [T]
 
     @staticmethod
     def new(kernel: Kernel, renderer: Renderer, ppo: PPOConfig, sim: EnsembleConfig, trees: TreesConfig,
@@ -69,6 +70,7 @@ class Guide:
     def forget(self) -> None:
         """What was predicted so far: it holds no longer, or whoever comes next is to pay for its own thinking."""
         self._predicted.clear()
+        self._leaves.clear()
 
     def predict(self, states: Sequence[State]) -> tuple[np.ndarray, np.ndarray]:
         """(mean [N], spread [N]) of log2 time relative to each kernel's un-optimized state."""
@@ -88,6 +90,14 @@ class Guide:
             members = judge.predict_members(np.stack([summary(s) for s in missing]))  # [M, N]
             known.update(zip(((s.kernel.key, s.schedule) for s in missing), members.T, strict=True))
         return np.stack([known[s.kernel.key, s.schedule] - known[s.kernel.key, ()] for s in states], axis=1)
+
+    def leaves(self, states: Sequence[State]) -> np.ndarray:
+        """To which leaves of the committee's trees some states come [N, T], by which they are alike; remembered."""
+        missing = {key: s for s in states if (key := (s.kernel.key, s.schedule)) not in self._leaves}
+        if missing:
+            found = self.simulator.trees.leaves(np.stack([summary(s) for s in missing.values()]))
+            self._leaves.update(zip(missing, found, strict=True))
+        return np.stack([self._leaves[s.kernel.key, s.schedule] for s in states])
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
         """Write PATH.safetensors and PATH.json."""

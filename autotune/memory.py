@@ -1,4 +1,4 @@
-"""The fastest schedules of recorded kernels, and which of these kernels a new one is most like.
+"""The fastest schedules of recorded kernels, what was measured of others just now, and which of them a new one is most like.
 
 What was fastest on a similar kernel is seldom far from the best here (transfer tuning; Kernel Tuner and Ansor start warm from
 such records, too). A schedule of another kernel may not be legal here: what is not is left out when it is replayed.
@@ -6,7 +6,9 @@ such records, too). A schedule of another kernel may not be legal here: what is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,13 +22,22 @@ NONE = -1  # in place of an action
 WORTH = 0.1  # log2 units: what is slower than the fastest by more is not
 
 
+class Told(NamedTuple):
+    """What was measured of one kernel on this device."""
+
+    root: State
+    traits: np.ndarray
+    fastest: list[Schedule]  # the fastest first
+    log_times: dict[Schedule, float]  # log2 seconds of all that have a time
+
+
 class Memory:
     """`features` [K, D] float16 of kernels, and each one's fastest schedules, the fastest first."""
 
     def __init__(self, features: np.ndarray, schedules: list[list[Schedule]]):
         self.features, self.schedules = features.astype(np.float16), schedules
         self.scale = self.features.astype(np.float32).std(0) + 1e-3
-        self.added: dict[str, tuple[np.ndarray, list[Schedule]]] = {}  # by kernel key; not kept with the rest
+        self.added: dict[str, Told] = {}  # by kernel key; not kept with the rest
 
     @staticmethod
     def learn(data: Dataset) -> Memory | None:
@@ -50,21 +61,41 @@ class Memory:
 
     def recall(self, root: State, count: int) -> list[Schedule]:
         """The fastest schedules of the `count` most similar kernels, most similar first: of each the fastest, then its others."""
-        added = [entry for key, entry in self.added.items() if key != root.kernel.key]
-        features = np.stack([*(own for own, _ in added), *self.features]).astype(np.float32)  # [K, D]
-        schedules = [*(own for _, own in added), *self.schedules]
-        nearest = np.argsort((((features - traits(root)) / self.scale) ** 2).mean(1), kind="stable")[:count]
+        added = self._others(root)
+        features = np.stack([*(own.traits for own in added), *self.features])  # [K, D]
+        schedules = [*(own.fastest for own in added), *self.schedules]
+        nearest = self._nearest(root, features)[:count]
         return list(
             dict.fromkeys(s for place in range(FASTEST) for k in nearest for s in schedules[k][place : place + 1])
         )
 
+    def relatives(self, root: State, count: int) -> list[Told]:
+        """What was added of the `count` most similar kernels, most similar first; not of the kernel itself."""
+        added = self._others(root)
+        return [added[k] for k in self._nearest(root, np.stack([own.traits for own in added]))[:count]] if added else []
+
     def add(self, root: State, trials: Iterable[tuple[Schedule, float]]) -> None:
         """What was measured of a kernel on this device just now: schedules and their seconds. Replaces what was added of it."""
-        known = [(t, s) for s, t in trials if s and all(opt in ACTION_INDEX for opt in s)]
+        times = dict(trials)
+        known = [(t, s) for s, t in times.items() if s and all(opt in ACTION_INDEX for opt in s)]
         known.sort(key=lambda pair: pair[0])
         good = [s for t, s in known if t <= known[0][0] * 2.0**WORTH][:FASTEST]
         if good:
-            self.added[root.kernel.key] = traits(root), good
+            log_times = {s: math.log2(t) for s, t in times.items()}
+            self.added[root.kernel.key] = Told(root, traits(root), good, log_times)
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """Between kernels of these traits [G, D]: the mean squared difference, in standard deviations of those recorded [G, G]."""
+        scaled = features.astype(np.float32) / self.scale
+        return ((scaled[:, None] - scaled) ** 2).mean(-1)
+
+    def _others(self, root: State) -> list[Told]:
+        return [told for key, told in self.added.items() if key != root.kernel.key]
+
+    def _nearest(self, root: State, features: np.ndarray) -> np.ndarray:
+        """Which of some kernels' traits [K, D] are most like a kernel's, in that order."""
+        distance = (((features.astype(np.float32) - traits(root)) / self.scale) ** 2).mean(1)
+        return np.argsort(distance, kind="stable")
 
     def copy(self) -> Memory:
         """One of its own, for a search that adds to it."""

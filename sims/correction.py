@@ -1,4 +1,10 @@
-"""What the trials of a kernel so far say about its other schedules: a Gaussian process on what a simulator got wrong."""
+"""What trials say about schedules that were not measured: a Gaussian process on what a simulator got wrong.
+
+Trials of a kernel correct what is believed of its other schedules, and so, less, do those of kernels like it: the kernels of a
+program are often alike, and all of them run on a device that the simulator may never have seen. How alike two schedules are
+the simulator's trees say: by the share of them in which both come to the same leaf (Breiman 2001, proximities). These trees
+have learned which differences matter.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sims.base import Scaling, SimulatorError, check_features
+from sims.base import SimulatorError, centre
 
 
 @dataclass(frozen=True)
 class CorrectionConfig:
-    length: float = 1.0  # distance over which a trial speaks for its neighbours: root mean square of scaled differences
-    scale: float = 0.5  # log2 units: how wrong a simulator is from schedule to schedule
-    level: float = 3.0  # log2 units: and about the kernel as a whole
-    noise: float = 0.1  # log2 units: of one measurement
-    clip: float = 5.0  # standard deviations: of embeddings, against unseen extremes
+    """Chosen on kernels of a network that is in no benchmark, and on validation kernels."""
+
+    scale: float = 1.0  # log2 units: how wrong a simulator is from schedule to schedule
+    level: float = 3.0  # log2 units: and about a kernel as a whole
+    noise: float = 0.3  # log2 units: of one trial, and of what no tree tells apart
+    near: float = 0.2  # distance over which what one kernel says of another falls to 1/e
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -23,47 +30,39 @@ class CorrectionConfig:
                 raise SimulatorError(f"CorrectionConfig.{name} must be above 0, got {value}")
 
 
-class Correction:
-    """residual(z) ~ GP(0, k), k(z, z') = level^2 + scale^2 exp(-d^2 / (2 length^2)), d^2 the mean squared difference of
-    scaled embeddings (Rasmussen & Williams 2006, algorithm 2.1). One for each kernel.
-    """
+def alike(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The share of trees in which two schedules come to the same leaf: leaves [L, T] and [R, T] -> [L, R]."""
+    other = np.ascontiguousarray(right.T)  # [T, R]: sums over trees are then of whole rows, three times as fast
+    return np.stack([(row[:, None] == other).sum(0, dtype=np.uint16) for row in left]) / left.shape[1]
 
-    def __init__(self, reference: np.ndarray, config: CorrectionConfig = CorrectionConfig()):
-        """reference [N, E]: embeddings of this kernel's schedules, such as all candidates; they set the scaling."""
-        if np.ndim(reference) != 2 or len(reference) == 0:
-            raise SimulatorError(f"reference embeddings must be [N, E] with N above 0, got {list(np.shape(reference))}")
-        self.config = config
-        self._width = np.shape(reference)[1]
-        self._scaling = Scaling.measure(check_features(reference, self._width), config.clip)
-        self._known = np.zeros((0, self._width), np.float32)
-        self._residual: np.ndarray | None = None  # [K] or [K, M]
 
-    def tell(self, embedding: np.ndarray, residual: np.ndarray) -> None:
-        """Trials: embeddings [N, E], and measured less predicted log2 time [N], or [N, M] of M predictors; those that failed are
-        NaN, and left out."""
-        z, r = check_features(embedding, self._width), np.asarray(residual, np.float64)
-        if r.ndim not in (1, 2) or len(r) != len(z):
-            raise SimulatorError(
-                f"{len(z)} embeddings need residuals of shape [{len(z)}] or [{len(z)}, M], got {list(r.shape)}"
-            )
-        timed = np.isfinite(r.reshape(len(z), -1)).all(axis=1)
-        self._known = np.concatenate([self._known, self._scaling(z[timed])])
-        self._residual = r[timed] if self._residual is None else np.concatenate([self._residual, r[timed]])
+def correction(leaves: np.ndarray, kernel: np.ndarray, residual: np.ndarray, asked: np.ndarray, distance: np.ndarray,
+               config: CorrectionConfig = CorrectionConfig()) -> np.ndarray:  # fmt: skip
+    """What to add to the predictions [N, M] of M predictors for schedules of kernel 0, whose leaves are asked [N, T].
 
-    def __call__(self, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What to add to the predictions of embeddings [N, E], [N] or [N, M] as it was told, and its standard deviation [N]."""
-        z, c = self._scaling(check_features(embedding, self._width)), self.config
-        prior = c.level**2 + c.scale**2
-        if self._residual is None or not len(self._known):
-            told = () if self._residual is None else self._residual.shape[1:]
-            return np.zeros((len(z), *told)), np.full(len(z), np.sqrt(prior))
-        covariance = self._kernel(self._known, self._known) + c.noise**2 * np.eye(len(self._known))
-        lower = np.linalg.cholesky(covariance)
-        half = np.linalg.solve(lower, self._kernel(self._known, z))  # [K, N]
-        mean = half.T @ np.linalg.solve(lower, self._residual)
-        return mean, np.sqrt(np.maximum(prior - (half * half).sum(axis=0), 0.0))
+    Of K trials: leaves [K, T], kernel [K] (0 up to G - 1), and residual [K, M], measured less predicted log2 time; those that
+    failed are NaN, and left out. distance [G, G] between the kernels. residual ~ GP(0, k) (Rasmussen & Williams 2006,
+    algorithm 2.1):
 
-    def _kernel(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        distance = ((a * a).sum(1)[:, None] + (b * b).sum(1) - 2.0 * a @ b.T) / self._width
-        c = self.config
-        return c.level**2 + c.scale**2 * np.exp(-np.maximum(distance, 0.0) / (2.0 * c.length**2))
+        k((i, x), (j, y)) = scale^2 alike(x, y) exp(-distance_ij / near) + [i = j] level^2
+
+    Raises SimulatorError for arrays that do not fit each other."""
+    K, N = len(leaves), len(asked)
+    if residual.ndim != 2 or len(residual) != K or len(kernel) != K or asked.shape[1:] != leaves.shape[1:]:
+        raise SimulatorError(
+            f"leaves {list(leaves.shape)}, kernels {list(kernel.shape)}, residuals {list(residual.shape)} and asked "
+            f"{list(asked.shape)} do not fit each other"
+        )
+    if kernel.size and not (kernel.min() >= 0 and kernel.max() < len(distance)):
+        raise SimulatorError(f"a trial's kernel is none of the {len(distance)} whose distances are known")
+    timed = np.isfinite(residual).all(axis=1)
+    if not timed.any():
+        return np.zeros((N, residual.shape[1]))
+    leaves, kernel, residual = leaves[timed], kernel[timed], residual[timed]
+    wrong = centre(residual.T, kernel).T  # [K, M]
+    own, near = kernel == 0, np.exp(-distance / config.near)
+    covariance = config.scale**2 * alike(leaves, leaves) * near[kernel][:, kernel]
+    covariance += config.level**2 * (kernel[:, None] == kernel) + config.noise**2 * np.eye(len(kernel))
+    cross = config.scale**2 * alike(leaves, asked) * near[kernel, 0][:, None] + config.level**2 * own[:, None]  # [K, N]
+    level = residual[own].mean(axis=0) if own.any() else 0.0
+    return level + cross.T @ np.linalg.solve(covariance, wrong)

@@ -15,6 +15,7 @@ from sims.base import SimulatorError, TrainingRows, check_features, check_state
 from sims.sampling import bootstrap
 
 CHUNK = 256  # rows predicted at a time: what is compared stays in the cache
+EVERY = 5  # trees, of which one says what is alike: the others say it, too
 NEVER = 1e30  # threshold of a node that does not split: everything goes left
 
 
@@ -84,6 +85,16 @@ class Trees(Bagged):
             out[:, at : at + CHUNK] = values.reshape(len(values), members, rounds).sum(axis=2).T
         return out
 
+    def leaves(self, features: np.ndarray) -> np.ndarray:
+        """features [N, D] -> the leaf of each in one tree of EVERY [N, T] uint8 or uint16: what comes to the same leaf is alike."""
+        if self._forest is None:
+            raise SimulatorError("leaves before fit: the simulator has learned nothing yet")
+        x = check_features(features, self.input_dim)
+        some = Tree(*(part.reshape(-1, part.shape[-1])[::EVERY] for part in self._forest))
+        return np.concatenate([_leaf(some, x[at : at + CHUNK]) for at in range(0, len(x), CHUNK)]).astype(
+            np.min_scalar_type(some.value.shape[1])
+        )
+
     def state(self) -> dict[str, np.ndarray]:
         """All that was learned, as arrays of floats."""
         if self._forest is None:
@@ -110,6 +121,11 @@ class Trees(Bagged):
 
 def _answers(trees: Tree, x: np.ndarray) -> np.ndarray:
     """What each of T trees says of each row: x [n, D] -> [n, T]."""
+    return trees.value.take(_leaf(trees, x) + np.arange(len(trees.value)) * trees.value.shape[1])
+
+
+def _leaf(trees: Tree, x: np.ndarray) -> np.ndarray:
+    """To which leaf of each of T trees each row comes: x [n, D] -> [n, T]."""
     inner = trees.feature.shape[1]
     first, row = np.arange(len(trees.feature)) * inner, np.arange(len(x))[:, None] * x.shape[1]
     node = np.zeros((len(x), len(trees.feature)), np.int64)
@@ -117,8 +133,7 @@ def _answers(trees: Tree, x: np.ndarray) -> np.ndarray:
         at = first + node
         right = x.take(row + trees.feature.take(at)) > trees.threshold.take(at)
         node = 2 * node + 1 + right
-    leaf = node - inner + np.arange(len(trees.feature)) * (inner + 1)
-    return trees.value.take(leaf)
+    return node - inner
 
 
 def _edges(x: np.ndarray, bins: int) -> np.ndarray:

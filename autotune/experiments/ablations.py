@@ -62,8 +62,9 @@ class WithoutCorrection(MixedSearch):
     """Trials tell how fast the kernel is as a whole, and nothing of one schedule from another."""
 
     def _errors(self, candidates: list[State]) -> np.ndarray:
-        known = [s for s, _ in self.measured]
-        residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
+        if not self.measured:
+            return np.zeros((1, len(candidates)))
+        residual = np.array([t for _, t in self.measured]) - self._members([s for s, _ in self.measured])  # [M, K]
         return residual.mean(1, keepdims=True)
 
 
@@ -93,8 +94,16 @@ class WithoutAway(MixedSearch):
     away = None
 
 
+class WithoutRelatives(MixedSearch):
+    """Trials of other kernels do not correct the simulator; their fastest schedules are recalled all the same."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
+        super().__init__(kernel, renderer, seed, guide)
+        self.relatives.memory = None
+
+
 class WithoutMemory(MixedSearch):
-    """Nothing is recalled of other kernels."""
+    """Nothing is recalled of other kernels; their trials correct the simulator all the same."""
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
         super().__init__(kernel, renderer, seed, guide)
@@ -111,6 +120,7 @@ ABLATIONS: dict[str, Make] = {
     "no-direct": WithoutDirect,
     "no-breeding": WithoutBreeding,
     "no-memory": WithoutMemory,
+    "no-relatives": WithoutRelatives,
     "no-even": WithoutEven,
     "no-away": WithoutAway,
     **{f"planner-{n}": partial(PlannerSearch, simulations=n) for n in SIMULATIONS},

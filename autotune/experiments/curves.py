@@ -36,7 +36,9 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, Strategy, make_strategy
 
-GUIDED = NEEDS_GUIDE | set(ABLATIONS)
+# strategies whose kernels share their trials, and what searches each of these kernels: `auto-no-memory`, say
+POOLS = {POOLED: POOLED, **{f"{POOLED}-{name}": name for name in ABLATIONS}}
+GUIDED = NEEDS_GUIDE | set(ABLATIONS) | set(POOLS)
 experiment = make_experiment("curves")
 experiment.add_config({
     "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
@@ -124,9 +126,10 @@ class Searches:
         for seed in range(max(self.seeds.values())):
             names = [name for name in self.seeds if seed < self.seeds[name]]
             for kernel in self.kernels:
-                yield from (self._alone(name, seed, kernel) for name in names if name != POOLED)
-            if POOLED in names:
-                yield from self._together(POOLED, seed)
+                yield from (self._alone(name, seed, kernel) for name in names if name not in POOLS)
+            for name in names:
+                if name in POOLS:
+                    yield from self._together(name, seed)
 
     def _alone(self, name: str, seed: int, kernel: Kernel) -> Curve:
         path, budget = self._file(name, seed, kernel.key)
@@ -139,7 +142,7 @@ class Searches:
     def _make(self, name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
         if name in self.guides:
             return make_strategy(DEFAULT, kernel, renderer, seed, self.guides[name])
-        return self.controls.make(name, kernel, renderer, seed, guide)
+        return self.controls.make(POOLS.get(name, name), kernel, renderer, seed, guide)
 
     def _together(self, name: str, seed: int) -> list[Curve]:
         budget, paths = 0, []
@@ -149,7 +152,8 @@ class Searches:
         if not all(path.exists() for path in paths):
             self._forget()
             shared = [self._shared(k) for k in self.kernels]
-            for curve in pooled(shared, self.calls, name, self.session.renderer, seed, self.guide, budget):
+            renderer, guide = self.session.renderer, self.guide
+            for curve in pooled(shared, self.calls, name, renderer, seed, guide, budget, self._make):
                 self._file(name, seed, curve.kernel)[0].write_text(json.dumps(asdict(curve)))
         return [Curve(**json.loads(path.read_text())) for path in paths]
 

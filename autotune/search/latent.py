@@ -34,7 +34,7 @@ class LatentSearch(MixedSearch):
         if guide.world is None:
             raise UsageError("this checkpoint holds no world to plan in: train one with `make train`")
         self.simulations, self.latent = simulations, guide.world.of(self.root)
-        self.beliefs: dict[Schedule, np.ndarray] = {}  # [DRAWS]
+        self.beliefs: dict[tuple[str, Schedule], np.ndarray] = {}  # by kernel and schedule: [DRAWS]
 
     def _grow(self) -> None:
         """One search from the root; another from the prefixes of the fastest schedules so far, where there are any."""
@@ -68,7 +68,7 @@ class LatentSearch(MixedSearch):
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
         """Draws from what the simulator believes of each schedule [DRAWS, N]: a normal of its mean and spread."""
-        wanted = {s.schedule: s for s in [*states, root_of(states[0])] if s.schedule not in self.beliefs}
+        wanted = {key: s for s in [*states, root_of(states[0])] if (key := _key(s)) not in self.beliefs}
         if wanted:
             paths = paths_of(list(wanted.values()))
             found, at = self.latent.simulator.predict(paths), (np.arange(len(paths)), paths.length)
@@ -76,4 +76,8 @@ class LatentSearch(MixedSearch):
             draws -= draws.mean(0)  # a mean of few draws must not hide the simulator's own
             beliefs = found.relative[at] + draws * found.spread[at]
             self.beliefs.update(zip(wanted, beliefs.T, strict=True))
-        return np.stack([self.beliefs[s.schedule] for s in states], axis=1)
+        return np.stack([self.beliefs[_key(s)] for s in states], axis=1)
+
+
+def _key(state: State) -> tuple[str, Schedule]:
+    return state.kernel.key, state.schedule

@@ -25,9 +25,10 @@ from autotune.search.breeding import POPULATION, Breeder
 from autotune.search.policy import PolicySearch
 from autotune.search.random import random_path
 from autotune.search.recall import RecallSearch
+from autotune.search.relatives import Relatives
 from autotune.search.sequential import SequentialSearch
 from autotune.space import State, apply_to_state
-from sims.correction import Correction, CorrectionConfig
+from sims.correction import correction
 
 ROOT_TEMPERATURES = (
     1.0,
@@ -44,8 +45,6 @@ MOST_DOUBT = 0.5  # ... up to this: where the simulator has nothing more to say,
 TAUGHT_BY = ("trial", "answer", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
 FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
 NEAR = 0.5  # scale of the distance, in standardised features, over which schedules count as alike
-# of what the simulator gets wrong of a kernel. Chosen on schedules of training kernels that `mixed` had asked for
-CORRECTION = CorrectionConfig(scale=1.0)
 
 
 class MixedSearch(PolicySearch):
@@ -70,6 +69,7 @@ class MixedSearch(PolicySearch):
         if guide.world is not None and guide.world.agent is not None:
             self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide, self.root), **self.advisors}
         self.recall = RecallSearch(kernel, renderer, seed, guide, self.root)
+        self.relatives = Relatives(self.root, guide.memory)
         self.turns = list(self.advisors)
 
     def ask(self, count: int) -> list[Schedule]:
@@ -230,22 +230,22 @@ class MixedSearch(PolicySearch):
 
     def _corrected(self, candidates: list[State]) -> np.ndarray:
         """Each member's log2 time [M, C], moved by what it got wrong so far; failures push their neighbours back."""
-        members = self._members(candidates)
-        if self.measured:
-            members = members + self._errors(candidates)
+        members = self._members(candidates) + self._errors(candidates)
         if self.failed:
             members = members + FAILURE * self._similarity(candidates, self.failed).max(1)
         return members
 
     def _errors(self, candidates: list[State]) -> np.ndarray:
-        """What each member is expected to get wrong [M, C], from what it got wrong so far."""
-        known = [s for s, _ in self.measured]
-        residual = np.array([t for _, t in self.measured]) - self._members(known)  # [M, K]
-        level = residual.mean(1, keepdims=True)
-        features = [np.stack([summary(s) for s in states]) for states in (known, candidates)]
-        correction = Correction(np.concatenate(features), CORRECTION)
-        correction.tell(features[0], (residual - level).T)
-        return level + correction(features[1])[0].T
+        """What each member is expected to get wrong [M, C], from what it got wrong so far, of this kernel and of those like it."""
+        told = self.relatives.told()
+        trials = [([s for s, _ in self.measured], [t for _, t in self.measured]), *map(self.relatives.trials, told)]
+        known = [s for states, _ in trials for s in states]
+        if not known:
+            return np.zeros((1, len(candidates)))
+        kernel = np.repeat(np.arange(len(trials)), [len(states) for states, _ in trials])
+        residual = np.array([t for _, times in trials for t in times]) - self._members(known)  # [M, K]
+        leaves, asked = self.guide.leaves(known), self.guide.leaves(candidates)
+        return correction(leaves, kernel, residual.T, asked, self.relatives.distance(told)).T
 
     def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
         """exp(-squared distance / NEAR^2) of standardised features [L, R]."""

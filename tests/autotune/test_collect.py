@@ -12,6 +12,7 @@ from tiny import U2, U4, add_one, total
 
 from autotune import corpus
 from autotune.card import card_of
+from autotune.cli_collect import _some
 from autotune.data import shipped_kernels
 from autotune.records import Records, Trial
 
@@ -41,6 +42,15 @@ def test_the_time_ends_it(folder: Path):
     status, out, err = autotune(folder, "collect", "--records", records, "--minutes", "0")
     assert status == 0 and f"0 new trials of {len(corpus.load('train'))} kernels" in err and count(records) == 0
     assert "no trials on record" in out
+
+
+def test_so_many_kernels_as_the_seed_draws_them():
+    """The first of those drawn stay among them where more are wanted; another seed draws others."""
+    kernels = corpus.load("train")[:40]
+    few, more, other = _some(kernels, 5, 0), _some(kernels, 9, 0), _some(kernels, 5, 1)
+    assert len(few) == 5 and len(more) == 9
+    assert {k.key for k in few} < {k.key for k in more} and {k.key for k in few} != {k.key for k in other}
+    assert few == [k for k in kernels if k in few] and _some(kernels, None, 0) == kernels
 
 
 def test_a_card_by_hand(tmp_path: Path):

@@ -11,11 +11,10 @@ from tinygrad import Tensor
 
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.episodes import sample_episodes
-from autotune.features import summary
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
 from autotune.search.breeding import Breeder
-from autotune.search.mixed import CHILDREN, CORRECTION, MixedSearch
+from autotune.search.mixed import CHILDREN, MixedSearch
 from autotune.search.policy import PolicySearch
 from autotune.search.sequential import SequentialSearch
 from autotune.space import MAX_STEPS, legal_mask, root_state, step
@@ -192,26 +191,6 @@ def told(guide: Guide, shift: float = 0.0) -> MixedSearch:
     search.tell([Trial(KERNEL.key, (), "ok", (2.0**shift,), kind="unoptimized")])
     search.tell([Trial(KERNEL.key, s, "ok", (2.0 ** (shift + i % 3),)) for i, s in enumerate(search.ask(8))])
     return search
-
-
-def test_errors_of_the_simulator_are_a_gaussian_process(guide: Guide):
-    """Held against the conditional mean of a joint normal by way of its precision matrix, each covariance written out."""
-    search = told(guide)
-    known = [s for s, _ in search.measured]
-    candidates = search._candidates()[:12]
-    features = np.array([summary(s) for s in [*known, *candidates]], float)
-    varies = features.std(0) > 1e-6
-    z = np.where(varies, (features - features.mean(0)) / np.where(varies, features.std(0), 1.0), 0.0).clip(-5, 5)
-    c = CORRECTION
-    cov = np.array(
-        [[c.level**2 + c.scale**2 * np.exp(-np.mean((a - b) ** 2) / (2 * c.length**2)) for b in z] for a in z]
-    )
-    precision = np.linalg.inv(cov + c.noise**2 * np.eye(len(z)))
-    n, beliefs = len(known), search._members([*known, *candidates])
-    error = np.array([t for _, t in search.measured]) - beliefs[:, :n]
-    mean = error.mean(1, keepdims=True)
-    moved = -np.linalg.solve(precision[n:, n:], precision[n:, :n] @ (error - mean).T).T
-    np.testing.assert_allclose(search._corrected(candidates), beliefs[:, n:] + mean + moved, atol=1e-3)
 
 
 def test_what_was_measured_is_believed_and_a_slower_clock_changes_nothing_else(guide: Guide):

@@ -14,6 +14,7 @@ from autotune.compiler import renderer_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.guide import SHIPPED, Guide
+from autotune.paths import paths_of
 from autotune.records import Trial
 from autotune.search import make_strategy
 from autotune.space import ACTION_INDEX, STOP_INDEX, legal_mask, root_state, state_after
@@ -100,6 +101,18 @@ def test_a_schedule_that_was_measured_fast_lends_its_time_to_its_like(guide: Gui
     search.tell([Trial(KERNEL.key, first[0], "ok", (2.0**-20,)), Trial(KERNEL.key, first[1], "ok", (2.0**-10,))])
     after = search._corrected(states).mean(0)
     assert (after - before)[0] < (after - before)[1]
+
+
+def test_the_same_schedule_of_another_kernel_is_judged_by_itself(guide: Guide):
+    """As it hears of similar kernels' trials, it is asked about their states, too."""
+    search = make_strategy("muzero", KERNEL, CPU, 0, guide)
+    twin = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 4))
+    states = [state_after(kernel, (U4,), CPU) for kernel in (KERNEL, twin)]
+    said = [search._members([state]).mean() for state in states]
+    paths = paths_of(states)
+    truth = guide.world.simulator.predict(paths).relative[np.arange(2), paths.length]  # type: ignore[union-attr]
+    assert abs(truth[0] - truth[1]) > 0.01
+    np.testing.assert_allclose(said, truth, atol=1e-5)
 
 
 def test_what_is_saved_comes_back(guide: Guide, tmp_path):
