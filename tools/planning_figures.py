@@ -1,5 +1,5 @@
 """More tables of docs/simulators.md: what planning with simulators gives, from `benchmarks/curves-*.json` and
-`imagination-*.json` (the result.json of these experiments), `planning-speed-*.json` (tools/bench_planning.py) and `own-nets-*.json`
+`imagination-*.json` (the result.json of these experiments), `correction-*.json` (tools/bench_correction.py), `planning-speed-*.json` (tools/bench_planning.py) and `own-nets-*.json`
 (tools/bench_own.py).
 """
 
@@ -19,6 +19,7 @@ def planning(folder: Path) -> str:
     parts = []
     for kind, text in (
         ("curves", _curves),
+        ("correction", _correction),
         ("imagination", _imagination),
         ("planning-speed", _speed),
         ("own-nets", _own),
@@ -56,6 +57,20 @@ def _curves(result: Mapping[str, Any], name: str) -> str:
         "end of the searches, with how many trials and seconds they took a kernel.",
         table(("strategy", *budgets, "at the end", "trials", "seconds"), totals),
     ])  # fmt: skip
+
+
+def _correction(found: Mapping[str, Any], name: str) -> str:
+    """What trials teach of other schedules, one table for each file of records."""
+    parts = []
+    for records, own in found["records"].items():
+        rows = [line([s["corrected by"], str(s["own trials"]), *(f"{s[key]:.3f}" for key in ("pairwise", "top-1", "top-3"))])
+                for s in own["scores"]]  # fmt: skip
+        parts += [
+            f"DEV={found['device']}, `{name}`, on `{records}`: {own['kernels']} kernels, {own['seeds']} draws of the trials that are "
+            "told. Corrected by nothing, by a kernel's own trials, or by those and all trials of the other kernels.",
+            table(("corrected by", "own trials", "pairwise", "top-1", "top-3"), rows),
+        ]
+    return "\n\n".join(parts)
 
 
 def _or_never(value: float | None) -> str:

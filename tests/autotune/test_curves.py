@@ -26,6 +26,7 @@ from autotune.curves import (
     totals,
 )
 from autotune.experiments import curves as experiment
+from autotune.experiments.ablations import ABLATIONS
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Records, Trial
 from autotune.space import root_state
@@ -172,29 +173,41 @@ def test_a_program_spends_where_it_pays_and_never_more_than_it_has(tmp_path: Pat
 
 
 def test_each_search_pays_for_its_own_thinking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of one kernel and those that share their trials; an ablation of `auto` is of the second kind."""
     kernel, cpu = kernel_of(Tensor.empty(8, 8).sum(1)), renderer_of("CPU")
     guide = Guide.load(SHIPPED / "guide-cpu")
     asked: list[int] = []
 
     def thinks(*_) -> Curve:
-        asked.append(sum(map(len, guide._predicted.values())))
+        asked.append(sum(map(len, guide._predicted.values())) + len(guide._leaves))
         guide.members([root_state(kernel, cpu)])
+        guide.leaves([root_state(kernel, cpu)])
         return curve("mixed", 0, [1.0], kernel.key)
 
     monkeypatch.setattr(experiment, "search", thinks)
-    monkeypatch.setattr(experiment, "pooled", lambda *_: [thinks()])
+
+    def together(*_) -> list[Curve]:
+        nonlocal pooling
+        pooling += 1
+        return [thinks()]
+
+    pooling = 0
+    monkeypatch.setattr(experiment, "pooled", together)
     monkeypatch.setattr(experiment, "Shared", lambda *_: None)
     session = SimpleNamespace(out=tmp_path, device="CPU", renderer=cpu, measurer=None, records=lambda: None)
     settings = {
-        "strategies": ["mixed", "policy", "auto"],
+        "strategies": ["mixed", "policy", "auto", "auto-no-relatives"],
         "seeds": 1,
         "fewer": {},
         "guides": {},
         "more": {},
         "trials": 3,
     }
-    assert len(list(experiment.Searches(session, settings, [kernel], {kernel.key: 1}, guide).all())) == 3
-    assert asked == [0, 0, 0] and guide._predicted
+    searches = experiment.Searches(session, settings, [kernel], {kernel.key: 1}, guide)
+    assert len(list(searches.all())) == 4 and pooling == 2
+    assert asked == [0, 0, 0, 0] and guide._predicted and guide._leaves
+    made = searches._make("auto-no-relatives", kernel, cpu, 0, guide)
+    assert type(made) is ABLATIONS["no-relatives"]
 
 
 def test_kernels_that_could_not_be_measured_are_named(monkeypatch: pytest.MonkeyPatch, capsys):
