@@ -3,8 +3,8 @@
     DEV=CPU python tools/bench_correction.py benchmarks/records-*.jsonl.gz --json benchmarks/correction-cpu.json
 
 Of each kernel on record some trials are drawn and told to a search, with both baselines; with `relatives` all trials of the other
-kernels, too. Then the search orders the kernel's other schedules. Nothing is measured. Kernels of few trials, and the corpus's
-training kernels, are left out.
+kernels, too. Then the search orders the kernel's other schedules. Nothing is measured. Kernels of few trials, those
+without a sum, and the corpus's training kernels are left out.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from autotune.space import root_state, state_after
 from sims.metrics import pairwise_accuracy, top_k
 
 TOLD = (0, 4, 8)  # trials of the kernel itself
+REDUCES = " / "  # in the name of a kernel that sums
 LEAST = 12  # trials of a kernel that is judged
 SEARCHES = {"nothing": ABLATIONS["no-correction"], "own": ABLATIONS["no-relatives"], "relatives": MixedSearch}
 Histories = dict[str, tuple[Kernel, list[Trial]]]
@@ -50,7 +51,7 @@ def histories_of(path: Path, renderer: Renderer) -> Histories:
             return {
                 kernel.key: (kernel, list(_distinct(kernel, records.history(kernel.key, fingerprint).trials, renderer)))
                 for kernel in records.kernels()
-                if kernel.key not in training
+                if kernel.key not in training and REDUCES in kernel.name
             }
 
 
