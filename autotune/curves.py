@@ -177,7 +177,7 @@ def search(shared: Shared, strategy: str, renderer: Renderer, seed: int, guide: 
 def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, renderer: Renderer, seed: int,
            guide: Guide | None, budget: int, make: Make = make_strategy) -> list[Curve]:  # fmt: skip
     """Searches of all kernels, whose trials go where they pay most, as the tuner spends them: `budget` a kernel on average. What
-    one has found the others may recall."""
+    one has found the others may recall, and are corrected by. `make` gives each kernel its strategy."""
     own = copy(guide)
     if own is not None and own.memory is not None:
         own.memory = own.memory.copy()

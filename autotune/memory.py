@@ -125,5 +125,9 @@ class Memory:
 
 
 def traits(root: State) -> np.ndarray:
-    """What a kernel is compared by [D]: all that the policy sees of it before the first action."""
-    return observe(root, np.zeros_like(legal_mask(root)))[0]
+    """What a kernel is compared by [D]: all that the policy sees of it before the first action. Computed once for each root."""
+    key = "traits", root.schedule
+    if key not in root.known:
+        root.known[key] = observe(root, np.zeros_like(legal_mask(root)))[0]
+        root.known[key].flags.writeable = False
+    return root.known[key]

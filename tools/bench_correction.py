@@ -1,6 +1,7 @@
 """What trials teach about schedules that were not measured, of the same kernel and of those like it.
 
-    DEV=CPU python tools/bench_correction.py benchmarks/records-*.jsonl.gz --json benchmarks/correction-cpu.json
+    DEV=CPU python tools/bench_correction.py benchmarks/records-{mobilenet-v1,validation}-cpu.jsonl.gz \\
+        --checkpoint autotune/data/guide-cpu --json benchmarks/correction-cpu.json
 
 Of each kernel on record some trials are drawn and told to a search, with both baselines; with `relatives` all trials of the other
 kernels, too. Then the search orders the kernel's other schedules. Nothing is measured. Kernels of few trials, those

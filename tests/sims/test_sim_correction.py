@@ -71,7 +71,8 @@ def test_against_the_conditional_mean_of_a_joint_normal() -> None:
 
 
 def test_trials_correct_their_neighbours() -> None:
-    """Wrong by 1 wherever the first three trees agree: after forty trials a third of the error is left, of others' less."""
+    """Wrong by 1 more wherever the first two trees, of six, come to leaf 1: after forty trials less than a third of what the first one
+    leaves is left."""
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 2, (200, 3)).repeat(2, axis=1)  # six trees, alike in pairs
     wrong = 5.0 + 1.0 * (rows[:, 0] == 1)[:, None] + 0.05 * rng.standard_normal((200, 1))
