@@ -12,14 +12,12 @@ from agents.checkpoint import CheckpointError
 from agents.dqn import DQN, METRICS, Batch, DQNConfig, Replay, dqn_loss, duelling, layout, q_values
 from agents.networks import ILLEGAL
 from agents.returns import known_steps
-from agents.rollout import Runner, evaluate
-from agents.toys import DelayedMemory, Identity, MaskedIdentity
+from agents.rollout import Runner
 
 # T = 3, B = 2, two rollouts kept, so that the third one overwrites the first
 SMALL = DQNConfig(steps=3, n_envs=2, hidden=8, gamma=0.9, lr=1e-2, lr_end=1e-2, max_grad_norm=10.0, replay=2, batch=2,
                   gradient_steps=2, target_every=2, epsilon=0.5, epsilon_end=0.1, anneal_updates=8,
                   epsilon_share=0.5)  # fmt: skip
-BANDIT = DQNConfig(steps=8, n_envs=8, hidden=32, memory=False, gamma=0.0, lr=1e-2, lr_end=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -352,63 +350,3 @@ def test_a_rollout_of_another_shape_is_refused(agent_of, make):
     rollout = rollout_of(make, agent)
     with pytest.raises(ValueError, match="configuration"):
         agent.update(replace(rollout, action=rollout.action[:2]))
-
-
-# *** learning ***
-
-
-class Strangers(Identity):
-    """Shows each copy its neighbour's number: nothing can be learned, unless rows of a batch are mixed up."""
-
-    def state(self):
-        return np.roll(super().state(), 1, axis=0)
-
-
-def score(env, agent, episodes=8, temperature=0.0):
-    return float(np.mean([e.total for e in evaluate(env, agent, episodes, seed=10_000, temperature=temperature)]))
-
-
-def train(env, config, steps, cache_dir, seed=0):
-    updates = steps // (config.steps * config.n_envs)
-    config = replace(config, anneal_updates=max(1, updates))
-    agent = DQN(env.state_dim, env.n_actions, env.action_dim, config, seed, cache_dir)
-    runner = Runner(env, agent, seed)
-    for _ in range(updates):
-        agent.update(runner.collect(config.steps)[0])
-    return agent
-
-
-def test_identity_in_640_steps(cache_dir):
-    """>= 90 of 100 with 3 of 3 seeds. Random 25; seeing the neighbour's number under 35."""
-    env, strange = Identity(8), Strangers(8)
-    trained = [score(env, train(env, BANDIT, 640, cache_dir, seed)) for seed in range(3)]
-    broken = score(strange, train(strange, BANDIT, 640, cache_dir))
-    random = score(env, train(env, BANDIT, 0, cache_dir), temperature=1.0)
-    print(
-        f"DQN, identity: bar >= 90, {min(trained):.1f}, "
-        f"control {broken:.1f} (neighbours' numbers), {random:.1f} (random)"
-    )
-    assert min(trained) >= 90 and broken < 35 and random < 35
-
-
-@pytest.mark.learn
-def test_masked_identity_in_5120_steps(cache_dir):
-    """>= 90 of 100. Random among the 15 legal answers 6.7; in the same world without its mask at least 20 less."""
-    config = replace(BANDIT, hidden=128)
-    masked, blind = MaskedIdentity(8), MaskedIdentity(8, masked=False)
-    trained = score(masked, train(masked, config, 5120, cache_dir))
-    unmasked = score(blind, train(blind, config, 5120, cache_dir))
-    random = score(masked, train(masked, config, 0, cache_dir), temperature=1.0)
-    print(f"DQN, masked identity: bar >= 90, {trained:.1f}, control {unmasked:.1f} (no mask), {random:.1f} (random)")
-    assert trained >= 90 and unmasked < trained - 20 and random < 12
-
-
-@pytest.mark.learn
-def test_delayed_memory_in_12k_steps(cache_dir):
-    """>= 0.95, by sequences that begin with their stored memory. Without an LSTM 0.5."""
-    env = DelayedMemory(32)
-    config = DQNConfig(steps=10, n_envs=32, hidden=32, lr=3e-3, lr_end=3e-4)
-    trained = score(env, train(env, config, 12_000, cache_dir), 256)
-    forgetful = score(env, train(env, replace(config, memory=False), 12_000, cache_dir), 256)
-    print(f"DQN, delayed memory: bar >= 0.95, {trained:.2f}, control {forgetful:.2f} (no LSTM)")
-    assert trained >= 0.95 and 0.4 < forgetful < 0.6

@@ -13,16 +13,11 @@ from agents.learner import to_tensors
 from agents.muzero import METRICS, Batch, MuZero, MuZeroConfig, muzero_loss, two_hot, value_targets
 from agents.planning import Model, search
 from agents.protocol import Observation
-from agents.rollout import Runner, evaluate
-from agents.toys import FixedSequence, Identity, MaskedIdentity
+from agents.rollout import Runner
 
 # T = 4 with two ends in each row, B = 2; the third rollout overwrites the first
 SMALL = MuZeroConfig(steps=4, n_envs=2, hidden=8, gamma=0.9, lr=1e-2, lr_end=1e-2, simulations=4, unroll=2, bins=9,
                      low=-3.0, high=3.0, replay=2, batch=3, gradient_steps=2)  # fmt: skip
-# one-step problems: what is shown and legal next cannot be foreseen, so to learn it would only disturb
-BANDIT = MuZeroConfig(steps=8, n_envs=8, hidden=32, gamma=0.0, lr=1e-2, lr_end=1e-3, simulations=8, unroll=1, bins=33,
-                      low=-1.0, high=2.0, spread=2.0, explore=1.0, explore_end=0.1, consistency_coef=0.0,
-                      legal_coef=0.1)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -353,82 +348,3 @@ def test_another_shape_is_refused_and_changes_nothing(agent_of, make):
 def test_a_bad_setting_is_named(key, value):
     with pytest.raises(ValueError, match=key):
         replace(SMALL, **{key: value})
-
-
-# *** learning ***
-
-
-class Strangers(Identity):
-    """Shows each copy its neighbour's number: nothing can be learned, unless rows of a batch are mixed up."""
-
-    def state(self):
-        return np.roll(super().state(), 1, axis=0)
-
-
-class Sighted(FixedSequence):
-    """The fixed sequence for an agent without memory: it sees the place."""
-
-    state_dim = 5
-
-    def state(self):
-        return np.eye(5)[self.age]
-
-
-def score(env, agent, episodes=8, temperature=0.0):
-    return float(np.mean([e.total for e in evaluate(env, agent, episodes, seed=10_000, temperature=temperature)]))
-
-
-def train(env, config, steps, cache_dir, seed=0):
-    updates = steps // (config.steps * config.n_envs)
-    config = replace(config, anneal_updates=max(1, updates))
-    agent = MuZero(env.state_dim, env.n_actions, env.action_dim, config, seed, cache_dir)
-    runner = Runner(env, agent, seed)
-    for _ in range(updates):
-        agent.update(runner.collect(config.steps)[0])
-    return agent
-
-
-@pytest.mark.learn
-def test_identity_in_640_steps(cache_dir):
-    """>= 90 of 100 with 3 of 3 seeds. Random 25; seeing the neighbour's number under 35."""
-    env, strange = Identity(8), Strangers(8)
-    trained = [score(env, train(env, BANDIT, 640, cache_dir, seed)) for seed in range(3)]
-    broken = score(strange, train(strange, BANDIT, 640, cache_dir))
-    random = score(env, train(env, replace(BANDIT, simulations=0), 0, cache_dir), temperature=1.0)
-    print(f"MuZero, identity: bar >= 90, {min(trained):.1f}, "
-          f"control {broken:.1f} (neighbours' numbers), {random:.1f} (untrained)")  # fmt: skip
-    assert min(trained) >= 90 and broken < 35 and random < 35
-
-
-@pytest.mark.learn
-def test_masked_identity_in_5120_steps(cache_dir):
-    """>= 90 of 100. Random among the 15 legal answers 6.7; in the same world without its mask at least 20 less."""
-    config = replace(BANDIT, hidden=128, lr=5e-3, simulations=16)
-    masked, blind = MaskedIdentity(8), MaskedIdentity(8, masked=False)
-    trained = score(masked, train(masked, config, 5120, cache_dir))
-    unmasked = score(blind, train(blind, config, 5120, cache_dir))
-    random = score(masked, train(masked, replace(config, simulations=0), 0, cache_dir), temperature=1.0)
-    print(
-        f"MuZero, masked identity: bar >= 90, {trained:.1f}, control {unmasked:.1f} (no mask), {random:.1f} (untrained)"
-    )
-    assert trained >= 90 and unmasked < trained - 20 and random < 12
-
-
-@pytest.mark.learn
-def test_search_by_the_learned_model_improves_on_its_prior(cache_dir):
-    """FixedSequence whose place is seen, while it is still being learned: the same network with 32 simulations and with
-    none, sampled. Control: a search whose dynamics hears of another action than was asked for."""
-    env = Sighted(32)
-    config = MuZeroConfig(steps=10, n_envs=32, hidden=32, simulations=16, bins=33, low=-1.0, high=2.0)
-    agent = train(env, config, 3200, cache_dir)
-    agent.config = replace(agent.config, simulations=0)
-    prior = score(env, agent, 256, temperature=1.0)
-    agent.config = replace(agent.config, simulations=32)
-    searched = score(env, agent, 256, temperature=1.0)
-    right = agent.recurrent
-    agent.recurrent = lambda embedding, action: right(embedding, (action + 1) % env.n_actions)
-    broken = score(env, agent, 256, temperature=1.0)
-    print(
-        f"MuZero, sequence: bar > prior + 0.1, {searched:.2f}, prior {prior:.2f}, control {broken:.2f} (wrong dynamics)"
-    )
-    assert searched > prior + 0.1 and broken < searched - 0.1

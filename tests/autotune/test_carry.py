@@ -1,0 +1,65 @@
+"""tools/carry.py: what belongs to the device is learned anew, what does not stays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from agents import checkpoint
+from autotune import corpus
+from autotune.compiler import renderer_of
+from autotune.data import Dataset, add_shipped
+from autotune.errors import UsageError
+from autotune.guide import SHIPPED, Guide
+from autotune.memory import Memory
+
+SOURCE = SHIPPED / "guide-cpu"
+
+
+def part(arrays, prefix):
+    return {name: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Twelve training kernels in place of all."""
+    kernels = corpus.load("train")[:12]
+    monkeypatch.setattr(corpus, "load", lambda split: kernels)
+    return kernels
+
+
+@pytest.fixture
+def hasty(tmp_path):
+    """The guide that ships, but that it fits its nets and trees in seconds."""
+    guide = Guide.load(SOURCE)
+    nets, trees = guide.simulator.nets, guide.simulator.trees
+    nets.config, trees.config = replace(nets.config, steps=20), replace(trees.config, rounds=5)
+    about = json.loads(SOURCE.with_suffix(".json").read_text())
+    guide.save(tmp_path / "hasty", {name: about[name] for name in ("backend", "draft", "updates", "validation")})
+    return tmp_path / "hasty"
+
+
+def test_policies_stay_and_simulators_and_memory_are_of_the_devices_trials(tool, few, hasty, cl, tmp_path):
+    told = tool("carry").carry(hasty, tmp_path / "carried", "CL")
+    data = Dataset(renderer_of("CL"))
+    assert told["rows"] == add_shipped(data, "CL", few, guided=True) and told["kernels"] <= 12
+    (before, _), (after, about) = checkpoint.load(hasty), checkpoint.load(tmp_path / "carried")
+    for kept in ("agent.", "world."):
+        assert part(before, kept) and part(before, kept).keys() == part(after, kept).keys()
+        assert all(np.array_equal(after[name], array) for name, array in part(before, kept).items())
+    assert any(not np.array_equal(after[name], array) for name, array in part(before, "simulator.").items())
+    learned = Memory.learn(data).state()
+    assert learned and all(np.array_equal(after[f"memory.{name}"], array) for name, array in learned.items())
+    description = json.loads((tmp_path / "carried.json").read_text())
+    assert (description["backend"], description["carried_from"]) == ("CL", "CPU") and about["updates"] > 0
+
+
+def test_a_device_of_which_no_trials_ship_is_a_clear_error_and_writes_nothing(tool, few, tmp_path, monkeypatch):
+    carry = tool("carry")
+    monkeypatch.setattr(carry, "add_shipped", lambda *_, **__: 0)
+    with pytest.raises(UsageError, match="no trials ship for CPU"):
+        carry.carry(SOURCE, tmp_path / "carried", "CPU")
+    assert not list(tmp_path.iterdir())
