@@ -35,11 +35,18 @@ from autotune.measuring.recording import Recording
 from autotune.programs import PROGRAMS
 from autotune.records import Records, default_path, fingerprint_id, foreign
 from autotune.report import KernelResult
-from autotune.script import capture_script, check_captured, check_script, left_out, run_script, say
+from autotune.script import (
+    CAPTURE_SECONDS,
+    capture_script,
+    check_captured,
+    check_script,
+    left_out,
+    run_script,
+    say,
+)
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner
 
-CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then is tuned
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
 CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
 VERIFIED = 20  # records that `verify` looks at

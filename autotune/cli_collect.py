@@ -19,10 +19,8 @@ from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
 from autotune.programs import captured
 from autotune.records import Records
-from autotune.script import capture_script, check_captured, check_script, say
+from autotune.script import check_script, kernels_of_script, say
 from autotune.search import NEEDS_GUIDE
-
-CAPTURE_SECONDS = 60.0  # of a script whose kernels are collected
 
 
 def collect_command(args: argparse.Namespace) -> int:
@@ -51,9 +49,7 @@ def _kernels(args: argparse.Namespace, device: str) -> Sequence[Kernel]:
     if args.script is None:
         shipped = shipped_kernels(device) if args.unseen else set()
         return [k for k in corpus.load(args.split) if k.key not in shipped]
-    program = capture_script(args.script, [], CAPTURE_SECONDS)
-    check_captured(program, device, args.script)
-    return program.for_device(device)
+    return kernels_of_script(args.script, device).for_device(device)
 
 
 def _some(kernels: Sequence[Kernel], count: int | None, seed: int) -> Sequence[Kernel]:

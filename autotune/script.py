@@ -17,6 +17,7 @@ from typing import Any
 from autotune.capture import Program, capture
 from autotune.errors import ScriptError, UsageError
 
+CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then counts
 COMMON_NAMES = ("agents", "sims")  # packages of ours; a program may well have modules of these names
 
 
@@ -45,6 +46,15 @@ def capture_script(script: Path, arguments: list[str], seconds: float) -> Progra
     if stopped:
         seconds = time.monotonic() - started
         say(f"{script} stopped by {stopped[0]} after {seconds:.0f} s, going on with what it ran so far")
+    return program
+
+
+def kernels_of_script(script: Path, device: str) -> Program:
+    """What a script runs in CAPTURE_SECONDS. Raises UsageError where there is no such script, ScriptError where it fails or
+    runs nothing that can be tuned on this device."""
+    check_script(script)
+    program = capture_script(script, [], CAPTURE_SECONDS)
+    check_captured(program, device, script)
     return program
 
 

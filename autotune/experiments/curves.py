@@ -44,14 +44,16 @@ experiment.add_config({
     "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
     "split": "held_out",  # or validation
     "kernels": 8,  # drawn from the split
-    "program": "",  # one of programs.PROGRAMS, whose kernels are taken in place of the split's ...
+    "program": "",  # one of programs.PROGRAMS, or a script, whose kernels are taken in place of the split's ...
     "least": 0.01,  # ... but those that take less than this share of its time
     "trials": 64,  # of each search ...
     "more": [],  # ... but of these: [strategy, trials]
     "strategies": ["mixed", "planner", "muzero", "sequential", "policy", "evolution", "random"],
     "seeds": 5,
     "fewer": [],  # seeds of these: [strategy, seeds]
-    "guides": [],  # checkpoints to compare, each as a strategy of its own: [name, checkpoint], and `name` among the strategies
+    # checkpoints to compare, each as a strategy of its own: [name, checkpoint], and `name` among the strategies; kernels of
+    # one whose name begins with `auto-` share their trials
+    "guides": [],
     "part": "",  # an earlier run, or the file in which it was kept, whose trials and finished searches are taken over
 })  # fmt: skip
 experiment.add_named_config("fast", {"kernels": 2, "trials": 3, "strategies": ["mixed", "random"], "seeds": 2})
@@ -118,6 +120,7 @@ class Searches:
         self.controls.learn(settings["strategies"])
         self.guides = {name: Guide.load(keep(Path(path), session.out / f"guide-{name}"))
                        for name, path in settings["guides"].items()}  # fmt: skip
+        self.pools = {*POOLS, *(name for name in self.guides if name.startswith(f"{POOLED}-"))}
         self.seeds = {name: settings["fewer"].get(name, settings["seeds"]) for name in settings["strategies"]}
         self.count = sum(self.seeds.values()) * len(kernels)
 
@@ -126,22 +129,27 @@ class Searches:
         for seed in range(max(self.seeds.values())):
             names = [name for name in self.seeds if seed < self.seeds[name]]
             for kernel in self.kernels:
-                yield from (self._alone(name, seed, kernel) for name in names if name not in POOLS)
+                yield from (self._alone(name, seed, kernel) for name in names if name not in self.pools)
             for name in names:
-                if name in POOLS:
+                if name in self.pools:
                     yield from self._together(name, seed)
 
     def _alone(self, name: str, seed: int, kernel: Kernel) -> Curve:
         path, budget = self._file(name, seed, kernel.key)
         if not path.exists():
             self._forget()
-            found = search(self._shared(kernel), name, self.session.renderer, seed, self.guide, budget, self._make)
+            found = search(
+                self._shared(kernel), name, self.session.renderer, seed, self._guide(name), budget, self._make
+            )
             path.write_text(json.dumps(asdict(found)))
         return Curve(**json.loads(path.read_text()))
 
+    def _guide(self, name: str) -> Guide | None:
+        return self.guides.get(name, self.guide)
+
     def _make(self, name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
         if name in self.guides:
-            return make_strategy(DEFAULT, kernel, renderer, seed, self.guides[name])
+            return make_strategy(DEFAULT, kernel, renderer, seed, guide)
         return self.controls.make(POOLS.get(name, name), kernel, renderer, seed, guide)
 
     def _together(self, name: str, seed: int) -> list[Curve]:
@@ -152,7 +160,7 @@ class Searches:
         if not all(path.exists() for path in paths):
             self._forget()
             shared = [self._shared(k) for k in self.kernels]
-            renderer, guide = self.session.renderer, self.guide
+            renderer, guide = self.session.renderer, self._guide(name)
             for curve in pooled(shared, self.calls, name, renderer, seed, guide, budget, self._make):
                 self._file(name, seed, curve.kernel)[0].write_text(json.dumps(asdict(curve)))
         return [Curve(**json.loads(path.read_text())) for path in paths]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from sacred.run import Run
@@ -16,12 +17,13 @@ from autotune.guide import Guide
 from autotune.kernel import kernel_from_json, kernel_to_json
 from autotune.programs import captured
 from autotune.report import Report
+from autotune.script import kernels_of_script
 from autotune.search import NEEDS_GUIDE
 from autotune.tuner import Tuner
 
 experiment = make_experiment("tuning")
 experiment.add_config({
-    "program": "resnet",  # one of programs.PROGRAMS
+    "program": "resnet",  # one of programs.PROGRAMS, or a script
     "trials": 16,  # times the number of distinct kernels
     "seconds": None,  # of wall time; None: no limit
     "strategy": "mixed",
@@ -35,7 +37,7 @@ def program_of(session: Session, name: str) -> Program:
     """The program's kernels: from the run's directory where they stand already (a replay), else captured now."""
     path = session.out / "program.json"
     if not path.exists():
-        seen = captured(name)
+        seen = kernels_of_script(Path(name), session.device) if name.endswith(".py") else captured(name)
         rows = [[seen.calls[k.key], kernel_to_json(k)] for k in seen.for_device(session.device)]
         path.write_text(json.dumps(rows))
     program = Program()
