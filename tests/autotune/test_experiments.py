@@ -138,21 +138,23 @@ def test_checkpoints_and_ablations_are_compared_as_strategies(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_kernels_of_a_script_are_searched_together_by_two_checkpoints(tmp_path: Path):
-    """The same checkpoint under another name finds the same with the same trials, in the same turns."""
+    """The same checkpoint under another name finds the same with the same trials, in the same turns; another one something else."""
     shipped = SHIPPED / "guide-cpu"
     (tmp_path / "two.py").write_text(
         "from tinygrad import Tensor\n"
         "a = Tensor.ones(64, 48).contiguous().realize()\n"
         "(a @ a.T).relu().realize(), a.exp().sum(0).realize()\n"
     )
-    settings = ["program=two.py", "least=0", "trials=3", "seeds=1", "strategies=['auto', 'auto-twin']",
-                f"checkpoint={shipped}", f"guides=[['auto-twin', '{shipped}']]"]  # fmt: skip
+    guides = f"guides=[['auto-twin', '{shipped}'], ['auto-other', '{SHIPPED / 'guide-cl'}']]"
+    settings = ["program=two.py", "least=0", "trials=3", "seeds=1", "strategies=['auto', 'auto-twin', 'auto-other']",
+                f"checkpoint={shipped}", guides]  # fmt: skip
     done = python(tmp_path, "autotune.experiments.curves", "with", *settings)
     assert done.returncode == 0, done.stderr[-2000:]
     curves = json.loads((tmp_path / "runs" / "1" / "result.json").read_text())["figures"]["curves"]
     found = {(c["strategy"], c["kernel"]): (c["times"], c["turns"]) for c in curves}
     kernels = {kernel for _, kernel in found}
     assert len(kernels) >= 2 and all(found["auto", k] == found["auto-twin", k] for k in kernels)
+    assert any(found["auto", k] != found["auto-other", k] for k in kernels)
     assert sum(len(times) for (name, _), (times, _) in found.items() if name == "auto") == 3 * len(kernels)
     (tmp_path / "two.py").unlink()
     assert "bit for bit" in python(tmp_path, "autotune", "replay", "runs/1").stdout
