@@ -18,6 +18,7 @@ from autotune.space import ACTION_INDEX, ACTIONS, apply_to_state, legal_mask, ro
 
 PAD = Opt(OptOps.PADTO, 0, 32)
 UNROLL4 = Opt(OptOps.UNROLL, 0, 4)
+TRIES = 8
 SIZES = (
     930,
     31622,
@@ -35,14 +36,18 @@ def test_padded_and_unrolled_sums_are_wrong(runner, size):
 
 @pytest.mark.cl
 def test_padding_a_grouped_reduce_of_a_tile_is_wrong(cl):
-    """A group made of a whole reduce, then padded, adds what an earlier kernel left in local memory: here that of `full`."""
+    """A group made of a whole reduce, then padded, adds what an earlier kernel left in local memory: here that of `full`, unless
+    a thread runs it whose local memory nobody has used yet. So it is tried a few times."""
     matmul = kernel_of(Tensor.empty(8, 48) @ Tensor.empty(48, 8))
     upcast, group, pad = Opt(OptOps.UPCAST, 0, 2), Opt(OptOps.GROUP, 0, 0), Opt(OptOps.PADTO, 2, 32)
     full = (group, Opt(OptOps.UPCAST, 0, 4))
     with contextlib.closing(Runner("CL", workers=1)) as runner:
-        trials = runner.measure(matmul, [full, (upcast, group, pad), (upcast, group)], None)
-    assert [t.verdict for t in trials] == ["ok", "wrong_output", "ok"]
-    assert "of 64 elements differ" in trials[1].detail
+        for _ in range(TRIES):
+            before, padded, without = runner.measure(matmul, [full, (upcast, group, pad), (upcast, group)], None)
+            assert before.verdict == without.verdict == "ok"
+            if padded.verdict != "ok":
+                break
+    assert padded.verdict == "wrong_output" and "of 64 elements differ" in padded.detail
     state = state_after(matmul, (upcast, group), cl)
     assert apply_to_state(state, pad).schedule[-1] == pad and not legal_mask(state)[ACTION_INDEX[pad]]
 
