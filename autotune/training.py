@@ -76,7 +76,7 @@ class TrainConfig:
     use_shipped: bool = True  # start from the trials that ship with the package
     pessimism: float = 0.5  # simulator's spread added to its log-time: PPO must not live off its errors
     validate_every: int = 20  # updates between two validations and checkpoints
-    checks: int = 2  # times that the policy's schedules are measured and the simulator is fitted again
+    checks: int = 2  # times at most that the policy's schedules are measured and the simulator is fitted again
     check_kernels: int = 12  # training kernels in each check
     check_trials: int = 4  # schedules of each of them
     max_updates: int = 4000  # PPO updates at most, and the length of its annealing
@@ -118,6 +118,7 @@ class Trainer:
         self.seen: Seen = {}
         self.best = float("-inf")
         self.trials = 0
+        self.fitting = 0.0  # seconds that the last fit took
 
     @property
     def seconds(self) -> float:
@@ -165,11 +166,13 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         log_times, groups = self.data.arrays()
+        began = self.clock.elapsed()
         self._tick(f"fitting the simulator to {len(self.data)} trials")
         try:
             metrics = self.guide.fit(self.data.states, log_times, groups, steps=self.config.sim_steps)
         except SimulatorError as error:
             raise UsageError(f"too few trials to learn from ({error}): give it more minutes") from None
+        self.fitting = self.clock.elapsed() - began
         for name in ("oob_pairwise", "value_loss", "rank_loss"):
             self.log(f"simulator.{name}", metrics[name], self.guide.agent.updates)
         return metrics
@@ -180,7 +183,7 @@ class Trainer:
         return mean + self.config.pessimism * spread
 
     def practise(self) -> int:
-        """PPO in the simulator, with hardware checks at even distances; returns the number of updates."""
+        """PPO in the simulator, with hardware checks at even distances, but none that would end late; returns the number of updates."""
         config, agent = self.config, self.guide.agent
         task = Task(self.train_kernels, self.renderer, potential=self.potential)
         env = KernelVectorEnv(task, agent.config.n_envs)
@@ -202,8 +205,9 @@ class Trainer:
             due = begin + (end - begin) * (checks + 1) / (config.checks + 1)
             if checks < config.checks and self.clock.over(f"check{checks}", due):
                 checks += 1
-                self.check()
-                rollouts = Rollouts(env, agent, config.seed + checks)
+                if not self.clock.over(f"late{checks}", end - self.fitting):
+                    self.check()
+                    rollouts = Rollouts(env, agent, config.seed + checks)
         self.validate()
         return agent.updates
 

@@ -66,15 +66,15 @@ def start(folder: Path, *command: str | Path, **env: str) -> subprocess.Popen[st
                             preexec_fn=heed_interrupts)  # fmt: skip
 
 
-def run(folder: Path, *command: str | Path, **env: str) -> tuple[int, str, str]:
+def run(folder: Path, *command: str | Path, timeout: float = 120.0, **env: str) -> tuple[int, str, str]:
     """(exit status, stdout, stderr)"""
     with start(folder, *command, **env) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
 
-def autotune(folder: Path, *arguments: str | Path, **env: str) -> tuple[int, str, str]:
-    return run(folder, "-m", "autotune", *arguments, **env)
+def autotune(folder: Path, *arguments: str | Path, timeout: float = 120.0, **env: str) -> tuple[int, str, str]:
+    return run(folder, "-m", "autotune", *arguments, timeout=timeout, **env)
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> str:

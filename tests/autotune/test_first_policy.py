@@ -12,6 +12,7 @@ from tiny import kernel_of
 from tinygrad import Tensor
 
 from agents.ppo import PPOConfig
+from autotune import training
 from autotune.compiler import renderer_of
 from autotune.data import Dataset
 from autotune.errors import UsageError
@@ -98,3 +99,31 @@ def test_the_best_policy_outlives_worse_ones_and_a_new_simulator(
     move(2.0)
     trainer.validate()
     assert trainer.best == 2.5 and theta(Guide.load(tmp_path / "best"))[0] != theta(shipped)[0]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "fitting", "checks"), [(1.5, 60.0, 0), (1.5, 15.0, 1), (1.5, 5.0, 2), (10.0, 60.0, 2)]
+)
+def test_a_check_that_would_end_late_is_not_made(
+    minutes: float, fitting: float, checks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A training whose PPO begins after 60 s: of 1.5 minutes 30 s are left for it, so checks are due after 70 and 80 s; of 10 minutes
+    each is long done by the end."""
+    guide, made = Guide.load(SHIPPED / "guide-cpu"), []
+    trainer = trainer_of(tmp_path, guide)
+    trainer.config = replace(trainer.config, minutes=minutes, train_share=1.0)
+    trainer.fitting = fitting
+    now = [60.0]
+
+    def update(rollout: object) -> dict[str, float]:
+        guide.agent.updates, now[0] = guide.agent.updates + 1, now[0] + 1.0
+        return {}
+
+    monkeypatch.setattr(trainer.clock, "elapsed", lambda: now[0])
+    monkeypatch.setattr(guide.agent, "update", update)
+    monkeypatch.setattr(training, "Rollouts", lambda *_: SimpleNamespace(collect=lambda steps: (None, [])))
+    monkeypatch.setattr(Trainer, "validate", lambda _: None)
+    monkeypatch.setattr(Trainer, "_tick", lambda *_: None)
+    monkeypatch.setattr(Trainer, "check", lambda _: made.append(now[0]))
+    trainer.practise()
+    assert len(made) == checks and all(at + fitting < 60.0 * minutes for at in made)
