@@ -155,6 +155,44 @@ def convolution_mean(rng: Rng) -> list[Tensor]:
     return [(y + Tensor.empty(*y.shape) if rng.random() < 0.5 else y).relu().mean((2, 3))]
 
 
+def pointwise_mean(rng: Rng) -> list[Tensor]:
+    """The end of a network of depthwise convolutions: a wide 1x1 convolution whose pixels are averaged in the same kernel."""
+    channels, out, side = (
+        _pick(rng, CHANNELS),
+        _pick(rng, (256, 320, 384, 512, 640, 768, 1024)),
+        _pick(rng, (5, 6, 7, 7, 9, 10, 14)),
+    )
+    y = Tensor.empty(1, channels, side, side).conv2d(Tensor.empty(out, channels, 1, 1))
+    y = y * Tensor.empty(out, 1, 1) + Tensor.empty(out, 1, 1)
+    return [(y.relu() if rng.random() < 0.5 else y.clip(0, 6)).mean((2, 3))]
+
+
+def separable(rng: Rng) -> list[Tensor]:
+    """A depthwise convolution over images with odd factors in their sides, with scale and activation, and the 1x1 one after it."""
+    channels, out, side = (
+        _pick(rng, CHANNELS),
+        _pick(rng, CHANNELS),
+        _pick(rng, (7, 9, 14, 15, 25, 28, 30, 35, 45, 50, 56)),
+    )
+    weight, stride = Tensor.empty(channels, 1, 3, 3), _pick(rng, (1, 1, 2))
+    y = Tensor.empty(1, channels, side, side).conv2d(weight, groups=channels, stride=stride, padding=1)
+    y = y * Tensor.empty(channels, 1, 1) + Tensor.empty(channels, 1, 1)
+    y = (y.relu() if rng.random() < 0.5 else y.clip(0, 6)).contiguous()
+    return [y.conv2d(Tensor.empty(out, channels, 1, 1)) * Tensor.empty(out, 1, 1) + Tensor.empty(out, 1, 1)]
+
+
+def odd_layer(rng: Rng) -> list[Tensor]:
+    """A dense layer whose widths hold factors of 5, 3 or 7, forward and backward: what no vector of a power of two divides."""
+    m, n, k = (
+        _pick(rng, (25, 32, 50, 64, 100, 128)),
+        _pick(rng, odd := (100, 150, 200, 250, 300, 350, 400, 600)),
+        _pick(rng, odd),
+    )
+    x, w = Tensor.empty(m, k), Tensor.empty(n, k)
+    y = (x @ w.T + Tensor.empty(n)).relu().contiguous()
+    return [y, *y.square().mean().gradient(x, w)]
+
+
 def wide_stem(rng: Rng) -> list[Tensor]:
     side, out = _pick(rng, (96, 112, 126, 128, 140, 168, 196)), _pick(rng, CHANNELS, 97)
     return [Tensor.empty(1, 3, side, side).conv2d(Tensor.empty(out, 3, 7, 7), stride=2, padding=3).relu()]
@@ -228,13 +266,15 @@ FAMILIES: dict[str, tuple[Family, float]] = {  # generator, weight in the draw
     "softmax": (softmax, 0.7), "normalisation": (normalisation, 0.7), "attention": (attention, 1.5),
     "elementwise": (elementwise, 0.7), "embedding": (embedding, 0.4), "backward": (backward, 1.5),
     "pointwise": (pointwise, 0), "convolution_mean": (convolution_mean, 0), "wide_stem": (wide_stem, 0),
+    "pointwise_mean": (pointwise_mean, 0), "separable": (separable, 0), "odd_layer": (odd_layer, 0),
 }  # fmt: skip
 
 
-DRAWS: list[tuple[int, dict[str, float]]] = [  # (kernels, weight of each family): a broad draw, what takes most time, what was missed
+DRAWS: list[tuple[int, dict[str, float]]] = [  # (kernels, weight of each family): a broad draw, what takes most time, what was missed, twice
     (700, {name: weight for name, (_, weight) in FAMILIES.items()}),
     (350, {"convolution": 4, "residual": 5, "stem": 0.7, "matmul": 2, "attention": 0.7}),
     (110, {"pointwise": 8, "convolution_mean": 1.5, "wide_stem": 1, "depthwise": 1}),
+    (140, {"pointwise": 4, "pointwise_mean": 1.5, "separable": 2.5, "odd_layer": 1.5}),
 ]  # fmt: skip
 
 
