@@ -30,6 +30,17 @@ def log2(value: np.ndarray) -> np.ndarray:
     return np.log2(1.0 + value) / 8.0
 
 
+def _twos(size: np.ndarray) -> list[np.ndarray]:
+    power = _power(size)
+    return [np.log2(power) / 4.0, np.log2(size / power) / 2.0]
+
+
+def _power(size: np.ndarray) -> np.ndarray:
+    """The largest power of two that divides a whole number."""
+    whole = size.astype(np.int64)
+    return (whole & -whole).astype(float)
+
+
 def _tile_part(batch: Batch) -> np.ndarray:
     """Sizes of the loop nest by kind, and of the innermost tile [B, ..]."""
     axes = batch.axes
@@ -39,10 +50,12 @@ def _tile_part(batch: Batch) -> np.ndarray:
     serial = batch.sizes(AxisType.WEAK, AxisType.GLOBAL, AxisType.REDUCE, AxisType.THREAD)
     padded = axes.size.prod(1, dtype=float) / batch.starts.iterations[batch.start]
     inner, registers = batch.of_kind(AxisType.REDUCE), batch.of_kind(*IN_REGISTERS)
+    last = np.maximum(_first(registers[:, ::-1], axes.size[:, ::-1]), 1)  # of the register loops; 1 where there is none
     rest = [log2(serial), log2(upcast * unroll), np.log2(padded + 1), batch.no_locals, batch.depth / MAX_STEPS,
             batch.target("has_local"), reduce == 1, np.minimum(upcast, 64) / 64.0, np.minimum(unroll, 32) / 32.0,
             log2(_first(inner[:, ::-1], axes.size[:, ::-1])), log2(_first(inner, axes.size)),
-            (axes.masked & registers).sum(1) / 2.0, axes.masked.sum(1) / 4.0]  # fmt: skip
+            (axes.masked & registers).sum(1) / 2.0, axes.masked.sum(1) / 4.0,
+            *_twos(upcast), *_twos(unroll), *_twos(last)]  # fmt: skip
     return np.concatenate([log2(sizes), is_kind.sum(2) / 4.0, np.stack(rest, 1)], 1)
 
 
@@ -91,11 +104,14 @@ def _access_part(batch: Batch, walk: Walk) -> np.ndarray:
     step = _first(turning[..., ::-1], stride[..., ::-1])  # of the innermost loop
     shortest = np.where(walk.in_tile[:, :K], stride, np.inf).min(2)
     unit = _first(loops & (stride == 1), np.broadcast_to(size, stride.shape))
+    lanes = walk.registers & (stride == 1)
+    lane = np.maximum(_first(lanes, np.broadcast_to(size, stride.shape)), 1)
+    place = _first(lanes, np.broadcast_to(walk.registers.cumsum(2), stride.shape))
     columns = [
         *(fixed[..., i] for i in range(4)), fixed[..., 4] / 8.0,
         log2(fixed[..., 5]), log2(touched), log2(free), log2(run), np.minimum(run, VECTOR) / VECTOR, log2(touched / run),
         log2(step), step == 0, step == 1, log2(walk.product(loops & moves)), log2(walk.product(loops & ~moves)), log2(unit),
-        log2(np.where(np.isinf(shortest), 0, shortest)),
+        log2(np.where(np.isinf(shortest), 0, shortest)), *_twos(run), *_twos(lane), place / 4.0,
     ]  # fmt: skip
     found = np.stack(columns, 2) * fixed[..., :1]  # nothing where there is no access
     padded = np.concatenate([found, np.zeros((len(batch), MAX_ACCESSES - K, len(columns)))], 1)
@@ -107,6 +123,7 @@ def _traffic_part(batch: Batch, walk: Walk) -> np.ndarray:
     there, is_store, _, _, itemsize, elements = np.moveaxis(batch.starts.accesses[batch.start], 2, 0)  # [B, K] each
     inner = batch.of_kind(AxisType.REDUCE)[:, None] | walk.registers
     vectors = (there * walk.touched / np.minimum(walk.run, VECTOR)).sum(1)
+    even_vectors = (there * walk.touched / np.minimum(_power(walk.run), VECTOR)).sum(1)
     stored = (is_store * walk.touched).sum(1)
     loads = (there * walk.touched).sum(1) - stored
     footprint = (itemsize * walk.product(inner & walk.moves)).sum(1)
@@ -114,4 +131,5 @@ def _traffic_part(batch: Batch, walk: Walk) -> np.ndarray:
     tile = walk.product(walk.registers)[:, 0]
     accumulators = np.where(batch.of_kind(*REDUCES).any(1), batch.sizes(AxisType.UPCAST), 0.0)
     return np.stack([log2(loads), log2(vectors), log2(stored), log2(tile / np.maximum(vectors, 1e-9)), log2(footprint), log2(row),
-                     log2(accumulators), accumulators > 32, accumulators > 128, there.sum(1) / 4.0], 1)  # fmt: skip
+                     log2(accumulators), accumulators > 32, accumulators > 128, there.sum(1) / 4.0,
+                     log2(even_vectors), log2(tile / np.maximum(even_vectors, 1e-9))], 1)  # fmt: skip

@@ -48,6 +48,12 @@ def log2(value: float) -> float:
     return math.log2(1.0 + value) / 8.0
 
 
+def _twos(size: int) -> list[float]:
+    """log2 of the largest power of two in a size, scaled, and of the odd rest: compilers fill vectors by powers of two."""
+    power = size & -size
+    return [math.log2(power) / 4.0, math.log2(size // power) / 2.0]
+
+
 def summary(state: State) -> np.ndarray:
     """Hand-made numbers of a scheduled kernel [S] float32, read-only. Only schedules of one kernel need to be told apart by them."""
     key = "summary", state.schedule
@@ -112,11 +118,12 @@ def _tile_part(state: State) -> list[float]:
         sum(a.masked and a.kind in IN_REGISTERS for a in state.axes) / 2.0,
         sum(a.masked for a in state.axes) / 4.0,
     ]
-    return values
+    registers = [a for a in state.axes if a.kind in IN_REGISTERS]
+    return values + _twos(upcast) + _twos(unroll) + _twos(registers[-1].size if registers else 1)
 
 
 def _access_part(state: State, i: int) -> list[float]:
-    """One load or store inside the register tile: how many addresses, in how long contiguous runs."""
+    """One load or store inside the register tile: how many addresses, in how long contiguous runs, along which of its loops."""
     access = state.accesses[i]
     registers = [a for a in state.axes if a.kind in IN_REGISTERS]
     moving = [a for a in registers if a.strides[i]]
@@ -127,12 +134,14 @@ def _access_part(state: State, i: int) -> list[float]:
     innermost = _innermost(state)
     step = abs(innermost.strides[i]) if innermost else 0
     unit = [a for a in loops if abs(a.strides[i]) == 1]
+    lanes = [(place, a.size) for place, a in enumerate(registers, 1) if abs(a.strides[i]) == 1]
+    place, lane = lanes[0] if lanes else (0, 1)
     return [
         1.0, float(access.is_store), float(access.is_gated), float(access.is_linear), access.itemsize / 8.0,
         log2(access.elements), log2(touched), log2(free), log2(run), min(run, VECTOR) / VECTOR, log2(touched / run),
         log2(step), float(step == 0), float(step == 1), log2(math.prod(a.size for a in loops if a.strides[i])),
         log2(math.prod(a.size for a in loops if not a.strides[i])), log2(unit[0].size) if unit else 0.0,
-        log2(min((abs(a.strides[i]) for a in moving), default=0)),
+        log2(min((abs(a.strides[i]) for a in moving), default=0)), *_twos(run), *_twos(lane), place / 4.0,
     ]  # fmt: skip
 
 
@@ -153,21 +162,24 @@ def _innermost(state: State) -> Axis | None:
 
 
 def _traffic_part(state: State) -> list[float]:
-    """Totals over all accesses: loads per arithmetic tile, vectorisable share, footprint in the inner tile and its rows."""
+    """Totals over all accesses: loads per arithmetic tile, vectorisable share, footprint in the inner tile and its rows;
+    `even_vectors` are those that are needed where only a run's power of two fills one."""
     tile = state.sizes(*IN_REGISTERS)
-    loads = vectors = stored = footprint = row = 0.0
+    loads = vectors = even_vectors = stored = footprint = row = 0.0
     inner = [a for a in state.axes if a.kind in (AxisType.REDUCE, *IN_REGISTERS)]
     for i, access in enumerate(state.accesses):
         moving = [a for a in state.axes if a.kind in IN_REGISTERS and a.strides[i]]
         touched, run = math.prod(a.size for a in moving), _contiguous_run(moving, i)
         vectors += touched / min(run, VECTOR)
+        even_vectors += touched / min(run & -run, VECTOR)
         loads += 0 if access.is_store else touched
         stored += touched if access.is_store else 0
         footprint += access.itemsize * math.prod(a.size for a in inner if a.strides[i])
         row += access.itemsize * min(access.elements, math.prod(a.size for a in state.axes if a.strides[i]))
     accumulators = state.sizes(AxisType.UPCAST) if any(a.kind in REDUCES for a in state.axes) else 0
     return [log2(loads), log2(vectors), log2(stored), log2(tile / max(vectors, 1e-9)), log2(footprint), log2(row),
-            log2(accumulators), float(accumulators > 32), float(accumulators > 128), len(state.accesses) / 4.0]  # fmt: skip
+            log2(accumulators), float(accumulators > 32), float(accumulators > 128), len(state.accesses) / 4.0,
+            log2(even_vectors), log2(tile / max(even_vectors, 1e-9))]  # fmt: skip
 
 
 def _axis_slot(axis: Axis, position: int, accesses: int) -> list[float]:

@@ -26,7 +26,7 @@ from sims.ensemble import PAD
 SHIPPED = Path(__file__).parent / "data"
 LARGEST = float(np.finfo(np.float32).max)  # of any learned number
 MAX_SETTING = 1_000_000  # of any number in a config
-FEATURES = 1  # version of autotune.features: another version's numbers mean other things
+FEATURES = 2  # version of autotune.features: another version's numbers mean other things
 
 
 Arrays = Mapping[str, np.ndarray]

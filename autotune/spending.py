@@ -3,7 +3,7 @@
 A strategy that has a simulator promises what its best candidates are believed to gain (`MixedSearch.promise`). Any other
 one is taken to gain PRIOR in its first visit and less in each later one, as 1 / (1 + visits)^2. A simulator that promises
 what the device does not keep is believed less with every visit that brought nothing. A visit may also find what nothing
-promised: HOPE / (1 + visits) is the least that any is taken to gain. First visits are short: what two trials show of a kernel
+promised: HOPE / (1 + visits) is the least that any is taken to gain. First visits are short: what one trial shows of a kernel
 says more of where the next ones pay than any promise.
 """
 
@@ -15,10 +15,7 @@ from dataclasses import dataclass
 
 from autotune.kernel import Kernel
 
-FIRST, VISIT = (
-    2,
-    8,
-)  # trials of a kernel at its first visit, twice as many at the next, up to VISIT: preparing it costs a few, too
+FIRST, VISIT = 1, 8  # trials of a kernel at its first visit, and at most: each next one has twice as many
 PRIOR = 1.0  # log2 units promised by a first visit
 DRY = 0.5  # share of a promise that is left after a visit without gain
 HOPE = 0.1  # log2 units that a first visit may bring though nothing was promised
