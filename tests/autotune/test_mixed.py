@@ -169,8 +169,8 @@ def test_children_of_the_fastest_can_be_chosen(guide: Guide):
     proposed = set(search.pool)
     search.tell([Trial(KERNEL.key, s, "ok", (2.0**-i,)) for i, s in enumerate(asked)])
     search._grow = lambda: None  # type: ignore[method-assign]
-    more = search.ask(4)
-    assert len(more) == 4 and set(search.pool) > proposed and not set(more) & set(asked)
+    more = search.ask(12)
+    assert len(more) == 12 and set(search.pool) > proposed and not set(more) & set(asked)
     assert any(s not in proposed for s in more)
 
 
