@@ -5,7 +5,6 @@ Friedman 2001 with histograms, and squares of errors within each kernel: what mo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -197,30 +196,13 @@ def _within(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return values - (np.bincount(place, values) / np.bincount(place))[place]
 
 
-class _Histograms:
-    """Errors and weights [n] of rows by their bins [n, C], of `count` kinds; what no level of a tree changes is computed once."""
-
-    def __init__(self, bins: np.ndarray, error: np.ndarray, weight: np.ndarray, count: int):
-        self.shape = bins.shape[1], count
-        self.place = np.arange(bins.shape[1]) * count + bins  # [n, C], among all bins of a node
-        self.values = [np.repeat(values, bins.shape[1]) for values in (error, weight)]  # [n * C] each
-
-    def of(self, node: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Their sums in each bin, where each row is in a node [n]: [nodes, C, bins] both."""
-        size = math.prod(self.shape)
-        at = (self.place + (node * size)[:, None]).ravel()
-        errors, weights = (np.bincount(at, v, nodes * size).reshape(nodes, *self.shape) for v in self.values)
-        return errors, weights
-
-
 def _grow(bins: np.ndarray, error: np.ndarray, weight: np.ndarray, config: TreesConfig) -> Tree:
     """One tree, level by level, for weighted errors [n] of rows with bins [n, C]; its thresholds are bins yet: right where the
     bin is above, `config.bins - 1` where a node does not split."""
     node, numbers = np.zeros(len(bins), np.int64), np.arange(len(bins))
-    histograms = _Histograms(bins, error, weight, config.bins)
     features, cuts = [], []
     for level in range(config.depth):
-        feature, cut = _splits(*histograms.of(node, 1 << level), config)
+        feature, cut = _splits(bins, node, 1 << level, error, weight, config)
         features.append(feature)
         cuts.append(cut)
         node = 2 * node + (bins[numbers, feature[node]] > cut[node])
@@ -229,15 +211,21 @@ def _grow(bins: np.ndarray, error: np.ndarray, weight: np.ndarray, config: Trees
     return Tree(np.concatenate(features), np.concatenate(cuts), value)
 
 
-def _splits(errors: np.ndarray, weights: np.ndarray, config: TreesConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The split of each node that takes most from the squared errors: (feature [nodes], bin [nodes]). Given is what lies in each
-    bin [nodes, C, bins]."""
-    errors, weights = errors.cumsum(axis=2), weights.cumsum(axis=2)
+def _splits(bins: np.ndarray, node: np.ndarray, nodes: int, error: np.ndarray, weight: np.ndarray,
+            config: TreesConfig) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The split of each node that takes most from the squared errors: (feature [nodes], bin [nodes])."""
+    shape = (nodes, bins.shape[1], config.bins)
+    place = ((node[:, None] * shape[1] + np.arange(shape[1])) * shape[2] + bins).ravel()
+    size = nodes * shape[1] * shape[2]
+    errors, weights = (
+        np.bincount(place, np.repeat(values, shape[1]), size).reshape(shape).cumsum(axis=2)
+        for values in (error, weight)
+    )
     rest, lighter = errors[:, :, -1:] - errors, weights[:, :, -1:] - weights
     ridge = config.ridge
     gain = errors**2 / (weights + ridge) + rest**2 / (lighter + ridge)
     gain -= errors[:, :, -1:] ** 2 / (weights[:, :, -1:] + ridge)
-    gain = np.where((weights >= config.least) & (lighter >= config.least), gain, 0.0).reshape(len(gain), -1)
+    gain = np.where((weights >= config.least) & (lighter >= config.least), gain, 0.0).reshape(nodes, -1)
     best = gain.argmax(axis=1)
-    cut = np.where(gain[np.arange(len(gain)), best] > 0, best % config.bins, config.bins - 1)
+    cut = np.where(gain[np.arange(nodes), best] > 0, best % config.bins, config.bins - 1)
     return best // config.bins, cut

@@ -69,9 +69,8 @@ def check_mask(state, scheduler, counts: Counter) -> np.ndarray:
     assert [may_take(state, a) for a in range(N_ACTIONS)] == mask.tolist()
     theirs = {i - 1 for i in get_kernel_actions(scheduler, include_0=False)}
     ours = set(np.flatnonzero(mask[:BEAM]).tolist())
-    if not theirs and outgrown(
-        state
-    ):  # by padding, which BEAM does not do: it lists nothing then, we what makes nothing larger
+    if not theirs and outgrown(state):
+        # by padding, which BEAM does not do: it lists nothing then, we what makes nothing larger
         assert all(ACTIONS[i].op in (OptOps.SWAP, OptOps.THREAD) for i in ours), state.schedule
         assert all(accepts(scheduler, ACTIONS[i]) for i in ours)
     else:

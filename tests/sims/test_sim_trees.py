@@ -9,7 +9,7 @@ import pytest
 from sims import NearestNeighbour, SimulatorError, Trees, TreesConfig, metrics
 from sims.base import TrainingRows
 from sims.toys import WIDTH, World, make_world, shuffled_within
-from sims.trees import CHUNK, NEVER, Tree, _answers, _binned, _boosted, _edges, _grow, _Histograms, _splits
+from sims.trees import CHUNK, NEVER, Tree, _answers, _binned, _boosted, _edges, _grow, _splits
 
 BAR = 0.80  # pairwise accuracy of 120 trees; nearest neighbour 0.76, shuffled labels 0.5
 SMALL = TreesConfig(rounds=120)
@@ -54,7 +54,7 @@ def test_a_split_is_the_best_of_all(seed: int) -> None:
     bins, node = rng.integers(0, 5, (60, 3)).astype(np.uint8), rng.integers(0, 2, 60)
     weight = rng.integers(1, 4, 60)
     error = weight * rng.standard_normal(60)
-    feature, cut = _splits(*_Histograms(bins, error, weight, 5).of(node, 2), config)
+    feature, cut = _splits(bins, node, 2, error, weight, config)
     for n in range(2):
         inside = node == n
 
@@ -102,9 +102,8 @@ def test_a_row_drawn_twice_counts_as_two() -> None:
 def test_a_lone_row_is_no_leaf(odd: int) -> None:
     bins, error = np.full((6, 1), 1 - odd, np.uint8), np.zeros(6)
     bins[5], error[5] = odd, 100.0
-    sums = _Histograms(bins, error, np.ones(6), 2).of(np.zeros(6, int), 1)
-    assert _splits(*sums, TreesConfig(bins=2, least=2))[1] == 1  # none
-    assert _splits(*sums, TreesConfig(bins=2, least=1))[1] == 0
+    assert _splits(bins, np.zeros(6, int), 1, error, np.ones(6), TreesConfig(bins=2, least=2))[1] == 1  # none
+    assert _splits(bins, np.zeros(6, int), 1, error, np.ones(6), TreesConfig(bins=2, least=1))[1] == 0
 
 
 def test_what_equals_a_threshold_goes_left() -> None:
