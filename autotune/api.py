@@ -51,4 +51,5 @@ def tune(
                           beam=beam)  # fmt: skip
             budget = Budget(trials * len(chosen), seconds)
             results, done = tuner.run(chosen, calls, budget)
-            return Report(device, budget.elapsed(), runner.compiled, results, "" if done else "seconds")
+            stopped, left = "" if done else "seconds", tuner.left(chosen, budget)
+            return Report(device, budget.elapsed(), runner.compiled, results, stopped, left)

@@ -29,6 +29,8 @@ from autotune.space import (
     MAX_LOWERED,
     MAX_STEPS,
     MAX_UPCAST,
+    MOST_UNROLL,
+    MOST_UPCAST,
     N_ACTIONS,
     REDUCE_KINDS,
     SPLIT_TO,
@@ -298,8 +300,8 @@ class Batch:
         room = np.where(itemsize > 0, self.target("shared_max") // tile, np.inf)
         other = np.where(self.of_kind(AxisType.GROUP_REDUCE).any(1), room, np.inf)
         by_op = {
-            OptOps.UPCAST: np.minimum(other, 16),
-            OptOps.UNROLL: np.minimum(other, 32),
+            OptOps.UPCAST: np.minimum(other, MOST_UPCAST),
+            OptOps.UNROLL: np.minimum(other, MOST_UNROLL),
             OptOps.LOCAL: other,
             OptOps.GROUP: room,
             OptOps.GROUPTOP: room,

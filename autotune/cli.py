@@ -49,6 +49,7 @@ from autotune.tuner import Tuner
 
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
 CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
+LARGEST = 1e9  # of any number here: timers take no more seconds
 VERIFIED = 20  # records that `verify` looks at
 VERIFY_HELP = "how many (default: %(default)s)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
@@ -89,8 +90,10 @@ def _at_least(low: float, kind: type[int] | type[float]) -> Any:
             value = kind(text)
         except ValueError:
             value = low - 1
-        if not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number from {low:g} on")
+        if not low <= value < LARGEST:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no {'whole ' * (kind is int)}number from {low:g} to {LARGEST:g}"
+            )
         return value
 
     return parse
@@ -173,7 +176,13 @@ def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
     def option(name: str, **settings: Any) -> None:
         tuning.add_argument(name, **settings)
 
-    option("--trials", type=count, default=16, metavar="N", help="trials per kernel, in all (default: %(default)s)")
+    option(
+        "--trials",
+        type=count,
+        default=16,
+        metavar="N",
+        help="trials, times the number of kernels (default: %(default)s)",
+    )
     option("--seconds", type=seconds, metavar="S", help="stop searching after this long (default: no limit)")
     option(
         "--beam", type=count, default=0, metavar="N", help="then go on by beam search of width N, however long it takes"
@@ -219,8 +228,7 @@ def tune_command(args: argparse.Namespace) -> int:
                       checkpoint=guide, seed=args.seed, beam=args.beam)  # fmt: skip
     print(report.table(), flush=True)
     if report.stopped:
-        left = sum(max(0, args.trials - k.trials) for k in report.kernels)
-        what = f"with {left} trials left" if left else "before the beam had ended"
+        what = f"with {report.left} trials left" if report.left else "before the beam had ended"
         say(f"stopped by --seconds {what}; the same command goes on from there")
     _write_json(args.json, report.to_json())
     return 0

@@ -26,7 +26,6 @@ from tinygrad import Device
 from tinygrad.codegen.opt import KernelOptError, Opt, OptOps
 from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
-from tinygrad.codegen.opt.search import actions as beam_actions
 from tinygrad.device import Allocator, Buffer, BufferSpec, TinyELF
 from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
 from tinygrad.helpers import Context, diskcache_put
@@ -38,7 +37,7 @@ from autotune.errors import DeviceError, IllegalAction
 
 __all__ = [
     "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
-    "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos", "beam_actions",
+    "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos",
     "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "observe_kernels", "read_buffer", "renderer_of",
     "root_scheduler", "settings", "substitute_schedules", "uop_identity",
     "write_beam_cache", "write_buffer",

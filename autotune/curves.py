@@ -20,7 +20,7 @@ import numpy as np
 from autotune.compiler import Renderer
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.measuring.runner import Measurer, commit
+from autotune.measuring.runner import COMPILERS, Measurer, commit
 from autotune.records import Records, Trial
 from autotune.search import Strategy, make_strategy
 from autotune.search.mixed import MixedSearch
@@ -32,7 +32,6 @@ from autotune.tuner import BATCH, CUTOFF
 BUDGETS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # trials of a kernel at which strategies are held against each other
 Make = Callable[[str, Kernel, Renderer, int, Guide | None], Strategy]
 CLOSE = math.log2(1.05)  # "within 5% of the best known"
-COMPILERS = 2  # as `Runner` has
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, r
     searches = {shared.kernel.key: Search(shared, strategy, seed, begin) for shared in kernels}
     turns: dict[str, list[float]] = {key: [] for key in searches}
     spending = Spending([shared.kernel for shared in kernels], calls, lambda k: searches[k.key].best,
-                        lambda k, trials: searches[k.key].promise(trials))  # fmt: skip
+                        lambda k, trials: searches[k.key].promise(trials), lambda k: len(searches[k.key].times))  # fmt: skip
     done, total = 0, budget * len(kernels)
     while done < total and (kernel := spending.next()) is not None:
         before = searches[kernel.key].best

@@ -18,7 +18,6 @@ from autotune.training import Clock, TrainConfig, Trainer, gently
 
 MEASURE_SHARE = 0.3  # of the time goes to random schedules of the program's kernels
 CHECK_KERNELS = 8
-MAX_UPDATES = 4000
 
 
 def fine_tune(
@@ -46,7 +45,7 @@ def fine_tune(
     add_shipped(data, device, corpus.load("train"), guided=True)
     done = guide.agent.updates if guide else 0
     config = TrainConfig(minutes=minutes, seed=seed, measure_share=MEASURE_SHARE, train_share=1.0, check_kernels=CHECK_KERNELS,
-                         max_updates=done + MAX_UPDATES, world="")  # fmt: skip
+                         max_updates=done + TrainConfig.max_updates, world="")  # fmt: skip
     if guide is not None:
         guide.agent.config = gently(guide.agent.config)
     trainer = Trainer(config, {"train": list(kernels), "validation": list(kernels)}, data, records, runner, renderer, device, out,

@@ -124,8 +124,9 @@ class Guide:
         except checkpoint.CheckpointError as error:
             raise UsageError(str(error)) from None
         if meta.get("vocabulary") != VOCABULARY or meta.get("features") != FEATURES:
-            raise UsageError(f"checkpoint {path} speaks another vocabulary ({shown(meta.get('vocabulary'))}, this program "
-                             f"{VOCABULARY}): train a new one with `make train`")  # fmt: skip
+            spoken = f"{shown(meta.get('vocabulary'))}, features {shown(meta.get('features'))}"
+            raise UsageError(f"checkpoint {path} speaks another vocabulary ({spoken}; this program {VOCABULARY}, features "
+                             f"{FEATURES}): train a new one with `make train`")  # fmt: skip
         try:
             agent, simulator = _part(tensors, "agent."), _part(tensors, "simulator.")
             ppo, sim = _config(PPOConfig(), meta["ppo"]), _config(EnsembleConfig(), meta["simulator"])
@@ -204,9 +205,10 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
 
 
 def _serves(description: Path, backend: str) -> bool:
-    """Whether a checkpoint was trained for this backend, and not in a test run of seconds."""
+    """Whether a checkpoint was trained for this backend, by a version that saw the same features, and not in a test run of seconds."""
     try:
         meta = parse(description.read_text())
-        return str(meta["backend"]).split(":")[0] == backend and not meta["draft"]
+        current = meta["vocabulary"] == VOCABULARY and meta["features"] == FEATURES
+        return current and str(meta["backend"]).split(":")[0] == backend and not meta["draft"]
     except (OSError, ValueError, KeyError, TypeError, CodecError):
         return False

@@ -39,7 +39,10 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
 
     Everything else runs as tinygrad would run it. A TinyJit keeps the schedules that it was captured with.
     """
-    opened = records if isinstance(records, Records) else Records(records or default_path(), read_only=True)
+    if not isinstance(records, Records):
+        with contextlib.closing(Records(records or default_path(), read_only=True)) as opened, apply(opened) as applied:
+            yield applied
+        return
     winners: dict[tuple[str, Settings], dict[str, Schedule]] = {}
     chosen: dict[tuple[UOp, Settings], Schedule | None] = {}
     applied = Applied()
@@ -48,7 +51,7 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
         device, now = renderer.target.device, tuple(settings().values())  # a Context inside the block may change them
         if (raw, now) not in chosen:
             if (device, now) not in winners:
-                winners[device, now] = opened.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
+                winners[device, now] = records.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
             found = winners[device, now]
             chosen[raw, now] = found.get(_key_of(raw, renderer)) if found else None
             applied.tuned += chosen[raw, now] is not None
@@ -70,7 +73,8 @@ def _key_of(raw: UOp, renderer: Renderer) -> str:
 def export_beam(records: Records, width: int) -> int:
     """Write all accepted schedules into tinygrad's BEAM cache under `width`; returns how many.
 
-    Kernels without an accepted schedule get their hand-coded one, so that BEAM=`width` searches nothing at all.
+    Kernels without an accepted schedule get their hand-coded one, so that BEAM=`width` searches nothing at all; but those that
+    could not be measured, of which nothing is known.
     """
     device = default_device()
     renderer, own = renderer_of(device), fingerprint_id(fingerprint(device))
@@ -79,7 +83,7 @@ def export_beam(records: Records, width: int) -> int:
     for kernel in records.kernels():
         history = records.history(kernel.key, own)
         hand = history.baselines.get("hand_coded")
-        if hand is not None:
+        if hand is not None and (kernel.key in winners or hand.seconds is not None):
             write_beam_cache(kernel.ast, winners.get(kernel.key, hand.schedule), width, renderer)
             exported += 1
     return exported

@@ -71,6 +71,7 @@ class Report:
     compiled: int
     kernels: list[KernelResult]
     stopped: str = ""  # why not everything was done: "" or "seconds"
+    left: int = 0  # trials that were allowed and were not made
 
     @property
     def hand_coded_seconds(self) -> float:

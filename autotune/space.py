@@ -32,6 +32,7 @@ from autotune.kernel import Kernel, Schedule, schedule_to_json
 
 MAX_STEPS = 8  # actions in an episode, STOP included in none of them
 MAX_UPCAST, MAX_LOCAL = 256, 1024  # BEAM's own limits
+MOST_UPCAST, MOST_UNROLL = 16, 32  # in one split: tinygrad's
 MAX_LOWERED = 4000.0  # operations that a kernel may be expected to have after lowering: more compiles for ten seconds
 STOP = None  # the action that ends an episode; it is the last of the vocabulary
 
@@ -264,9 +265,9 @@ def _legal(state: State, opt: Opt, position: int) -> bool:
 def _kind_allows(state: State, op: OptOps, axis: Axis, amount: int) -> bool:
     target = state.target
     if op is OptOps.UPCAST:
-        return axis.kind in (AxisType.GLOBAL, AxisType.LOCAL, AxisType.WEAK) and amount <= 16
+        return axis.kind in (AxisType.GLOBAL, AxisType.LOCAL, AxisType.WEAK) and amount <= MOST_UPCAST
     if op is OptOps.UNROLL:
-        return amount <= 32
+        return amount <= MOST_UNROLL
     if op is OptOps.LOCAL:
         return target.has_local and not state.no_locals and axis.kind in (AxisType.GLOBAL, AxisType.WEAK)
     if op is OptOps.THREAD:

@@ -79,7 +79,7 @@ class TrainConfig:
     checks: int = 2  # times at most that the policy's schedules are measured and the simulator is fitted again
     check_kernels: int = 12  # training kernels in each check
     check_trials: int = 4  # schedules of each of them
-    max_updates: int = 4000  # PPO updates at most, and the length of its annealing
+    max_updates: int = 4000  # PPO updates at most
     sim_steps: int = 1500  # of fitting the simulator
     world: str = "linear"  # simulator of paths that the strategy `muzero` plans in, see `world.SIMULATORS`; empty: none
     sequential_updates: int = 0  # PPO updates of a policy that sees what that simulator sees, for `sequential`; 0: none

@@ -33,6 +33,7 @@ BATCH = 4  # trials between two talks with the strategy: enough to compile in pa
 FRESH = (
     2.0  # seconds that a final timing takes beyond the preparation of its kernel: a new process, and the duel itself
 )
+MAX_SEED = 1 << 63  # that a records file can hold
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 
 
@@ -55,13 +56,20 @@ class Tuner:
             )
         if beam < 0:
             raise UsageError(f"a beam cannot be {beam} wide")
+        if trials < 0 or not 0 <= seed < MAX_SEED:
+            raise UsageError(
+                f"neither {trials} trials nor seed {seed} may be negative, nor a seed have more than 63 bits"
+            )
         self.records, self.measurer, self.renderer = records, measurer, renderer
         self.trials, self.strategy, self.guide, self.seed, self.progress = trials, strategy, guide, seed, progress
         self.winners = Winners(records, measurer)
         self.beam = beam  # width of the beam search that goes on where the trials end; 0: none
         self._final_seconds: dict[str, float] = {}  # that the final timing of a kernel may take
-        self._waiting: dict[str, float] = {}  # of kernels that have something to time
+        self._waiting: dict[str, int] = {}  # how often the device has to be given a kernel for it
         self._searches: dict[str, tuple[Strategy, int]] = {}  # with how much of its kernel's history each was told
+        self._cut = False  # whether time ended a visit
+        # trials of a budget that kernels share, other tuners' among them
+        self._on_record: Callable[[], int] = lambda: 0
 
     def run(
         self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget
@@ -77,8 +85,8 @@ class Tuner:
 
             def begin(kernel: Kernel) -> None:
                 began = budget.elapsed()
-                self.baselines(kernel)
-                self._final_seconds[kernel.key] = budget.elapsed() - began + FRESH
+                if self.baselines(kernel):
+                    self._final_seconds[kernel.key] = budget.elapsed() - began + FRESH
                 self._reserve(kernel, budget, self._has_winner(kernel))
                 bar.update(2)
 
@@ -91,36 +99,44 @@ class Tuner:
                 bar.set_postfix_str(f"beam, {kernel.name}")
                 finished &= self.continue_by_beam(kernel, budget)
 
-            share(*where, kernels, begin)
+            share(*where, kernels, begin, budget.in_time)
             order = sorted(kernels, key=lambda k: -self.hand_coded_seconds(k) * calls[k.key])
             if self.strategy == POOLED and self.trials:
                 self.spend(order, calls, budget, bar)
             else:
                 share(*where, order, search, lambda: budget.left(1) > 0)
             if self.beam:
-                share(*where, order, beam)
+                share(*where, order, beam, budget.in_time)
         tried = self._tried(kernels, budget)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
-            share(*where, order, lambda kernel: (self.winners.finish(kernel), bar.update(1)))
+            share(*where, order, lambda kernel: (self.winners.finish(kernel), bar.update(1)), budget.in_time)
         return [self.result(k, calls[k.key]) for k in order], tried and finished
 
-    def _tried(self, kernels: Sequence[Kernel], budget: Budget) -> bool:
-        """Whether there is nothing left to try. Under `auto` the budget counts what was on record, too; any other strategy
+    def left(self, kernels: Sequence[Kernel], budget: Budget) -> int:
+        """Trials that are allowed and were not made. Under `auto` the budget counts what was on record, too; any other strategy
         gives each kernel trials of its own."""
-        if budget.left(1) > 0 or budget.spent >= budget.trials:
-            return True
-        return self.strategy != POOLED and all(self.history_spent(k) >= self.trials for k in kernels)
+        if self.strategy == POOLED:
+            return max(0, budget.trials - budget.spent)
+        return sum(max(0, self.trials - self.history_spent(k)) for k in kernels)
 
-    def baselines(self, kernel: Kernel) -> None:
-        """Measure both, where that is not on record; an accident once more, in a later run."""
+    def _tried(self, kernels: Sequence[Kernel], budget: Budget) -> bool:
+        """Whether there is nothing left to try."""
+        if self._cut:
+            return False
+        return budget.left(1) > 0 or budget.spent >= budget.trials or not self.left(kernels, budget)
+
+    def baselines(self, kernel: Kernel) -> bool:
+        """Measure both, where that is not on record; an accident once more, in a later run. Whether they were measured."""
         history = self._history(kernel)
         known, tries = history.baselines, Counter(t.kind for t in history.trials)
-        if "hand_coded" not in known or any(
+        wanted = "hand_coded" not in known or any(
             known[kind].verdict in ACCIDENTS and tries[kind] < 2
             for kind in ("unoptimized", "hand_coded")
             if kind in known
-        ):
+        )
+        if wanted:
             commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
+        return wanted
 
     def search(self, kernel: Kernel, budget: Budget, tick: Callable[[int], Any] = lambda n: None) -> None:
         """Spend this kernel's trials; those that are on record already count as spent."""
@@ -129,7 +145,7 @@ class Tuner:
             tick(self.trials)
             return
         tick(min(history.spent, self.trials))
-        if self.trials == 0 and self.guide is not None and "answer" not in history.baselines:
+        if self.trials == 0 and self.guide is not None and "answer" not in history.baselines and budget.in_time():
             self._answer(kernel, history)
         made = self.visit(kernel, self.trials - history.spent, budget, tick)
         if budget.left(1) > 0:
@@ -139,7 +155,11 @@ class Tuner:
 
     def spend(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget, bar: tqdm) -> None:
         """Spend the trials of all kernels where they pay most; those on record already count as spent."""
-        spending = Spending(self._open_to(kernels, calls, budget), calls, self.best_seconds, self._promise)
+        spending = Spending(
+            self._open_to(kernels, calls, budget), calls, self.best_seconds, self._promise, self.history_spent
+        )
+        elsewhere = self._made(kernels) - budget.spent  # under other programs, beyond what counts for this one
+        self._on_record = lambda: self._made(kernels) - elsewhere
         bar.update(min(budget.spent, self.trials * len(kernels)))
 
         def visit(kernel: Kernel) -> None:
@@ -147,8 +167,18 @@ class Tuner:
             before = self.best_seconds(kernel)
             spending.visited(kernel, before, self.visit(kernel, spending.size(kernel), budget, bar.update))
 
-        while budget.left(1) > 0 and (kernel := spending.next()) is not None:
-            share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: budget.left(1) > 0)
+        while self._left(budget, 1) > 0 and (kernel := spending.next()) is not None:
+            share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: self._left(budget, 1) > 0)
+
+    def _made(self, kernels: Sequence[Kernel]) -> int:
+        """Trials of these kernels on record."""
+        spent = self.records.spent(self.measurer.fingerprint)
+        return sum(spent[k.key] for k in kernels)
+
+    def _left(self, budget: Budget, wanted: int) -> int:
+        """How many of `wanted` trials may still be made; what other tuners made meanwhile is spent, too."""
+        budget.spent = max(budget.spent, self._on_record())
+        return budget.left(wanted)
 
     def _open_to(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget) -> Sequence[Kernel]:
         """Count what is on record as spent; returns the kernels on which the rest may go.
@@ -186,14 +216,20 @@ class Tuner:
         """Make up to `limit` trials of a kernel, as far as the budget and its strategy go; returns how many."""
         history, made = self._history(kernel), 0
         self._reserve(kernel, budget, True)  # it may find a winner
-        while (count := budget.left(min(BATCH, limit - made))) > 0:
-            strategy = self._opened(kernel, history)
+        while (count := self._left(budget, min(BATCH, limit - made))) > 0:
+            began, strategy = budget.elapsed(), self._opened(kernel, history)
             asked = strategy.ask(count)
             if not asked:
                 break
-            made += len(
-                self._measure(kernel, history, asked, partial(origin_of, strategy), partial(self._spent, budget, tick))
+            trials = self._measure(
+                kernel, history, asked, partial(origin_of, strategy), partial(self._spent, budget, tick)
             )
+            made += len(trials)
+            if kernel.key not in self._final_seconds:  # its baselines were on record
+                preparing = budget.elapsed() - began - sum(t.verify_seconds + t.timing_seconds for t in trials)
+                self._final_seconds[kernel.key] = preparing + FRESH
+                self._reserve(kernel, budget, True)
+        self._cut |= made < limit and not budget.in_time()
         self._opened(kernel, history)
         self._remember(kernel, history)
         self._reserve(kernel, budget, self._has_winner(kernel))
@@ -239,14 +275,20 @@ class Tuner:
         tick(1)
 
     def _has_winner(self, kernel: Kernel) -> bool:
-        """Whether something on record is faster than hand-coded, though it be the un-optimized kernel."""
+        """Whether something on record is faster than hand-coded, though it be the un-optimized kernel, and not yet decided."""
         best = self.best_seconds(kernel)
-        return best is not None and best < self.hand_coded_seconds(kernel)
+        return best is not None and best < self.hand_coded_seconds(kernel) and not self.winners.decided(kernel)
 
     def _reserve(self, kernel: Kernel, budget: Budget, winner: bool) -> None:
-        """Keep back what the final timing of a kernel will take, judged by what its baselines took."""
-        self._waiting[kernel.key] = self._final_seconds.get(kernel.key, FRESH) if winner else 0.0
-        budget.reserved = sum(self._waiting.values())
+        """Keep back what the final timing of a kernel will take, judged by what its baselines took, or its first trials; or
+        other kernels', where it had none in this run."""
+        again = (
+            self.strategy == POOLED and len(self.winners.rivals(kernel)) > 1
+        )  # the fastest are compared in the end, too
+        self._waiting[kernel.key] = (1 + again) if winner else 0
+        known = self._final_seconds
+        other = statistics.mean(known.values()) if known else FRESH
+        budget.reserved = sum(times * known.get(key, other) for key, times in self._waiting.items())
 
     def _answer(self, kernel: Kernel, history: History) -> None:
         """Zero trials: the strategy's single answer, compiled and verified, held against hand-coded like any winner."""

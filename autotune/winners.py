@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
@@ -14,12 +14,16 @@ from autotune.records import Final, History, Records
 CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
 
 
-def contenders(history: History) -> list[Schedule]:
-    """The fastest verified schedules, each binary once: those within CLOSE of the best, fastest first."""
+def contenders(history: History, served: Schedule | None = None) -> list[Schedule]:
+    """The fastest verified schedules, each binary once: those within CLOSE of the best, fastest first; then the one that is
+    served, so that only what beats it side by side takes its place."""
     good = sorted(history.good, key=lambda t: t.seconds or 0.0)
     distinct = {t.code_hash or t.schedule: t for t in reversed(good)}
     close = [t for t in good if t in distinct.values() and (t.seconds or 0.0) <= CLOSE * (good[0].seconds or 0.0)]
-    return list(dict.fromkeys(t.schedule for t in close))[:CONTENDERS]
+    found = list(dict.fromkeys(t.schedule for t in close))[:CONTENDERS]
+    if served is not None and served not in found and any(t.schedule == served for t in good):
+        found.append(served)
+    return found
 
 
 class Winners:
@@ -31,14 +35,24 @@ class Winners:
     def settle(self, kernel: Kernel) -> Schedule | None:
         """The fastest schedule, by sequential halving over those that single timings cannot tell apart; None without any."""
         while True:
-            rivals = contenders(self._history(kernel))
             try:
-                while len(rivals) > 1:
-                    medians = dict(zip(rivals, map(statistics.median, self._compare(kernel, rivals)), strict=True))
-                    rivals = sorted(rivals, key=lambda s: medians[s])[: (len(rivals) + 1) // 2]
-                return rivals[0] if rivals else None
+                return self._halved(kernel, self._compare)
             except Refuted as refuted:
                 commit(self.records, self.measurer, kernel, [refuted.trial])
+
+    def _halved(
+        self, kernel: Kernel, compare: Callable[[Kernel, Sequence[Schedule]], Sequence[Sequence[float]]]
+    ) -> Schedule | None:
+        rivals = self.rivals(kernel)
+        while len(rivals) > 1:
+            medians = dict(zip(rivals, map(statistics.median, compare(kernel, rivals)), strict=True))
+            rivals = sorted(rivals, key=lambda s: medians[s])[: (len(rivals) + 1) // 2]
+        return rivals[0] if rivals else None
+
+    def rivals(self, kernel: Kernel) -> list[Schedule]:
+        """What `settle` compares."""
+        served = self.records.served(self.measurer.fingerprint, PROTOCOL, kernel.key).get(kernel.key)
+        return contenders(self._history(kernel), None if served is None else served.schedule)
 
     def _compare(self, kernel: Kernel, rivals: Sequence[Schedule]) -> list[tuple[float, ...]]:
         times = self.records.duel(kernel.key, self.measurer.fingerprint, rivals)
@@ -46,6 +60,29 @@ class Winners:
             times = self.measurer.duel(kernel, rivals, fresh=False)
             self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
         return times
+
+    def _recorded(self, kernel: Kernel, rivals: Sequence[Schedule]) -> list[tuple[float, ...]]:
+        times = self.records.duel(kernel.key, self.measurer.fingerprint, rivals)
+        if times is None:
+            raise LookupError("never compared")
+        return times
+
+    def decided(self, kernel: Kernel) -> bool:
+        """Whether `finish` would find all that it asks on record."""
+        hand = self._history(kernel).baselines.get("hand_coded")
+        if hand is None or hand.seconds is None:
+            return True
+        try:
+            best = self._halved(kernel, self._recorded)
+        except LookupError:
+            return False
+        return best is None or best == hand.schedule or self._verdict(kernel, best) is not None
+
+    def _verdict(self, kernel: Kernel, schedule: Schedule) -> Final | None:
+        """On record, and not to be looked at again: a refusal in a noisy minute is."""
+        final = self.records.final(kernel.key, self.measurer.fingerprint, schedule)
+        usable = final is not None and final.protocol >= PROTOCOL and (final.accepted or final.noise <= NOISE_FLOOR)
+        return final if usable else None
 
     def finish(self, kernel: Kernel) -> Final | None:
         """Time the fastest against hand-coded in a fresh process, unless that was done for this very schedule."""
@@ -55,9 +92,8 @@ class Winners:
         while (best := self.settle(kernel)) is not None:
             if best == hand.schedule:
                 return None
-            final = self.records.final(kernel.key, self.measurer.fingerprint, best)
-            if final is not None and final.protocol >= PROTOCOL and (final.accepted or final.noise <= NOISE_FLOOR):
-                return final  # but a refusal in a noisy minute is looked at again
+            if (final := self._verdict(kernel, best)) is not None:
+                return final
             rivals = [best, hand.schedule, hand.schedule]
             try:
                 times = self.measurer.duel(kernel, rivals)

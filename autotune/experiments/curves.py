@@ -34,6 +34,7 @@ from autotune.experiments.train import keep, sample
 from autotune.experiments.tuning import program_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
+from autotune.records.store import copy_records
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, Strategy, make_strategy
 
 # strategies whose kernels share their trials, and what searches each of these kernels: `auto-no-memory`, say
@@ -41,7 +42,7 @@ POOLS = {POOLED: POOLED, **{f"{POOLED}-{name}": name for name in ABLATIONS}}
 GUIDED = NEEDS_GUIDE | set(ABLATIONS) | set(POOLS)
 experiment = make_experiment("curves")
 experiment.add_config({
-    "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
+    "checkpoint": "",  # empty: the newest of `make train`, else the one that ships; "shipped": that one in any case
     "split": "held_out",  # or validation
     "kernels": 8,  # drawn from the split
     "program": "",  # one of programs.PROGRAMS, or a script, whose kernels are taken in place of the split's ...
@@ -62,10 +63,10 @@ experiment.add_named_config("bench", {
     "strategies": ["beam", "auto", "mixed", "policy", "ranker", "evolution", "random", "recipe"],
     "seeds": 3, "fewer": [["beam", 1], ["recipe", 1]],
     "more": [["beam", 1000], ["random", 256], ["recipe", 1]],
-    "checkpoint": "autotune/data/guide-cpu",
+    "checkpoint": "shipped",
 })  # fmt: skip
 experiment.add_named_config("ablations", {
-    "strategies": ["mixed", *ABLATIONS, "random"], "trials": 32, "seeds": 3, "checkpoint": "autotune/data/guide-cpu",
+    "strategies": ["mixed", *ABLATIONS, "random"], "trials": 32, "seeds": 3, "checkpoint": "shipped",
 })  # fmt: skip
 
 
@@ -100,9 +101,11 @@ def take_over(part: Path, out: Path) -> None:
                 name = curve["strategy"]
                 budget = dict(figures["settings"]["more"]).get(name, figures["settings"]["trials"])
                 curve_file(part, name, curve["seed"], budget, curve["kernel"]).write_text(json.dumps(curve))
-        for path in [*part.glob("curve-*.json"), *part.glob("records.db")]:
+        for path in part.glob("curve-*.json"):
             if not (out / path.name).exists():
                 shutil.copy(path, out / path.name)
+        if (part / "records.db").exists() and not (out / "records.db").exists():
+            copy_records(part / "records.db", out / "records.db")
 
 
 def curve_file(folder: Path, name: str, seed: int, budget: int, key: str) -> Path:

@@ -16,7 +16,7 @@ from autotune.guide import Guide, find_checkpoint
 
 experiment = make_experiment("evaluate")
 experiment.add_config({
-    "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
+    "checkpoint": "",  # empty: the newest of `make train`, else the one that ships; "shipped": that one in any case
     "split": "held_out",  # or validation
     "kernels": 24,  # drawn from the split
     "trials": 16,  # for each kernel and strategy
@@ -41,11 +41,11 @@ def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 def keep_guide(session: Session, named: str) -> Path:
     """The checkpoint in the run's own directory; a replay finds it there already."""
     target = session.out / "guide"
-    return (
-        target
-        if target.with_suffix(".json").exists()
-        else keep(find_checkpoint(Path(named) if named else None, session.device), target)
-    )
+    if target.with_suffix(".json").exists():
+        return target
+    if named == "shipped":
+        return keep(find_checkpoint(None, session.device, runs=None), target)
+    return keep(find_checkpoint(Path(named) if named else None, session.device), target)
 
 
 @experiment.main

@@ -27,7 +27,13 @@ EXPERIMENTS: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
     "imagination": compare_imagination, "curves": compare_curves,
 }  # fmt: skip
 WITHOUT_DEVICE = ("agents", "imagination")  # experiments on recorded timings: there is nothing of their own to replay
-KEPT = ("guide.json", "guide.safetensors", "start.json", "start.safetensors", "program.json")  # what a run started from
+KEPT = (
+    "guide*.json",
+    "guide*.safetensors",
+    "start.json",
+    "start.safetensors",
+    "program.json",
+)  # what a run started from
 WALL_CLOCK = ("seconds", "each_trial")  # figures that hold what thinking took: a replay thinks again
 
 
@@ -43,9 +49,8 @@ def main(run: Path, live: bool) -> int:
 def _replay(label: Path, run: Path, out: Path, live: bool) -> int:
     name, settings, recorded = read_run(run)
     out.mkdir()
-    for file in KEPT:
-        if (run / file).exists():
-            shutil.copy(run / file, out / file)
+    for file in (found for kind in KEPT for found in run.glob(kind)):
+        shutil.copy(file, out / file.name)
     session = _live(out) if live or name in WITHOUT_DEVICE else _recorded(run, out, recorded)
     figures = json.loads(json.dumps(session.finish(EXPERIMENTS[name](session, settings))["figures"]))
     differences = list(compare(recorded["figures"], figures))

@@ -38,7 +38,7 @@ class Length:
 def measure_noise(
     runner: Runner, repeats: int = REPEATS, tell: Callable[[Length], None] = lambda length: None
 ) -> list[Length]:
-    """Compare kernels of several lengths with themselves, as the final timing compares, and `tell` of each length.
+    """Compare kernels of several lengths with themselves, for as long as the final timing does, and `tell` of each length.
 
     The two sides of a comparison are loaded apart, so that where a binary happens to lie counts as noise too. Takes
     about half a second a comparison.

@@ -35,6 +35,7 @@ MAX_DEVICE_FAILURES = 3  # probes in a row: then it is the device that is at fau
 NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A difference
 SETTLE_SECONDS = 0.06  # of each of the fastest few, compared on the bench
 KEPT_PROGRAMS = 256  # binaries of late, so that a duel compiles nothing again
+COMPILERS = 2  # candidates compiled side by side
 
 
 Done = Callable[[Trial], None]  # called with each trial as soon as it is finished
@@ -73,7 +74,7 @@ def device_lock(device: str, exclusive: bool) -> Iterator[None]:
 class Runner:
     """Measures on the hardware. `compiled` counts every compilation of a candidate."""
 
-    def __init__(self, device: str, workers: int = 2):
+    def __init__(self, device: str, workers: int = COMPILERS):
         self.device = device
         self.fields = fingerprint(device)
         self.fingerprint = fingerprint_id(self.fields)

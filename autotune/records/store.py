@@ -65,6 +65,11 @@ class Trial:
             self.kind == "trial" and not self.strategy.endswith("/beam") and not self.strategy.startswith("finetune/")
         )
 
+    @property
+    def refutes(self) -> bool:
+        """Whether its schedule is not to be used, whatever another trial said of it."""
+        return self.verdict == "wrong_output" or (self.kind == "recheck" and self.verdict != "ok")
+
 
 @dataclass(frozen=True)
 class Final:
@@ -106,8 +111,8 @@ class History:
 
     @property
     def good(self) -> list[Trial]:
-        """Timed trials and baselines of all schedules but those that failed when they were looked at again."""
-        refuted = {t.schedule for t in self.trials if t.kind == "recheck" and t.verdict != "ok"}
+        """Timed trials and baselines of all schedules but those that failed when they were looked at again, or were ever wrong."""
+        refuted = {t.schedule for t in self.trials if t.refutes}
         return [t for t in self.trials if t.seconds is not None and t.kind != "recheck" and t.schedule not in refuted]
 
     @property
@@ -140,7 +145,9 @@ class Records:
         with self._typed_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             where = f"file:{quote(str(self.path))}?mode=ro" if read_only else str(self.path)
-            self.db = sqlite3.connect(where, uri=read_only, timeout=60.0, isolation_level=None)
+            self.db = sqlite3.connect(
+                where, uri=read_only, timeout=60.0, isolation_level=None, check_same_thread=not read_only
+            )  # a program under `apply` may do its work in another thread
             self._open(read_only)
 
     def _open(self, read_only: bool) -> None:
@@ -274,6 +281,15 @@ class Records:
         """All trials of a kernel on a device, in the order in which they were committed."""
         return History([_made(Trial, row) for row in self._of("trials", kernel, fingerprint)])
 
+    def spent(self, fingerprint: str) -> Counter[str]:
+        """By kernel key the trials on a device that a budget counts (`Trial.counted`), without reading them."""
+        with self._typed_errors():
+            found = self.db.execute(
+                "SELECT kernel, count(*) FROM trials WHERE fingerprint = ? AND kind = 'trial' AND strategy NOT GLOB '*/beam' "
+                "AND strategy NOT GLOB 'finetune/*' GROUP BY 1", (fingerprint,)
+            ).fetchall()  # fmt: skip
+            return Counter(dict(found))
+
     def _of(self, table: str, kernel: str, fingerprint: str) -> list[Row]:
         return list(self.rows(table, "WHERE kernel = ? AND fingerprint = ?", (kernel, fingerprint)).values())
 
@@ -301,13 +317,13 @@ class Records:
 
         Of each schedule the latest verdict counts, and of those that were accepted the newest: a schedule that was refused
         withdraws no other. Verdicts of an older protocol do not count, nor schedules that failed when they were looked at
-        again.
+        again, or were ever wrong.
         """
         where, arguments = "WHERE fingerprint = ?", [fingerprint]
         if kernel is not None:
             where, arguments = f"{where} AND kernel = ?", [fingerprint, kernel]
-        again = self.rows("trials", f"{where} AND kind = 'recheck' AND verdict != 'ok'", arguments).values()
-        refuted = {(row["kernel"], row["schedule"]) for row in again}
+        suspects = self.rows("trials", f"{where} AND verdict != 'ok'", arguments).values()
+        refuted = {(row["kernel"], row["schedule"]) for row in suspects if _made(Trial, row).refutes}
         latest: dict[tuple[str, Schedule], Final] = {}
         for row in self.rows("finals", where, arguments).values():
             if row["protocol"] >= protocol:
@@ -328,6 +344,12 @@ class Records:
         with self._typed_errors():
             found = self.db.execute("SELECT fingerprint, count(DISTINCT kernel), count(*) FROM trials GROUP BY 1")
             return {str(own): (kernels, trials) for own, kernels, trials in found.fetchall()}
+
+
+def copy_records(source: Path, target: Path) -> None:
+    """All that a records file holds, even what a killed run has left in the log beside it."""
+    with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
+        old.backup(new)
 
 
 def _insertion(table: str, guard: str = "") -> str:

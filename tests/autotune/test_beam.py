@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from tiny import kernel_of
 from tinygrad import Tensor
+from tinygrad.codegen.opt.search import actions as beam_actions
 
-from autotune.compiler import OptOps, beam_actions, renderer_of
+from autotune.compiler import OptOps, renderer_of
 from autotune.kernel import Schedule
 from autotune.records import Trial
 from autotune.search.beam import BeamSearch

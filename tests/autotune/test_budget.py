@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,53 +12,72 @@ from test_never_worse import KERNELS, Adversary
 
 from autotune.budget import Budget
 from autotune.compiler import renderer_of
+from autotune.guide import SHIPPED, Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, Trial
+from autotune.search import NEEDS_GUIDE, POOLED
 from autotune.tuner import FRESH, Tuner
 
 PREPARED, TRIAL, DUEL = 3.0, 1.0, 2.0  # seconds of the clock below
 
 
 class Slow(Adversary):
-    """An honest device on a clock of its own, which only it moves: preparing a kernel takes 3 s, a trial 1 s, a duel 2 s."""
+    """An honest device on a clock of its own, which only it moves: preparing a kernel, if it is not the one that it holds, takes
+    3 s, a trial 1 s, a duel 2 s."""
 
     def __init__(self) -> None:
         super().__init__(0, 0.0, 0.0)
-        self.now = 0.0
+        self.now, self.holds = 0.0, ""
+
+    def hold(self, kernel: Kernel) -> None:
+        self.now += PREPARED * (self.holds != kernel.key)
+        self.holds = kernel.key
 
     def baselines(self, kernel: Kernel) -> list[Trial]:
-        self.now += PREPARED
+        self.hold(kernel)
         return super().baselines(kernel)
 
     def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None,
                 done: Callable | None = None) -> list[Trial]:  # fmt: skip
+        self.hold(kernel)
         self.now += TRIAL * len(schedules)
         return super().measure(kernel, schedules, cutoff, done)
 
+    def _trial(self, kernel: Kernel, schedule: Schedule) -> Trial:
+        return replace(super()._trial(kernel, schedule), timing_seconds=TRIAL)
+
     def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
-        self.now += DUEL + (PREPARED if fresh else 0.0)
+        if fresh:
+            self.now += PREPARED
+        else:
+            self.hold(kernel)
+        self.now += DUEL
         return super().duel(kernel, schedules, fresh)
 
 
-def late(folder: Path, seconds: float, kept: bool) -> float:
+def late(folder: Path, seconds: float, kept: bool, strategy: str, resumed: bool) -> float:
     """Seconds by which five kernels are done too late."""
-    device = Slow()
+    device, kernels = Slow(), KERNELS[:5]
     with closing(Records(folder / f"{kept}.db")) as records:
-        tuner = Tuner(records, device, renderer_of("CPU"), trials=50, strategy="random", progress=False)
+        guide = Guide.load(SHIPPED / "guide-cpu") if strategy in NEEDS_GUIDE else None
+        tuner = Tuner(records, device, renderer_of("CPU"), trials=50, strategy=strategy, guide=guide, progress=False)
         if not kept:
             tuner._reserve = lambda *_: None  # type: ignore[method-assign]
-        results, done = tuner.run(
-            KERNELS[:5], {k.key: 1 for k in KERNELS[:5]}, Budget(250, seconds, lambda: device.now)
-        )
+        for kernel in kernels if resumed else ():
+            tuner.baselines(kernel)
+        device.now = 0.0
+        results, done = tuner.run(kernels, {k.key: 1 for k in kernels}, Budget(250, seconds, lambda: device.now))
     assert not done and sum(r.trials for r in results) >= 4
     return device.now - seconds
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("strategy", ["random", POOLED])
 @pytest.mark.parametrize("seconds", [60.0, 120.0])
-def test_a_program_is_done_in_time(tmp_path: Path, seconds: float) -> None:
+def test_a_program_is_done_in_time(tmp_path: Path, seconds: float, strategy: str, resumed: bool) -> None:
     """Within a batch of four trials and one comparison; the control, which keeps nothing back, is late by its finals."""
     bound = 4 * TRIAL + DUEL
-    assert late(tmp_path, seconds, True) <= bound < late(tmp_path, seconds, False)
+    assert late(tmp_path, seconds, True, strategy, resumed) <= bound < late(tmp_path, seconds, False, strategy, resumed)
 
 
 def test_what_is_kept_back_by_hand() -> None:

@@ -216,6 +216,23 @@ def test_other_settings_within_the_block_have_winners_of_their_own(tmp_path):
         assert [found == WINNER for found in during] == wanted and (applied.tuned, applied.plain) == (1, 1)
 
 
+def test_a_program_may_do_its_work_in_another_thread(tmp_path):
+    """All of it: tinygrad's own cache belongs to the thread that compiles first."""
+    x = array(36, 21)
+    with autotune.capture() as program:
+        (x - 7).realize()
+    records_with(tmp_path / "r.db", program).close()
+    code = ("import sys, threading\nfrom test_capture_apply import array, autotune\n"
+            "with autotune.apply(sys.argv[1]) as applied:\n"
+            "    thread = threading.Thread(target=lambda: (array(36, 21) - 7).realize())\n"
+            "    thread.start(), thread.join()\nprint(applied.tuned)")  # fmt: skip
+    command = [sys.executable, "-c", code, str(tmp_path / "r.db")]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, env=dict(os.environ), capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "1", done.stderr[-2000:]
+
+
 def test_a_jit_keeps_its_schedules(tmp_path):
     x = array(60, 12)
     with autotune.capture() as program:
@@ -305,7 +322,11 @@ def test_a_kernel_without_a_winner_is_exported_hand_coded(tmp_path, monkeypatch)
     records = records_with(tmp_path / "r.db", program, accepted=False)
     (kernel,) = program.kernels.values()
     assert export_beam(records, 2) == 1 and written == {(hand_coded(kernel.ast, renderer_of(DEVICE)), 2): 1}
-    assert fingerprint_id(fingerprint(DEVICE)) in records.fingerprints()
+    own = fingerprint_id(fingerprint(DEVICE))
+    assert own in records.fingerprints()
+    records.db.execute("DELETE FROM trials")  # nothing is left but a hand-coded form that could not be prepared
+    records.add_trial(own, Trial(kernel.key, (), "crashed", kind="hand_coded"), PROTOCOL)
+    assert export_beam(records, 2) == 0 and written.total() == 1
 
 
 @pytest.mark.slow

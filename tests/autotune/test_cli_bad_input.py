@@ -30,7 +30,8 @@ def test_wrong_commands(folder, capsys):
     assert "COMMAND" in fails(capsys, 2)
     assert "SCRIPT" in fails(capsys, 2, "tune")
     assert "--beam" in fails(capsys, 2, "export-beam")
-    assert "'x' is no whole number from 0 on" in fails(capsys, 2, "tune", "--trials", "x", small)
+    assert "'x' is no whole number from 0 to 1e+09" in fails(capsys, 2, "tune", "--trials", "x", small)
+    assert "'1e10' is no number from 0.001 to" in fails(capsys, 2, "tune", "--capture-seconds", "1e10", small)
     assert "'-1' is no number" in fails(capsys, 2, "tune", "--seconds", "-1", small)
     line = fails(capsys, 2, "tune", "--strategy", "magic", small)
     assert "'magic'" in line and "random" in line

@@ -111,5 +111,5 @@ def test_what_is_wrong_is_one_line(filled, tmp_path, capsys):
     assert "No such file" in fails(capsys, 1, "import", "--records", records, tmp_path / "none.jsonl")
     assert "no records file" in fails(capsys, 1, "export", "--records", tmp_path / "none.db", tmp_path / "x")
     assert "Is a directory" in fails(capsys, 1, "export", "--records", filled, tmp_path)
-    assert "no whole number from 1 on" in fails(capsys, 2, "verify", "--records", filled, "-n", "0")
+    assert "no whole number from 1 to" in fails(capsys, 2, "verify", "--records", filled, "-n", "0")
     assert "FILE" in fails(capsys, 2, "merge", "--records", records)

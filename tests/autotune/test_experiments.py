@@ -124,15 +124,19 @@ def test_searches_of_a_program_are_kept_and_repeated_without_a_device(tmp_path: 
 
 @pytest.mark.slow
 def test_checkpoints_and_ablations_are_compared_as_strategies(tmp_path: Path):
-    """The same checkpoint under another name finds the same."""
-    shipped = SHIPPED / "guide-cpu"
+    """The same checkpoint under another name finds the same, in a replay, too, when the original is gone."""
+    twin = [
+        Path(shutil.copy(SHIPPED / f"guide-cpu{kind}", tmp_path / f"twin{kind}")) for kind in (".json", ".safetensors")
+    ]
     settings = ["program=matmul", "trials=3", "seeds=1", "strategies=['mixed', 'twin', 'no-simulator']",
-                f"checkpoint={shipped}", f"guides=[['twin', '{shipped}']]"]  # fmt: skip
+                "checkpoint=shipped", "guides=[['twin', 'twin']]"]  # fmt: skip
     done = python(tmp_path, "autotune.experiments.curves", "with", *settings)
     assert done.returncode == 0, done.stderr[-2000:]
     curves = json.loads((tmp_path / "runs" / "1" / "result.json").read_text())["figures"]["curves"]
     times = {c["strategy"]: c["times"] for c in curves}
     assert times["twin"] == times["mixed"] != times["no-simulator"] and len(times["no-simulator"]) == 3
+    for file in twin:
+        file.unlink()
     assert "bit for bit" in python(tmp_path, "autotune", "replay", "runs/1").stdout
 
 

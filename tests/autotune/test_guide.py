@@ -12,7 +12,8 @@ import pytest
 from agents import checkpoint
 from agents.ppo import PPOConfig
 from autotune.errors import UsageError
-from autotune.guide import Guide, find_checkpoint
+from autotune.guide import FEATURES, Guide, find_checkpoint
+from autotune.space import VOCABULARY
 from sims import EnsembleConfig, TreesConfig
 
 SHAPES = {"nets.p0": (2, 16, 4), "nets.p1": (2, 1, 4), "nets.p2": (2, 4, 4), "nets.p3": (2, 1, 4), "nets.p4": (2, 4, 1),
@@ -119,12 +120,20 @@ def test_another_vocabulary_is_told_briefly(saved, tmp_path):
         assert len(str(caught.value)) < 400
 
 
+def test_other_features_are_told_as_such(saved, tmp_path):
+    checkpoint.save(tmp_path / "older", saved[0], {**saved[1], "features": FEATURES - 1})
+    with pytest.raises(UsageError, match=f"features {FEATURES - 1}; this program .*, features {FEATURES}"):
+        Guide.load(tmp_path / "older")
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "3", "{", '{"backend": 5}', '{"backend": "CPU"}', "[" * 100_000, '{"draft": NaN}']
 )
 def test_a_description_that_says_nothing_is_passed_over(tmp_path, text):
     """`find_checkpoint` looks at the JSON of every run."""
-    for name, content in {"1": json.dumps({"backend": "CPU:1", "draft": False}), "2": text}.items():
+    good = {"backend": "CPU:1", "draft": False, "vocabulary": VOCABULARY, "features": FEATURES}
+    older = json.dumps({**good, "features": FEATURES - 1})
+    for name, content in {"1": json.dumps(good), "2": text, "3": older}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "best.json").write_text(content)
     assert find_checkpoint(None, "CPU", tmp_path) == tmp_path / "1" / "best"

@@ -32,8 +32,10 @@ def test_cold_searches_come_to_their_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_tuners_at_the_same_time_share_one_budget(tmp_path):
-    figures = prove("concurrently", tmp_path / "out.json", "--count", "1", "--trials", "3", "--seed", "1")
+@pytest.mark.parametrize("strategy", ["random", "auto"])
+def test_tuners_at_the_same_time_share_one_budget(tmp_path, strategy):
+    options = ("--count", "1", "--trials", "3", "--seed", "1", "--strategy", strategy)
+    figures = prove("concurrently", tmp_path / "out.json", *options)
     assert figures["rounds in which all ran at once"] == 1
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from autotune.compiler import Opt, OptOps
 from autotune.errors import CodecError
 from autotune.records import VERDICTS, History, Records, Trial, default_path, fingerprint_id
 from autotune.records.rows import MAX_DETAIL, MAX_SAMPLES
+from autotune.records.store import copy_records
 
 
 def test_trials_come_back_whole_and_in_order(records):
@@ -115,8 +119,39 @@ def test_a_winner_that_failed_when_it_was_looked_at_again_is_served_no_more(reco
     records.add_trial(own, Trial("k", (U2,), "crashed", kind="recheck"), 2)
     records.add_trial(own, Trial("k", (U4,), "crashed"), 2)  # a trial is no recheck
     assert records.winners(own) == {"k": (U4,)}
-    records.add_trial(own, Trial("k", (U4,), "wrong_output", kind="recheck"), 2)
+    records.add_trial(own, Trial("k", (U4,), "timeout", kind="recheck"), 2)
     assert records.winners(own) == {}
+
+
+def test_a_winner_that_was_ever_wrong_is_served_no_more(records):
+    """Though it be on another machine of the kind, whose records were merged."""
+    own = records.add_fingerprint(FIELDS)
+    records.add_final(own, final(True))
+    records.add_trial(own, Trial("k", (U4,), "ok", (1.0,)), 2)
+    assert records.winners(own) == {"k": (U4,)} and [t.schedule for t in records.history("k", own).good] == [(U4,)]
+    records.add_trial(own, Trial("k", (U4,), "wrong_output"), 2)
+    assert records.winners(own) == {} and records.history("k", own).good == []
+
+
+def test_what_a_budget_counts_is_counted_without_being_read(records):
+    own = records.add_fingerprint(FIELDS)
+    for kind, strategy in (("trial", "auto"), ("trial", "auto/beam"), ("trial", "finetune/random"), ("hand_coded", ""),
+                           ("recheck", ""), ("trial", ""), ("answer", "auto"), ("trial", "beam"), ("trial", "beams/x")):  # fmt: skip
+        records.add_trial(own, Trial("k", (U4,), "ok", (1.0,), kind=kind, strategy=strategy), 2)
+    assert records.spent(own) == {"k": records.history("k", own).spent} == {"k": 4}
+    assert records.spent(fingerprint_id(OTHER)) == {}
+
+
+def test_a_copy_holds_what_a_killed_run_left_in_its_log(records, tmp_path):
+    own = records.add_fingerprint(FIELDS)
+    records.add_trial(own, Trial("k", (U4,), "ok", (1.0,)), 2)  # the file is open: all of it is in the log
+    with sqlite3.connect(
+        f"file:{shutil.copy(records.path, tmp_path / 'alone.db')}?mode=ro&immutable=1", uri=True
+    ) as alone:
+        assert not alone.execute("SELECT * FROM sqlite_master").fetchall()
+    copy_records(records.path, tmp_path / "copy.db")
+    with closing(Records(tmp_path / "copy.db", read_only=True)) as copied:
+        assert copied.everything() == records.everything() and copied.spent(own) == {"k": 1}
 
 
 def test_duels_come_back(records):

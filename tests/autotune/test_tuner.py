@@ -16,11 +16,13 @@ from tinygrad.helpers import BEAM
 import autotune
 from autotune.budget import Budget
 from autotune.compiler import hand_coded, renderer_of
+from autotune.errors import UsageError
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.recheck import choose, recheck
 from autotune.records import Records, Trial
 from autotune.tuner import Tuner
+from autotune.winners import contenders
 
 CPU = renderer_of("CPU")
 KERNEL = add_one()
@@ -86,13 +88,63 @@ def accepted(records: Records, device: Told) -> Tuner:
 def test_a_refusal_withdraws_no_other_schedule(records):
     device = Told()
     tuner = accepted(records, device)
-    seen(records, device, SECOND, 0.1)  # in a lucky moment
+    seen(records, device, SECOND, 0.1)  # in a lucky moment, and side by side with FIRST in another
+    records.add_duel(KERNEL.key, device.fingerprint, [SECOND, FIRST], [(0.1,), (0.5,)])
     final = tuner.winners.finish(KERNEL)
     assert final is not None and (final.schedule, final.accepted) == (SECOND, False)
     assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
     result = tuner.result(KERNEL, 1)
     assert (result.schedule, result.tuned_seconds, result.hand_coded_seconds) == (FIRST, 0.5, 1.0)
     assert tuner.winners.finish(KERNEL) == final and device.duels == 2  # neither is asked again
+
+
+def test_a_winner_is_displaced_only_by_what_beats_it_side_by_side(records):
+    """Timed alone THIRD seemed a fifth faster than FIRST, too much for the two to be compared as a matter of course."""
+    device, third = Told(), (U2, U2, U2)
+    tuner = accepted(records, device)
+    device.true[third] = 0.6
+    seen(records, device, third, 0.4)
+    assert contenders(records.history(KERNEL.key, device.fingerprint)) == [third]
+    assert tuner.winners.rivals(KERNEL) == [third, FIRST] and not tuner.winners.decided(KERNEL)
+    final = tuner.winners.finish(KERNEL)
+    assert final is not None and final.schedule == FIRST and tuner.result(KERNEL, 1).tuned_seconds == 0.5
+    assert device.duels == 2 and tuner.winners.decided(KERNEL)  # of FIRST the verdict was on record
+    device.true[third] = 0.3
+    records.add_duel(KERNEL.key, device.fingerprint, [third, FIRST], device.duel(KERNEL, [third, FIRST]))
+    final = tuner.winners.finish(KERNEL)
+    assert final is not None and (final.schedule, final.accepted) == (third, True)
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
+
+
+@pytest.mark.parametrize("hand", ["ok", "wrong_output"])
+def test_nothing_is_kept_back_for_what_was_decided(records, hand):
+    """A program of one kernel whose winner is on record goes on with all of its seconds."""
+    device = Told(hand=hand)
+    tuner_of(records, device).run([KERNEL], {KERNEL.key: 1}, Budget(4))
+    budget = Budget(8, 1.0, lambda: 0.0)
+    tuner = tuner_of(records, device, trials=8)
+    assert tuner.winners.decided(KERNEL)
+    tuner.run([KERNEL], {KERNEL.key: 1}, budget)
+    assert budget.reserved == 0.0
+
+
+def test_a_visit_that_time_ended_is_told(records):
+    """Baselines took all the time but what a final timing would take: no trial was made, and not all was done."""
+    now = [0.0]
+    device = Told()
+    tuner, budget = tuner_of(records, device), Budget(4, 10.0, lambda: now[0])
+    tuner.baselines(KERNEL)
+    now[0] = 9.0
+    (result,), done = tuner.run([KERNEL], {KERNEL.key: 1}, budget)
+    assert not done and result.trials == 0 and tuner.left([KERNEL], Budget(4)) == 4
+    (result,), done = tuner_of(records, device).run([KERNEL], {KERNEL.key: 1}, Budget(4))
+    assert done and result.trials == 4
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": 1 << 63}, {"trials": -1}, {"beam": -1}])
+def test_numbers_that_are_none_are_refused_before_anything_is_measured(records, wrong):
+    with pytest.raises(UsageError):
+        tuner_of(records, Told(), **wrong)
 
 
 def test_a_refusal_in_a_noisy_minute_is_looked_at_again(records):
@@ -134,7 +186,7 @@ def test_a_kernel_whose_hand_coded_form_fails_gets_no_trials_and_is_told(records
     (result,), done = tuner.run([KERNEL], {KERNEL.key: 1}, Budget(trials))
     assert (result.trials, device.asked, device.duels, result.schedule) == (0, 0, 0, None) and done
     assert result.refused == "wrong_output: as told" and tuner.best_seconds(KERNEL) is None
-    assert tuner_of(records, Told()).continue_by_beam(KERNEL, Budget(0)) and device.asked == 0
+    assert tuner_of(records, device).continue_by_beam(KERNEL, Budget(0)) and device.asked == 0
 
 
 @pytest.mark.parametrize(("verdict", "times"), [("timeout", 2), ("crashed", 2), ("wrong_output", 1), ("ok", 1)])

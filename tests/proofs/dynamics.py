@@ -4,7 +4,7 @@
 
 After every step the loops of `autotune.batch` (kinds and sizes) are held against the Scheduler to which tinygrad applied
 the same Opt, and all of the state, its mask and its summary against `autotune.space` and `autotune.features`. Legality is
-tried on tinygrad for a few actions of every state, since all 214 take longer than everything else. A walk's last state is
+tried on tinygrad for a few actions of every state, since all 202 take longer than everything else. A walk's last state is
 read again from tinygrad's AST, strides included. CUDA is tinygrad's Python renderer for sm_80 with CUDA's limits.
 """
 
