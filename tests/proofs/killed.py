@@ -171,7 +171,9 @@ def kill_all(count: int, new: Callable[[], Series], usual: float) -> None:
                 bar.update(own.seen["kills of tuner"] + own.seen["kills of worker"] - bar.n)
                 if well or own.left <= 0:
                     break
-            if not well or own.left > 0:  # a worker may have been killed at a baseline, which the next run measures again
+            if (
+                not well or own.left > 0
+            ):  # a worker may have been killed at a baseline, which the next run measures again
                 well = own.run(None)
             own.judge()
 
