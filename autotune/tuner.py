@@ -282,10 +282,9 @@ class Tuner:
     def _reserve(self, kernel: Kernel, budget: Budget, winner: bool) -> None:
         """Keep back what the final timing of a kernel will take, judged by what its baselines took, or its first trials; or
         other kernels', where it had none in this run."""
-        again = (
-            self.strategy == POOLED and len(self.winners.rivals(kernel)) > 1
-        )  # the fastest are compared in the end, too
-        self._waiting[kernel.key] = (1 + again) if winner else 0
+        # under `auto` the fastest are compared with one another in the end, too
+        again = winner and self.strategy == POOLED and len(self.winners.rivals(kernel)) > 1
+        self._waiting[kernel.key] = winner + again
         known = self._final_seconds
         other = statistics.mean(known.values()) if known else FRESH
         budget.reserved = sum(times * known.get(key, other) for key, times in self._waiting.items())

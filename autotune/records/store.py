@@ -322,8 +322,9 @@ class Records:
         where, arguments = "WHERE fingerprint = ?", [fingerprint]
         if kernel is not None:
             where, arguments = f"{where} AND kernel = ?", [fingerprint, kernel]
-        suspects = self.rows("trials", f"{where} AND verdict != 'ok'", arguments).values()
-        refuted = {(row["kernel"], row["schedule"]) for row in suspects if _made(Trial, row).refutes}
+        refuting = "AND (verdict = 'wrong_output' OR (kind = 'recheck' AND verdict != 'ok'))"  # as `Trial.refutes`: failures are many
+        again = self.rows("trials", f"{where} {refuting}", arguments).values()
+        refuted = {(row["kernel"], row["schedule"]) for row in again}
         latest: dict[tuple[str, Schedule], Final] = {}
         for row in self.rows("finals", where, arguments).values():
             if row["protocol"] >= protocol:
@@ -347,9 +348,12 @@ class Records:
 
 
 def copy_records(source: Path, target: Path) -> None:
-    """All that a records file holds, even what a killed run has left in the log beside it."""
-    with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
-        old.backup(new)
+    """All that a records file holds, even what a killed run has left in the log beside it. Raises RecordsError."""
+    try:
+        with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
+            old.backup(new)
+    except sqlite3.Error as error:
+        raise RecordsError(f"records file {source} cannot be copied: {one_line(str(error))}") from None
 
 
 def _insertion(table: str, guard: str = "") -> str:

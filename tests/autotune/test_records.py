@@ -17,7 +17,7 @@ from tiny import U2, U4, add_one, kernel_of, symbolic, total
 from tinygrad import Tensor
 
 from autotune.compiler import Opt, OptOps
-from autotune.errors import CodecError
+from autotune.errors import CodecError, RecordsError
 from autotune.records import VERDICTS, History, Records, Trial, default_path, fingerprint_id
 from autotune.records.rows import MAX_DETAIL, MAX_SAMPLES
 from autotune.records.store import copy_records
@@ -152,6 +152,9 @@ def test_a_copy_holds_what_a_killed_run_left_in_its_log(records, tmp_path):
     copy_records(records.path, tmp_path / "copy.db")
     with closing(Records(tmp_path / "copy.db", read_only=True)) as copied:
         assert copied.everything() == records.everything() and copied.spent(own) == {"k": 1}
+    (tmp_path / "none.db").write_bytes(b"nothing" * 1000)
+    with pytest.raises(RecordsError, match="none.db cannot be copied: file is not a database"):
+        copy_records(tmp_path / "none.db", tmp_path / "copy2.db")
 
 
 def test_duels_come_back(records):
