@@ -65,7 +65,7 @@ class Tuner:
         self.winners = Winners(records, measurer)
         self.beam = beam  # width of the beam search that goes on where the trials end; 0: none
         self._final_seconds: dict[str, float] = {}  # that the final timing of a kernel may take
-        self._waiting: dict[str, int] = {}  # how often the device has to be given a kernel for it
+        self._waiting: dict[str, bool] = {}  # whether a kernel has one to come
         self._searches: dict[str, tuple[Strategy, int]] = {}  # with how much of its kernel's history each was told
         self._cut = False  # whether time ended a visit
         # trials of a budget that kernels share, other tuners' among them
@@ -282,12 +282,10 @@ class Tuner:
     def _reserve(self, kernel: Kernel, budget: Budget, winner: bool) -> None:
         """Keep back what the final timing of a kernel will take, judged by what its baselines took, or its first trials; or
         other kernels', where it had none in this run."""
-        # under `auto` the fastest are compared with one another in the end, too
-        again = winner and self.strategy == POOLED and len(self.winners.rivals(kernel)) > 1
-        self._waiting[kernel.key] = winner + again
+        self._waiting[kernel.key] = winner
         known = self._final_seconds
         other = statistics.mean(known.values()) if known else FRESH
-        budget.reserved = sum(times * known.get(key, other) for key, times in self._waiting.items())
+        budget.reserved = sum(known.get(key, other) for key, waits in self._waiting.items() if waits)
 
     def _answer(self, kernel: Kernel, history: History) -> None:
         """Zero trials: the strategy's single answer, compiled and verified, held against hand-coded like any winner."""

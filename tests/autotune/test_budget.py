@@ -12,10 +12,8 @@ from test_never_worse import KERNELS, Adversary
 
 from autotune.budget import Budget
 from autotune.compiler import renderer_of
-from autotune.guide import SHIPPED, Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, Trial
-from autotune.search import NEEDS_GUIDE, POOLED
 from autotune.tuner import FRESH, Tuner
 
 PREPARED, TRIAL, DUEL = 3.0, 1.0, 2.0  # seconds of the clock below
@@ -55,12 +53,11 @@ class Slow(Adversary):
         return super().duel(kernel, schedules, fresh)
 
 
-def late(folder: Path, seconds: float, kept: bool, strategy: str, resumed: bool) -> float:
+def late(folder: Path, seconds: float, kept: bool, resumed: bool) -> float:
     """Seconds by which five kernels are done too late."""
     device, kernels = Slow(), KERNELS[:5]
     with closing(Records(folder / f"{kept}.db")) as records:
-        guide = Guide.load(SHIPPED / "guide-cpu") if strategy in NEEDS_GUIDE else None
-        tuner = Tuner(records, device, renderer_of("CPU"), trials=50, strategy=strategy, guide=guide, progress=False)
+        tuner = Tuner(records, device, renderer_of("CPU"), trials=50, strategy="random", progress=False)
         if not kept:
             tuner._reserve = lambda *_: None  # type: ignore[method-assign]
         for kernel in kernels if resumed else ():
@@ -72,12 +69,11 @@ def late(folder: Path, seconds: float, kept: bool, strategy: str, resumed: bool)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-@pytest.mark.parametrize("strategy", ["random", POOLED])
 @pytest.mark.parametrize("seconds", [60.0, 120.0])
-def test_a_program_is_done_in_time(tmp_path: Path, seconds: float, strategy: str, resumed: bool) -> None:
+def test_a_program_is_done_in_time(tmp_path: Path, seconds: float, resumed: bool) -> None:
     """Within a batch of four trials and one comparison; the control, which keeps nothing back, is late by its finals."""
     bound = 4 * TRIAL + DUEL
-    assert late(tmp_path, seconds, True, strategy, resumed) <= bound < late(tmp_path, seconds, False, strategy, resumed)
+    assert late(tmp_path, seconds, True, resumed) <= bound < late(tmp_path, seconds, False, resumed)
 
 
 def test_what_is_kept_back_by_hand() -> None:
