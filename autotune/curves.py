@@ -23,11 +23,12 @@ from autotune.kernel import Kernel, Schedule
 from autotune.measuring.runner import COMPILERS, Measurer, commit
 from autotune.records import Records, Trial
 from autotune.search import Strategy, make_strategy
+from autotune.search.acquisition import BATCH
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 from autotune.spending import Spending
 from autotune.statistics import bootstrap, improvement, iqm
-from autotune.tuner import BATCH, CUTOFF
+from autotune.tuner import CUTOFF
 
 BUDGETS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # trials of a kernel at which strategies are held against each other
 Make = Callable[[str, Kernel, Renderer, int, Guide | None], Strategy]

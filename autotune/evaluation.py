@@ -16,7 +16,8 @@ from autotune.kernel import Kernel, Schedule, schedule_to_json
 from autotune.measuring.runner import Measurer, Refuted, commit, judge
 from autotune.records import History, Records
 from autotune.search import make_strategy
-from autotune.tuner import BATCH, CUTOFF
+from autotune.search.acquisition import BATCH
+from autotune.tuner import CUTOFF
 
 
 @dataclass(frozen=True)

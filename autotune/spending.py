@@ -3,8 +3,8 @@
 A strategy that has a simulator promises what its best candidates are believed to gain (`MixedSearch.promise`). A simulator
 that promises what the device does not keep is believed less with every visit that brought nothing. It knows well what the first
 trials of a kernel bring, and nothing of later ones: these find what it did not expect. So no visit is taken to gain less than
-visits of so many trials do on average: what is left to be gained after n of them is about LEFT / (n + 1). First visits are
-short: what one trial shows of a kernel says more of where the next ones pay than any promise.
+visits of so many trials do on average: what is left to be gained after n of them is about LEFT / (n + 1). A kernel's first visit
+is of one trial: what that shows says more of where the next ones pay than any promise. The second completes its first batch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.kernel import Kernel
+from autotune.search.acquisition import BATCH
 
-VISIT = 8  # trials of a visit at most; before, as many as were made and one more: 1, 2, 4, 8
+VISIT = 8  # trials of a visit, but the first two
 DRY = 0.5  # share of a promise that is left after a visit without gain
 LEFT = 0.8  # log2 units; of validation kernels, .39 were left after 1 trial, .23 after 3, .09 after 7 and .05 after 15
 LEAST = 0.02  # log2 units: less than that is no gain, but luck of the timer
@@ -54,7 +55,8 @@ class Spending:
 
     def size(self, kernel: Kernel) -> int:
         """Trials of the next visit."""
-        return min(self.made(kernel) + 1, VISIT)
+        made = self.made(kernel)
+        return VISIT if made >= BATCH else BATCH - made if made else 1
 
     def saving(self, account: Account) -> float:
         """Seconds of the program that one more visit promises to save; 0 for a frozen kernel."""

@@ -23,13 +23,13 @@ from autotune.records import History, Records, Trial
 from autotune.records.claims import share
 from autotune.report import KernelResult, gains, refusal
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
+from autotune.search.acquisition import BATCH
 from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 from autotune.spending import FROZEN, Spending
 from autotune.winners import Winners
 
-BATCH = 4  # trials between two talks with the strategy: enough to compile in parallel, few enough to learn from
 FRESH = (
     2.0  # seconds that a final timing takes beyond the preparation of its kernel: a new process, and the duel itself
 )

@@ -18,7 +18,7 @@ import numpy as np
 from autotune.errors import UsageError
 
 KINDS = ("thompson", "ucb", "greedy")
-BATCH = 8  # candidates chosen at once, unless the caller says otherwise
+BATCH = 4  # candidates chosen at once: enough to compile in parallel, few enough to learn from
 KAPPA = 1.0  # standard deviations that `ucb` grants to doubt, and `thompson` holds against it in its first slot
 CROWDING = 0.5  # log2 units by which a chosen candidate pushes back its like in the same batch
 AWAY = 1.0  # and by which all that was chosen or measured does in the last slot; chosen on validation kernels

@@ -20,7 +20,7 @@ from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
-from autotune.search.acquisition import AWAY, check_kind, choose
+from autotune.search.acquisition import AWAY, BATCH, check_kind, choose
 from autotune.search.breeding import POPULATION, Breeder
 from autotune.search.policy import PolicySearch
 from autotune.search.random import random_path
@@ -73,7 +73,15 @@ class MixedSearch(PolicySearch):
         self.turns = list(self.advisors)
 
     def ask(self, count: int) -> list[Schedule]:
-        """Up to `count` new schedules: the most promising of the pool, as the acquisition chooses them, and a share that the
+        """Up to `count` new schedules, which are chosen at least BATCH at a time. The rest waits until it is asked for: what
+        one or two trials teach misleads more than it helps, and four that are chosen at once are unlike each other."""
+        while (missing := count - len(self.waiting)) > 0 and (chosen := self._batch(max(missing, BATCH))):
+            self.waiting += chosen
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    def _batch(self, count: int) -> list[Schedule]:
+        """Up to `count` schedules: the most promising of the pool, as the acquisition chooses them, and a share that the
         policies choose. The longer nothing was gained, the more are bred blindly."""
         direct = self._direct(int(count * DIRECT)) if self.directs else []
         self._refresh()
@@ -150,17 +158,19 @@ class MixedSearch(PolicySearch):
         return state
 
     def promise(self, count: int) -> float | None:
-        """How many log2 units the `count` most promising schedules are believed to gain together, mean over the ensemble's
-        members: of max(0, best measured - fastest of them). None where nothing was measured yet."""
+        """How many log2 units `count` schedules are believed to gain together, those that wait and the most promising of the
+        others: mean over the ensemble's members of max(0, best measured - fastest of them). None where nothing was measured yet."""
         if not self.measured:
             return None
         if self.grown < 0:
             self._refresh()  # what hand-coded passes through is in the pool already, and is no pool to judge by
-        candidates = self._candidates()
+        waiting = [self.pool[s] for s in self.waiting[:count]]
+        candidates = [*waiting, *self._candidates()]
         if not candidates:
             return 0.0
         members = self._corrected(candidates)  # [M, C]
-        chosen = np.argsort(members.mean(0), kind="stable")[:count]
+        others = len(waiting) + np.argsort(members[:, len(waiting) :].mean(0), kind="stable")
+        chosen = [*range(len(waiting)), *others][:count]
         return float(np.maximum(self.fastest - members[:, chosen].min(1), 0.0).mean())
 
     def _candidates(self) -> list[State]:

@@ -15,12 +15,11 @@ from autotune.errors import UsageError
 from autotune.experiments.ablations import ABLATIONS
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
-from autotune.search.acquisition import KINDS, choose
+from autotune.search.acquisition import BATCH, KINDS, choose
 from autotune.search.mixed import MixedSearch
 from autotune.search.planner import PlannerSearch
 from autotune.search.random import MAX_ACTIONS
 from autotune.space import State
-from autotune.tuner import BATCH
 
 CPU = renderer_of("CPU")
 KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))

@@ -161,6 +161,39 @@ def test_without_a_world_one_policy_gives_all_of_it():
     assert [search.origins[search.ask(4)[3]] for _ in range(2)] == ["policy"] * 2
 
 
+def test_one_trial_and_then_three_are_the_four_that_are_chosen_at_once(guide: Guide):
+    """Whatever the first one was; only the next four are chosen knowing it."""
+    four = MixedSearch(KERNEL, CPU, 0, guide).ask(4)
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    first = search.ask(1)
+    search.tell([Trial(KERNEL.key, first[0], "ok", (1e6,))])
+    rest = search.ask(3)
+    assert [*first, *rest] == four and not set(search.ask(4)) & set(four)
+
+
+def test_what_another_measured_meanwhile_waits_no_longer(guide: Guide):
+    four = MixedSearch(KERNEL, CPU, 0, guide).ask(4)
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    search.ask(1)
+    search.tell([Trial(KERNEL.key, four[2], "ok", (1.0,))])
+    asked = search.ask(3)
+    assert asked[:2] == [four[1], four[3]] and asked[2] not in four
+
+
+def test_what_waits_is_what_the_next_visit_promises(guide: Guide):
+    """Three that wait are promised as they are, however promising others be; a fourth is the most promising of the others."""
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    search.tell([Trial(KERNEL.key, (), "ok", (2.0**-10,), kind="unoptimized")])
+    search.ask(1)
+    waiting = [search.pool[s] for s in search.waiting]
+    candidates = search._candidates()
+    own, others = search._corrected(waiting), search._corrected(candidates)
+    best = others[:, [int(others.mean(0).argmin())]]
+    for count, members in ((3, own), (4, np.concatenate([own, best], 1))):
+        assert search.promise(count) == pytest.approx(np.maximum(-10.0 - members.min(1), 0.0).mean())
+    assert len(waiting) == 3 and search.promise(1) == pytest.approx(np.maximum(-10.0 - own[:, 0], 0.0).mean())
+
+
 def test_children_of_the_fastest_can_be_chosen(guide: Guide):
     """They are no schedules that the policy proposes; without them the pool ends where the policy ends."""
     search = MixedSearch(KERNEL, CPU, 0, guide)
@@ -232,9 +265,9 @@ def test_each_episode_may_have_a_temperature_of_its_own(guide: Guide):
         return inner(starts, temperature)
 
     search.episodes = watching  # type: ignore[method-assign]
-    fastest = search.ask(1)[0]
+    fastest = search.ask(4)[0]
     search.tell([Trial(KERNEL.key, fastest, "ok", (1e-6,))])
-    search.ask(1)
+    search.ask(4)
     prefixes = {fastest[:i] for i in range(len(fastest) + 1)}
     assert drawn == [({()}, 1)] * 3 + [({()}, n), (prefixes, n)]
 

@@ -33,7 +33,7 @@ from common import (
 from tqdm import tqdm
 
 from autotune.search import POOLED
-from autotune.tuner import BATCH
+from autotune.search.acquisition import BATCH
 
 APART = 2.0  # seconds, at most, between two starts
 END_SECONDS = 300.0  # a tuner that takes longer is stuck
