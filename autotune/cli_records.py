@@ -62,8 +62,10 @@ def verify_command(args: argparse.Namespace) -> int:
             if not one.holds:
                 commit(records, runner, one.claim.kernel, [one.now])
     wrong, slower = sum(not c.holds for c in checked), sum(c.slower for c in checked)
+    unknown = sum(not c.judged for c in checked)
     print(f"{len(checked)} checked, of them winners: {sum(c.claim.winner for c in checked)}; no longer right: {wrong}; "
-          f"right, but slower than recorded by more than {SLOWER - 1:.0%}: {slower}")  # fmt: skip
+          f"right, but slower than recorded by more than {SLOWER - 1:.0%}: {slower}"
+          + (f"; could not be looked at: {unknown}" if unknown else ""))  # fmt: skip
     return 1 if wrong else 0
 
 

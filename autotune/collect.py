@@ -33,17 +33,19 @@ VISIT = 8  # trials of a kernel at a time: the preparation of a kernel costs as 
 def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device: str, count: int, seed: int,
                    strategy: str = "random", batch: int = 64, guide: Guide | None = None, label: str = "") -> int:  # fmt: skip
     """Measure baselines and schedules of a strategy until `count` trials of this kernel are committed; returns how many were new.
+    None of a kernel that cannot even be prepared: each trial would wait for that once more.
 
     A strategy hears of its trials after each `batch`. `label` is what they are recorded under, in place of its name.
     """
     history = records.history(kernel.key, measurer.fingerprint)
     if "hand_coded" not in history.baselines:
         commit(records, measurer, kernel, measurer.baselines(kernel))
-    if history.spent >= count:  # a run that resumes meets many of these
+        history = records.history(kernel.key, measurer.fingerprint)
+    if history.spent >= count or not history.runs:  # a run that resumes meets many of the former
         return 0
     search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)
     search.tell(history.trials)
-    done = functools.partial(_commit_one, records, measurer, kernel, label or strategy, seed)
+    done = functools.partial(commit_one, records, measurer, kernel, label or strategy, seed)
     missing, new = count - history.spent, 0
     while new < missing and (asked := search.ask(min(batch, missing - new))):
         search.tell(measurer.measure(kernel, asked, None, done))
@@ -51,7 +53,8 @@ def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device:
     return new
 
 
-def _commit_one(records: Records, measurer: Measurer, kernel: Kernel, strategy: str, seed: int, trial: Trial) -> None:
+def commit_one(records: Records, measurer: Measurer, kernel: Kernel, strategy: str, seed: int, trial: Trial) -> None:
+    """Store a trial as soon as it is made, with what asked for it."""
     commit(records, measurer, kernel, [replace(trial, strategy=strategy, seed=seed)])
 
 

@@ -14,6 +14,7 @@ import platform
 import random
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.device import Allocator, Buffer, BufferSpec, TinyELF
 from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
-from tinygrad.helpers import Context, diskcache_put
+from tinygrad.helpers import DEV, Context, diskcache_put
 from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import ClangRenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_pos
@@ -90,6 +91,11 @@ def settings() -> dict[str, str]:
     return {v.key: str(v.value) for v in codegen.to_program_config}
 
 
+def targets() -> str:
+    """What DEV says here, each device with the renderer chosen for it; empty where nothing was said."""
+    return repr(DEV)
+
+
 def _cpu_model() -> str:
     """Vendor, family, model and stepping: the marketing name alone is shared by machines that time differently."""
     try:
@@ -113,6 +119,9 @@ def _clang_version() -> str:
 # **** kernels, in the form in which they enter apply_opts ****
 
 
+_hook = threading.Lock()  # one thread at a time puts its own function in the place of tinygrad's
+
+
 class _Reached(Exception):
     """Carries the AST out of tinygrad's rewrites at the point where schedules are applied."""
 
@@ -127,18 +136,22 @@ def canonical(raw: UOp, renderer: Renderer) -> UOp:
     """
     if not hasattr(raw.arg, "opts_to_apply"):
         raise IllegalAction("not a kernel: its SINK carries no KernelInfo")
+    with _hook:
+        original, thread = codegen.apply_opts, threading.get_ident()
 
-    def reached(ast: UOp, ren: Renderer, beam: int = 0) -> UOp:
-        raise _Reached(ast)
+        def reached(ast: UOp, ren: Renderer, beam: int = 0) -> UOp:
+            if threading.get_ident() != thread:  # another one compiles for itself
+                return original(ast, ren, beam)
+            raise _Reached(ast)
 
-    original, codegen.apply_opts = codegen.apply_opts, reached
-    try:
-        codegen.full_rewrite_to_sink(raw.replace(arg=KernelInfo()), renderer)
-    except _Reached as found:
-        params = {p: p.replace(arg=replace(p.arg, device=None)) for p in found.ast.toposort() if p.op is Ops.PARAM}
-        return found.ast.substitute(params)
-    finally:
-        codegen.apply_opts = original
+        codegen.apply_opts = reached
+        try:
+            codegen.full_rewrite_to_sink(raw.replace(arg=KernelInfo()), renderer)
+        except _Reached as found:
+            params = {p: p.replace(arg=replace(p.arg, device=None)) for p in found.ast.toposort() if p.op is Ops.PARAM}
+            return found.ast.substitute(params)
+        finally:
+            codegen.apply_opts = original
     raise IllegalAction("the kernel never reached apply_opts")
 
 
@@ -363,7 +376,6 @@ def write_beam_cache(ast: UOp, schedule: Schedule, width: int, renderer: Rendere
         diskcache_put("beam_search", {**key, "allow_test_size": allow_test_size}, list(schedule))
 
 
-@functools.cache
 def default_device() -> str:
     """The device that DEV or tinygrad's own choice names."""
     try:

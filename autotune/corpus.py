@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from autotune.capture import capture
 from autotune.compiler import Ops, canonical, default_device, is_tunable, renderer_of
-from autotune.errors import CodecError
+from autotune.errors import CodecError, UsageError
 from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 from autotune.models import ResNet
 from autotune.programs import PROGRAMS, captured
@@ -342,7 +342,9 @@ def write(kernels: list[Kernel], path: Path) -> None:
 
 
 def load(split: str | None = None, path: Path = DATA / "corpus.jsonl.gz") -> list[Kernel]:
-    """The corpus, or one split of it, in a fixed order."""
+    """The corpus, or one split of it, in a fixed order. Raises UsageError for a split that it does not have."""
+    if split not in (None, *SPLITS):
+        raise UsageError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
     with gzip.open(path, "rt") as file:
         kernels = [kernel_from_json(json.loads(line)) for line in file]
     return [k for k in kernels if split is None or split_of(k) == split]

@@ -33,5 +33,9 @@ class ScriptError(AutotuneError):
     """The script to tune raised, or ran no kernel."""
 
 
+class TrainingError(AutotuneError):
+    """What was learned came to nothing: numbers left all bounds."""
+
+
 class ReplayError(AutotuneError):
     """A replay was asked for a measurement that its recording does not hold."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from autotune.collect import commit_one
 from autotune.compiler import Renderer
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule, schedule_to_json
-from autotune.measuring.runner import Measurer, Refuted, commit, judge
-from autotune.records import History, Records
+from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Unprepared, commit, judge
+from autotune.records import History, Records, Trial
 from autotune.search import make_strategy
 from autotune.search.acquisition import BATCH
 from autotune.tuner import CUTOFF
@@ -48,6 +50,8 @@ class Evaluator:
         if "hand_coded" not in final.history(kernel.key, self.measurer.fingerprint).baselines:
             commit(final, self.measurer, kernel, self.measurer.baselines(kernel))
         base = final.history(kernel.key, self.measurer.fingerprint)
+        if not base.runs:
+            raise Unprepared(f"neither of its baselines could be timed: {base.baselines['hand_coded'].detail}")
         histories = {name: self._search(name, kernel, base) for name in self.strategies}
         best, samples = self._meet(kernel, base, histories)
         medians = [statistics.median(s) for s in samples]
@@ -63,7 +67,7 @@ class Evaluator:
         self, kernel: Kernel, base: History, histories: dict[str, History]
     ) -> tuple[dict[str, Schedule], list[tuple[float, ...]]]:
         """(each strategy's winner, samples of hand-coded twice and of all of them); a winner that fails then gives its place to
-        the next. Raises Refuted where it is hand-coded that fails."""
+        the next. Raises Refuted where it is hand-coded that fails, or no one of them by itself."""
         final, own = self.files["final"], self.measurer.fingerprint
         hand = base.baselines["hand_coded"].schedule
         for history in histories.values():
@@ -76,14 +80,25 @@ class Evaluator:
             try:
                 samples = self.measurer.duel(kernel, rivals)
             except Refuted as refuted:
-                commit(final, self.measurer, kernel, [refuted.trial])
-                if refuted.trial.schedule == hand:
+                if (failed := self._to_blame(kernel, refuted, hand, set(best.values()))) is None:
                     raise
+                commit(final, self.measurer, kernel, [failed])
                 for history in histories.values():
-                    history.trials.append(refuted.trial)
+                    history.trials.append(failed)
                 continue
             final.add_duel(kernel.key, own, rivals, samples)
             return best, samples
+
+    def _to_blame(self, kernel: Kernel, refuted: Refuted, hand: Schedule, winners: set[Schedule]) -> Trial | None:
+        """The winner that failed. Where a child died or hung nobody saw who it was, so each is tried by itself with hand-coded."""
+        if refuted.trial.verdict not in ACCIDENTS:
+            return refuted.trial if refuted.trial.schedule != hand else None
+        for winner in sorted(winners - {hand}):
+            try:
+                self.measurer.duel(kernel, [winner, hand])
+            except Refuted as again:
+                return again.trial if again.trial.schedule != hand else None
+        return None
 
     def _search(self, name: str, kernel: Kernel, base: History) -> History:
         """This strategy's trials, resumed from its own file. All strategies share the baselines, which are no trials."""
@@ -94,8 +109,8 @@ class Evaluator:
         while (count := min(BATCH, self.trials - history.spent)) > 0 and (asked := strategy.ask(count)):
             best = history.best
             cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
-            measured = [replace(t, strategy=name, seed=self.seed) for t in self.measurer.measure(kernel, asked, cutoff)]
-            commit(file, self.measurer, kernel, measured)
+            done = functools.partial(commit_one, file, self.measurer, kernel, name, self.seed)
+            measured = self.measurer.measure(kernel, asked, cutoff, done)
             history.trials += measured
             strategy.tell(measured)
         return history
@@ -109,8 +124,8 @@ class Evaluator:
                 break
             try:
                 found.append(self.compare(kernel, (calls or {}).get(kernel.key, 1)))
-            except Refuted as refuted:
-                tqdm.write(f"{kernel.name} is left out: {refuted}")
+            except (Refuted, Unprepared) as error:
+                tqdm.write(f"{kernel.name} is left out: {error}")
         return found
 
 

@@ -17,7 +17,7 @@ from autotune.features import ACTION_WIDTH, observe, summary
 from autotune.kernel import Kernel, Schedule
 from autotune.memory import Memory
 from autotune.space import N_ACTIONS, VOCABULARY, State, legal_mask, root_of, root_state
-from autotune.strict import parse, shown
+from autotune.strict import MAX_INT, parse, shown
 from autotune.world import World
 from sims import Committee, EnsembleConfig, TreesConfig
 from sims.bagged import Bagged
@@ -129,9 +129,10 @@ class Guide:
                              f"{FEATURES}): train a new one with `make train`")  # fmt: skip
         try:
             agent, simulator = _part(tensors, "agent."), _part(tensors, "simulator.")
-            ppo, sim = _config(PPOConfig(), meta["ppo"]), _config(EnsembleConfig(), meta["simulator"])
-            trees = _config(TreesConfig(), meta["trees"])
-            state_dim, summary_dim, seed = (_checked(0, meta[name]) for name in ("state_dim", "summary_dim", "seed"))
+            ppo, sim = checked_config(PPOConfig(), meta["ppo"]), checked_config(EnsembleConfig(), meta["simulator"])
+            trees = checked_config(TreesConfig(), meta["trees"])
+            state_dim, summary_dim = (_checked(0, meta[name]) for name in ("state_dim", "summary_dim"))
+            seed = _checked(0, meta["seed"], MAX_INT - 1)
             _check_sizes(agent, simulator, state_dim, summary_dim, ppo, sim)
             guide = Guide(state_dim, summary_dim, ppo, sim, trees, seed)
             guide.agent.load_state(agent, meta["agent"])
@@ -152,16 +153,17 @@ def _part(tensors: Arrays, prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _checked(default: Value, value: Any) -> Value:
-    """A stored number or flag of the default's type, 0 to MAX_SETTING. Raises ValueError."""
+def _checked(default: Value, value: Any, most: int = MAX_SETTING) -> Value:
+    """A stored number or flag of the default's type, 0 to `most`. Raises ValueError."""
     good = type(value) is type(default) or (type(value) is int and type(default) is float)
-    if not good or not 0 <= value <= MAX_SETTING:
+    if not good or not 0 <= value <= most:
         raise ValueError(f"{shown(value)} stands where something like {default} should")
     return value
 
 
-def _config(default: Config, stored: Any) -> Config:
-    """A config of stored values; what is not stored keeps its default. Raises ValueError or TypeError."""
+def checked_config(default: Config, stored: Any) -> Config:
+    """A config of stored values; what is not stored keeps its default. Raises ValueError or TypeError for what no checkpoint may
+    hold."""
     known = asdict(default)
     if not isinstance(stored, dict) or not set(stored) <= set(known):
         raise ValueError("the config has fields that this program does not know")

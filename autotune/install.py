@@ -15,6 +15,7 @@ from autotune.compiler import (
     renderer_of,
     settings,
     substitute_schedules,
+    targets,
     write_beam_cache,
 )
 from autotune.errors import IllegalAction
@@ -48,7 +49,8 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
     applied = Applied()
 
     def schedule_of(raw: UOp, renderer: Renderer) -> Schedule | None:
-        device, now = renderer.target.device, tuple(settings().values())  # a Context inside the block may change them
+        device = renderer.target.device
+        now = targets(), *settings().values()  # a Context inside the block may change them
         if (raw, now) not in chosen:
             if (device, now) not in winners:
                 winners[device, now] = records.winners(fingerprint_id(fingerprint(device)), PROTOCOL)

@@ -18,6 +18,7 @@ from autotune.capture import Program, capture
 from autotune.errors import ScriptError, UsageError
 
 CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then counts
+AGAIN_SECONDS = 10.0  # until the next interrupt: a script may swallow the first, or write its files once it has come
 COMMON_NAMES = ("agents", "sims")  # packages of ours; a program may well have modules of these names
 
 
@@ -69,7 +70,7 @@ def _bounded(seconds: float) -> Iterator[list[str]]:
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second: a script may swallow the first
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
         yield stopped
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -82,16 +83,20 @@ def run_script(script: Path, arguments: list[str]) -> None:
 
     It sees none of our packages that others may call alike, and is free to import its own of these names.
     """
-    argv, path = sys.argv, list(sys.path)
+    argv, path, folder = sys.argv, list(sys.path), os.getcwd()
     sys.argv = [str(script), *arguments]
-    own = str(script.resolve().parent)
+    own, absolute = str(script.resolve().parent), str(script.absolute())
     sys.path[:] = [own, *(path[1:] if path and path[0] in ("", os.getcwd()) else path)]
     ours = _taken()
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        # by its whole name, as Python does: it may go elsewhere and look for itself
+        runpy.run_path(absolute, run_name="__main__")
     except Exception as error:
-        raise ScriptError(f"{_place(error, script)}: {_in_one_line(error)}; run it by itself to see more") from None
+        raise ScriptError(
+            f"{_place(error, absolute, script)}: {_in_one_line(error)}; run it by itself to see more"
+        ) from None
     finally:
+        os.chdir(folder)
         sys.argv, sys.path[:] = argv, path
         _taken()
         sys.modules.update(ours)
@@ -103,11 +108,11 @@ def _taken() -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in names}
 
 
-def _place(error: BaseException, script: Path) -> str:
-    """FILE:LINE of the last line of the script that was under way."""
+def _place(error: BaseException, absolute: str, script: Path) -> str:
+    """FILE:LINE of the last line of the script that was under way; `script` as the user calls it."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(script)]
+        return f"{script if error.filename == absolute else error.filename}:{error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == absolute]
     return f"{script}:{lines[-1]}" if lines else str(script)
 
 

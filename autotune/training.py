@@ -7,6 +7,7 @@ trials, so that what it believes wrongly of the schedules that the policy likes 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,14 +17,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from agents.learner import Diverged
 from agents.ppo import PPO, PPOConfig
 from agents.rollout import Runner as Rollouts
-from autotune.collect import collect_kernel
+from autotune.collect import collect_kernel, commit_one
 from autotune.compiler import Renderer
 from autotune.data import Dataset
 from autotune.env import KernelVectorEnv, Task
 from autotune.episodes import Seen, sample_episodes
-from autotune.errors import UsageError
+from autotune.errors import TrainingError, UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.runner import Measurer, commit
@@ -125,13 +127,16 @@ class Trainer:
         return 60.0 * self.config.minutes
 
     def run(self) -> dict[str, Any]:
-        """All phases; returns figures that depend on nothing but the measurements and the seed."""
+        """All phases; returns figures that depend on nothing but the measurements and the seed. Raises TrainingError."""
         self.bar = tqdm(total=round(self.config.train_share * self.seconds), desc="training", unit="s")
         with self.bar:
             self.measure()
             simulator = self.fit()
-            updates = self.practise()
-            self.learn_world()
+            try:
+                updates = self.practise()
+                self.learn_world()
+            except (Diverged, SimulatorError) as error:
+                raise TrainingError(f"{error}; {self.out / 'best'} is the best policy so far; lower `ppo.lr`") from None
             self.remember()
         self.save("last")
         return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best,
@@ -160,9 +165,8 @@ class Trainer:
             self._tick(f"{self.trials} trials measured")
 
     def _learn_of(self, kernel: Kernel) -> None:
-        self.data.add(
-            kernel, self.records.history(kernel.key, self.measurer.fingerprint).trials, self.measurer.fingerprint
-        )
+        history = self.records.history(kernel.key, self.measurer.fingerprint)
+        self.data.add(kernel, history.good, self.measurer.fingerprint)  # what was refuted is no example
 
     def fit(self) -> dict[str, float]:
         log_times, groups = self.data.arrays()
@@ -246,6 +250,9 @@ class Trainer:
             history = self.records.history(kernel.key, self.measurer.fingerprint)
             if "hand_coded" not in history.baselines:
                 commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
+                history = self.records.history(kernel.key, self.measurer.fingerprint)
+            if not history.runs:
+                continue
             root = root_state(kernel, self.renderer)
             known = {t.schedule for t in history.trials} | {()}
             ends: dict[Schedule, State] = {}
@@ -255,9 +262,9 @@ class Trainer:
                         ends.setdefault(path[-1].schedule, path[-1])
             chosen = list(ends)[: self.config.check_trials]
             if chosen:
-                found = self.measurer.measure(kernel, chosen, cutoff=None)
-                trials = [replace(t, strategy=f"{self.label}policy", seed=self.config.seed) for t in found]
-                commit(self.records, self.measurer, kernel, trials)
+                label, seed = f"{self.label}policy", self.config.seed
+                done = functools.partial(commit_one, self.records, self.measurer, kernel, label, seed)
+                trials = self.measurer.measure(kernel, chosen, None, done)
                 self.trials += len(trials)
                 errors += [t.verdict != "ok" for t in trials]
             self._learn_of(kernel)
@@ -288,7 +295,10 @@ class Trainer:
 
     def _practise_in(self, world: World) -> None:
         """PPO for the policy that sees what the world's simulator sees, rewarded as the other one."""
-        agent = world.new_agent(self.config.ppo)
+        own = self.guide.agent.config
+        agent = world.new_agent(
+            replace(self.config.ppo, hidden=own.hidden, memory=own.memory)
+        )  # as a checkpoint has it
         task = Task(self.train_kernels, self.renderer, potential=self.potential, sees=world.view)
         rollouts = Rollouts(KernelVectorEnv(task, agent.config.n_envs), agent, self.config.seed)
         for _ in range(self.config.sequential_updates):

@@ -28,12 +28,12 @@ from autotune.search.beam import BeamSearch
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 from autotune.spending import FROZEN, Spending
+from autotune.strict import MAX_INT
 from autotune.winners import Winners
 
 FRESH = (
     2.0  # seconds that a final timing takes beyond the preparation of its kernel: a new process, and the duel itself
 )
-MAX_SEED = 1 << 63  # that a records file can hold
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 
 
@@ -56,7 +56,7 @@ class Tuner:
             )
         if beam < 0:
             raise UsageError(f"a beam cannot be {beam} wide")
-        if trials < 0 or not 0 <= seed < MAX_SEED:
+        if trials < 0 or not 0 <= seed < MAX_INT:
             raise UsageError(
                 f"neither {trials} trials nor seed {seed} may be negative, nor a seed have more than 63 bits"
             )

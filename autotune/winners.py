@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.noise import floor_at
-from autotune.measuring.runner import NOISE_FLOOR, Measurer, Refuted, commit, judge
+from autotune.measuring.runner import NOISE_FLOOR, Measurer, Refuted, Unprepared, commit, judge
 from autotune.records import Final, History, Records
 
 CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
@@ -33,12 +33,15 @@ class Winners:
         self.records, self.measurer = records, measurer
 
     def settle(self, kernel: Kernel) -> Schedule | None:
-        """The fastest schedule, by sequential halving over those that single timings cannot tell apart; None without any."""
+        """The fastest schedule, by sequential halving over those that single timings cannot tell apart; None without any, or where
+        the kernel cannot be prepared."""
         while True:
             try:
                 return self._halved(kernel, self._compare)
             except Refuted as refuted:
                 commit(self.records, self.measurer, kernel, [refuted.trial])
+            except Unprepared:
+                return None
 
     def _halved(
         self, kernel: Kernel, compare: Callable[[Kernel, Sequence[Schedule]], Sequence[Sequence[float]]]
@@ -51,8 +54,11 @@ class Winners:
 
     def rivals(self, kernel: Kernel) -> list[Schedule]:
         """What `settle` compares."""
+        return contenders(self._history(kernel), self._served(kernel))
+
+    def _served(self, kernel: Kernel) -> Schedule | None:
         served = self.records.served(self.measurer.fingerprint, PROTOCOL, kernel.key).get(kernel.key)
-        return contenders(self._history(kernel), None if served is None else served.schedule)
+        return None if served is None else served.schedule
 
     def _compare(self, kernel: Kernel, rivals: Sequence[Schedule]) -> list[tuple[float, ...]]:
         times = self.records.duel(kernel.key, self.measurer.fingerprint, rivals)
@@ -85,7 +91,8 @@ class Winners:
         return final if usable else None
 
     def finish(self, kernel: Kernel) -> Final | None:
-        """Time the fastest against hand-coded in a fresh process, unless that was done for this very schedule."""
+        """Time the fastest against hand-coded in a fresh process, unless that was done for this very schedule. None where there is
+        nothing to time, or the kernel cannot be prepared."""
         hand = self._history(kernel).baselines.get("hand_coded")
         if hand is None or hand.seconds is None:
             return None
@@ -93,6 +100,10 @@ class Winners:
             if best == hand.schedule:
                 return None
             if (final := self._verdict(kernel, best)) is not None:
+                if final.accepted and self._served(kernel) != best:
+                    self.records.add_final(
+                        self.measurer.fingerprint, final
+                    )  # the newest is served: a merge may bring others
                 return final
             rivals = [best, hand.schedule, hand.schedule]
             try:
@@ -102,6 +113,8 @@ class Winners:
                 if refuted.trial.schedule == hand.schedule:
                     return None
                 continue
+            except Unprepared:
+                return None
             self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
             floor = floor_at(self.records.noise(self.measurer.fingerprint), hand.seconds)
             final = judge(kernel, best, times, floor)

@@ -96,16 +96,24 @@ def take_over(part: Path, out: Path) -> None:
         if part.is_file():
             unpack(part, Path(folder))
             part = Path(folder)
-            figures = json.loads((part / "result.json").read_text())["figures"]
-            for curve in figures["curves"]:
-                name = curve["strategy"]
-                budget = dict(figures["settings"]["more"]).get(name, figures["settings"]["trials"])
-                curve_file(part, name, curve["seed"], budget, curve["kernel"]).write_text(json.dumps(curve))
+            _unfold(part)
         for path in part.glob("curve-*.json"):
             if not (out / path.name).exists():
                 shutil.copy(path, out / path.name)
         if (part / "records.db").exists() and not (out / "records.db").exists():
             copy_records(part / "records.db", out / "records.db")
+
+
+def _unfold(part: Path) -> None:
+    """The searches of a kept run, each into the file that the run itself had. Raises UsageError where there are none."""
+    try:
+        figures = json.loads((part / "result.json").read_text())["figures"]
+        settings, curves = figures["settings"], figures["curves"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError("`part` holds no finished comparison: name a run of `curves`") from None
+    for curve in curves:
+        budget = dict(settings["more"]).get(curve["strategy"], settings["trials"])
+        curve_file(part, curve["strategy"], curve["seed"], budget, curve["kernel"]).write_text(json.dumps(curve))
 
 
 def curve_file(folder: Path, name: str, seed: int, budget: int, key: str) -> Path:
@@ -195,6 +203,8 @@ def kernels_of(session: Session, settings: dict[str, Any]) -> tuple[list[Kernel]
     if refused := [k.name for k in found if k not in seconds]:
         print(f"left out, since they could not be measured: {', '.join(refused)}", file=sys.stderr)
     kernels = sorted((k for k, t in seconds.items() if t >= least * sum(seconds.values())), key=lambda k: -seconds[k])
+    if not kernels:
+        raise UsageError("no kernel is left to search: lower `least`, or name another program or more `kernels`")
     return kernels, {k.key: calls[k.key] for k in kernels}
 
 

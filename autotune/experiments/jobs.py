@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from autotune.errors import UsageError
+
 Job = tuple[Any, ...]
 
 
@@ -21,18 +23,25 @@ def run_jobs(function: Callable[..., dict[str, Any]], jobs: Sequence[Job], setti
              label: str) -> list[dict[str, Any]]:  # fmt: skip
     """`function(*job, settings)` of each job, in the order of `jobs`; `settings["processes"]` of them side by side.
 
-    What an earlier run has left in `settings["part"]` is not done again; that its settings were the same is not checked.
+    What an earlier run has left in `settings["part"]` is not done again; that its settings were the same is not checked. Where one
+    fails, or the user interrupts, those not begun are given up. Raises UsageError where `part` is no run's directory.
     """
     if settings["part"]:
-        for path in Path(settings["part"]).glob("job-*.json"):
+        if not (part := Path(settings["part"])).is_dir():
+            raise UsageError(f"no run {part} to go on from; `part` names one of `runs/`")
+        for path in part.glob("job-*.json"):
             shutil.copy(path, out / path.name)
     file = {job: out / f"job-{'-'.join(map(str, job))}.json" for job in jobs}
     todo = [job for job in jobs if not file[job].exists()]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(settings["processes"], spawn, initializer=_end_with_parent) as pool:
         running = {pool.submit(function, *job, settings): job for job in todo}
-        for done in tqdm(as_completed(running), total=len(todo), desc=label):
-            file[running[done]].write_text(json.dumps(done.result()))
+        try:
+            for done in tqdm(as_completed(running), total=len(todo), desc=label):
+                file[running[done]].write_text(json.dumps(done.result()))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [json.loads(file[job].read_text()) for job in jobs]
 
 

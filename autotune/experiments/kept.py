@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -37,5 +38,5 @@ def unpack(file: Path, folder: Path) -> None:
     try:
         with tarfile.open(file) as kept:
             kept.extractall(folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, lzma.LZMAError, OSError, EOFError) as error:
         raise UsageError(f"{file} is no run that was kept: {error}") from None

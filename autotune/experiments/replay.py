@@ -70,8 +70,10 @@ def read_run(run: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UsageError(f"{run} is no finished run: it has no {missing}; runs are in `runs/`") from None
-    except (json.JSONDecodeError, KeyError, NotADirectoryError) as error:
+    except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
         raise UsageError(f"{run} is damaged: {error}") from None
+    if absent := [key for key in ("device", "fingerprint", "clock", "figures") if key not in result]:
+        raise UsageError(f"{run} is damaged: its result.json has no {absent[0]}")
     if "part" in settings:
         settings["part"] = ""  # what it went on from is part of it now, and done again
     if name not in EXPERIMENTS:

@@ -23,9 +23,11 @@ from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
 from autotune.experiments import Session, command_line, make_experiment, session_of
-from autotune.guide import Guide, find_checkpoint
+from autotune.guide import Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
+from autotune.search import STRATEGIES
 from autotune.training import TrainConfig, Trainer, gently
+from autotune.world import SIMULATORS
 from sims import EnsembleConfig, TreesConfig
 from sims.heads import HeadsConfig
 
@@ -61,6 +63,8 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     if not shipped:
         config = replace(config, measure_share=max(config.measure_share, config.measure_share_alone))
     guide = first(session, settings, config, kernels["train"][0])
+    if guide is not None:
+        config = replace(config, max_updates=guide.agent.updates + config.max_updates)  # of this run
     trainer = Trainer(config, kernels, data, session.records(), session.measurer, session.renderer, session.device,
                       session.out, session.clock, session.log, guide)  # fmt: skip
     trained = trainer.run()
@@ -79,7 +83,11 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 def first(session: Session, settings: dict[str, Any], config: TrainConfig, kernel: Kernel) -> Guide | None:
     """What a training begins with: all of a checkpoint (`resume`), or the policy of one (`start`), or nothing."""
     if settings["resume"]:
-        return Guide.load(keep(Path(settings["resume"]), session.out / "start"))
+        guide = Guide.load(keep(Path(settings["resume"]), session.out / "start"))
+        own = guide.agent.config
+        if own.anneal_updates and guide.agent.updates >= own.anneal_updates:
+            guide.agent.config = gently(own)
+        return guide
     if not settings["start"]:
         return None
     shipped = settings["start"] == "shipped"
@@ -106,7 +114,7 @@ def keep(checkpoint: Path, target: Path) -> Path:
 
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
-    """Raises UsageError for a value that no part accepts."""
+    """Raises UsageError for a value that no part accepts: now, and not when its turn comes."""
     parts: dict[str, Any] = {
         "ppo": PPOConfig(),
         "simulator": EnsembleConfig(),
@@ -115,9 +123,22 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
     }
     flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in parts}
     try:
-        return TrainConfig(**flat, **{name: replace(part, **settings[name]) for name, part in parts.items()})
+        config = TrainConfig(**flat, **{name: replace(part, **settings[name]) for name, part in parts.items()})
+        for name in ("ppo", "simulator", "trees"):
+            checked_config(parts[name], settings[name])  # else the checkpoint could not be read
     except (TypeError, ValueError) as error:
         raise UsageError(f"bad configuration: {error}") from None
+    if not config.ppo.minibatches or config.ppo.n_envs % config.ppo.minibatches:
+        raise UsageError(
+            f"ppo.n_envs ({config.ppo.n_envs}) must be a multiple of ppo.minibatches ({config.ppo.minibatches})"
+        )
+    if unknown := [name for name in settings["strategies"] if name not in STRATEGIES]:
+        raise UsageError(f"unknown strategy {unknown[0]!r}; choose among {', '.join(STRATEGIES)}")
+    if config.world and config.world not in SIMULATORS:
+        raise UsageError(
+            f"unknown simulator {config.world!r}; choose one of {', '.join(SIMULATORS)}, or none with `world=`"
+        )
+    return config
 
 
 def sample(kernels: list[Kernel], count: int, seed: int) -> list[Kernel]:

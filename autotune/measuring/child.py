@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autotune.compiler import settings
+from autotune.compiler import settings, targets
 from autotune.errors import DeviceError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -20,6 +20,7 @@ MEMORY_LIMIT = os.sysconf("SC_PHYS_PAGES") * PAGE // 2  # bytes for a child and 
 TICK = 0.2  # seconds between two looks at a busy child's memory
 DEATH_SECONDS = 10.0  # after SIGKILL; a process that lives on hangs in its driver
 MAX_ANSWER = 1 << 28  # bytes
+ROOT = Path(__file__).resolve().parent.parent.parent  # where this package lies
 
 
 class ChildFailed(Exception):
@@ -48,9 +49,14 @@ class Child:
             env = {"POCL_EXTRA_BUILD_FLAGS": "-w", **os.environ}
             # what is in force here may differ from what the environment says: a Context, or a script that changed it
             env |= {**settings(), "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
+            if named := targets():
+                env["DEV"] = named
+            if ROOT.name not in ("site-packages", "dist-packages"):  # a checkout, perhaps found only since we are in it
+                env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), str(ROOT)]))
             if self.runs_candidates:  # one was seen to write into every open file: tinygrad's disk cache must be none
                 env["CACHELEVEL"] = "0"
-            command = [sys.executable, "-m", "autotune.measuring.worker", self.device]
+            # -P: whatever lies in the user's folder is not taken for tinygrad, or for a module of Python's own
+            command = [sys.executable, "-P", "-m", "autotune.measuring.worker", self.device]
             self.pipe = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0,
                                          process_group=0)  # fmt: skip  # Ctrl-C is for the parent alone
             self.kernel, self.prepared, self.buffer = "", False, b""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
-from autotune.measuring.runner import ACCIDENTS, Measurer
+from autotune.measuring.runner import ACCIDENTS, UNPREPARED, Measurer
 from autotune.records import Records, Trial
 
 # A time counts as moved beyond this ratio. Medians of one machine differ by some percent from day to day (clocks, memory
@@ -35,9 +35,14 @@ class Checked:
     now: Trial
 
     @property
+    def judged(self) -> bool:
+        """Whether anything was learned of it: not where the kernel itself could not be prepared."""
+        return not self.now.detail.startswith(UNPREPARED)
+
+    @property
     def holds(self) -> bool:
-        """Whether it still compiles and gives the right outputs."""
-        return self.now.verdict == "ok"
+        """Whether it still compiles and gives the right outputs, for all that is known."""
+        return self.now.verdict == "ok" or not self.judged
 
     @property
     def ratio(self) -> float:
@@ -68,10 +73,11 @@ def choose(records: Records, fingerprint: str, count: int, seed: int) -> list[Cl
 
 
 def recheck(claims: list[Claim], measurer: Measurer) -> Iterator[Checked]:
-    """Measure each claim again, kernel by kernel; the trials are of kind "recheck". An accident is tried once more."""
+    """Measure each claim again, kernel by kernel; the trials are of kind "recheck". An accident is tried once more, and so is what
+    did not compile: that may be one."""
     for key in dict.fromkeys(c.kernel.key for c in claims):
         own = [c for c in claims if c.kernel.key == key]
         for claim, now in zip(own, measurer.measure(own[0].kernel, [c.schedule for c in own], None), strict=True):
-            if now.verdict in ACCIDENTS:
+            if now.verdict in (*ACCIDENTS, "compile_failed"):
                 (now,) = measurer.measure(claim.kernel, [claim.schedule], None)
             yield Checked(claim, replace(now, kind="recheck"))

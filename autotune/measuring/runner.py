@@ -49,6 +49,10 @@ class Refuted(AutotuneError):
         self.trial = trial
 
 
+class Unprepared(AutotuneError):
+    """The kernel itself could not be prepared this time, so nothing was learned of any of its schedules."""
+
+
 class Measurer(Protocol):
     """Where timings come from: hardware (`Runner`) or a recording (`recording.Recording`)."""
 
@@ -103,16 +107,16 @@ class Runner:
 
     def _prepare(self, child: Child, kernel: Kernel, seed: int) -> None:
         """Let a child compute what is expected of a kernel. Raises ChildFailed or DeviceError."""
-        if child.pipe is None or child.kernel != kernel.key:
-            self._hold(child, kernel, seed)
-        if not child.prepared:
-            try:
+        try:
+            if child.pipe is None or child.kernel != kernel.key:
+                self._hold(child, kernel, seed)
+            if not child.prepared:
                 self.plain_seconds = child.ask({"do": "prepare"}, PREPARE_SECONDS)["seconds"]
-            except ChildFailed as failed:
-                child.kill()
-                self.check_device()
-                raise ChildFailed(failed.verdict, f"{UNPREPARED}: {failed.detail}") from None
-            child.prepared = True
+        except ChildFailed as failed:
+            child.kill()
+            self.check_device()
+            raise ChildFailed(failed.verdict, f"{UNPREPARED}: {failed.detail}") from None
+        child.prepared = True
 
     def check_device(self) -> None:
         """Run something trivial in a fresh process. Raises DeviceError when that fails again and again."""
@@ -251,7 +255,7 @@ class Runner:
 
         `fresh`: in a new process, since one that has searched was seen to time slower, and on inputs that none of them
         has seen; otherwise on the bench. `seconds` are spent on each. Raises Refuted when one of them fails (where a child
-        dies or hangs: twice), DeviceError when the device does.
+        dies or hangs: twice), Unprepared where it is the un-optimized kernel that does, DeviceError when it is the device.
         """
         with device_lock(self.device, exclusive=False):
             programs = [self._program(kernel, schedule) for schedule in schedules]
@@ -265,6 +269,8 @@ class Runner:
                 answer = self._hold_duel(kernel, programs, fresh, seed, seconds)
             except ChildFailed as failed:  # whose fault it is cannot be seen: the first one is what is on trial
                 self.check_device()
+                if failed.detail.startswith(UNPREPARED):
+                    raise Unprepared(f"{kernel.name}: {failed.detail}; run the same command again later") from None
                 raise self._refuted(kernel, schedules[0], failed.verdict, failed.detail, seed) from None
         if "wrong" in answer:
             raise self._refuted(kernel, schedules[answer["index"]], "wrong_output", answer["wrong"], seed)
@@ -287,10 +293,11 @@ class Runner:
     def _program(self, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
         if (kernel.key, schedule) in self.programs:
             return self.programs[kernel.key, schedule]
-        answer = self._compile(self.compilers[0], kernel, schedule)
-        if answer["program"] is None:
-            raise self._refuted(kernel, schedule, answer["verdict"], answer["detail"], self.seed)
-        return answer["program"]
+        for _ in range(2):  # once more: the compiler may have met an accident, and who is refuted is so for ever
+            answer = self._compile(self.compilers[0], kernel, schedule)
+            if answer["program"] is not None:
+                return answer["program"]
+        raise self._refuted(kernel, schedule, answer["verdict"], answer["detail"], self.seed)
 
     def _refuted(self, kernel: Kernel, schedule: Schedule, verdict: str, detail: str, seed: int) -> Refuted:
         return Refuted(Trial(kernel.key, schedule, verdict, detail=detail, kind="recheck", input_seed=seed))

@@ -40,21 +40,29 @@ def describe(counts: Mapping[str, int]) -> str:
 
 
 def export(records: Records, path: Path) -> Counter[str]:
-    """Write everything to `path`, finished or not at all; returns how many rows by table."""
+    """Write everything to `path`, finished or not at all (but into a pipe or a device); returns how many rows by table."""
     tables = records.everything()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _typed_errors(path):
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                header = {"format": FORMAT, "version": VERSION, "rows": sum(map(len, tables.values()))}
-                file.write(json.dumps(header) + "\n")
-                for table, rows in tables.items():
-                    for row in rows.values():
-                        file.write(json.dumps({"table": table, **to_data(table, row)}, separators=(",", ":")) + "\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if path.exists() and not path.is_file():
+            _write(path, tables)
+        else:
+            target = Path(os.path.realpath(path))  # a link goes on to be one
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            try:
+                _write(temporary, tables)
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
     return Counter({table: len(rows) for table, rows in tables.items()})
+
+
+def _write(path: Path, tables: Mapping[str, Mapping[Any, Row]]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        header = {"format": FORMAT, "version": VERSION, "rows": sum(map(len, tables.values()))}
+        file.write(json.dumps(header) + "\n")
+        for table, rows in tables.items():
+            for row in rows.values():
+                file.write(json.dumps({"table": table, **to_data(table, row)}, separators=(",", ":")) + "\n")
 
 
 def import_(records: Records, path: Path) -> Taken:

@@ -110,6 +110,11 @@ class History:
         return {t.kind: t for t in self.trials if t.kind not in ("trial", "recheck")}
 
     @property
+    def runs(self) -> bool:
+        """Whether the kernel could be timed at all, as one of its baselines."""
+        return any(t.seconds is not None for t in self.baselines.values())
+
+    @property
     def good(self) -> list[Trial]:
         """Timed trials and baselines of all schedules but those that failed when they were looked at again, or were ever wrong."""
         refuted = {t.schedule for t in self.trials if t.refutes}
@@ -144,11 +149,17 @@ class Records:
             raise RecordsError(f"no records file {self.path}; run `python -m autotune tune SCRIPT` first")
         with self._typed_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            where = f"file:{quote(str(self.path))}?mode=ro" if read_only else str(self.path)
             self.db = sqlite3.connect(
-                where, uri=read_only, timeout=60.0, isolation_level=None, check_same_thread=not read_only
-            )  # a program under `apply` may do its work in another thread
+                self._to_read() if read_only else self.path,
+                uri=read_only, timeout=60.0, isolation_level=None, check_same_thread=not read_only,
+            )  # fmt: skip  # a program under `apply` may do its work in another thread
             self._open(read_only)
+
+    def _to_read(self) -> str:
+        """The file as SQLite's URI. Even a reader makes files beside it; where it may not, and no writer has left its own, the
+        file is read as it is."""
+        alone = not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists()
+        return f"file:{quote(str(self.path))}?mode=ro{'&immutable=1' if alone else ''}"
 
     def _open(self, read_only: bool) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections import Counter
@@ -214,6 +215,22 @@ def test_other_settings_within_the_block_have_winners_of_their_own(tmp_path):
                     (x * 4 - 3).realize()
         wanted = [other == DISABLE_FAST_IDIV.value for other in (first, 1 - first)]
         assert [found == WINNER for found in during] == wanted and (applied.tuned, applied.plain) == (1, 1)
+
+
+@pytest.mark.skipif(DEVICE != "CPU" or platform.machine() != "x86_64", reason="needs a second renderer")
+def test_another_renderer_within_the_block_is_given_nothing(tmp_path):
+    """tinygrad's own assembler, say: a schedule was timed with the compiler that was in force."""
+    x = array(36, 27)
+    with autotune.capture() as program:
+        (x * 4 - 3).realize()
+    records_with(tmp_path / "r.db", program).close()
+    for order in ("CPU", "CPU:X86"), ("CPU:X86", "CPU"):  # whichever is looked at first
+        with autotune.apply(tmp_path / "r.db") as applied, launched() as during:
+            for target in order:
+                with Context(DEV=target):
+                    (x * 4 - 3).realize()
+        assert [found == WINNER for found in during] == [target == "CPU" for target in order]
+        assert (applied.tuned, applied.plain) == (1, 1)
 
 
 def test_a_program_may_do_its_work_in_another_thread(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from shell import RANDOM, ROOT, autotune, count, fails, folder, run
@@ -47,7 +48,8 @@ def test_scripts_that_cannot_be_tuned(folder, capsys, name, says):
     assert count(folder / "none.db") == 0
 
 
-def test_a_script_that_swallows_the_time_limit_is_stopped_again(folder, tmp_path, capsys):
+def test_a_script_that_swallows_the_time_limit_is_stopped_again(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("autotune.script.AGAIN_SECONDS", 0.5)
     script = tmp_path / "stubborn.py"
     script.write_text("import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(60)\n")
     started = time.monotonic()
@@ -55,6 +57,25 @@ def test_a_script_that_swallows_the_time_limit_is_stopped_again(folder, tmp_path
     assert time.monotonic() - started < 5 and not program.kernels
     with pytest.raises(ScriptError, match="longer with --capture-seconds"):
         cli.check_captured(program, "CPU", script)
+
+
+def test_a_script_may_write_its_files_when_its_time_is_over(tmp_path):
+    script = tmp_path / "saves.py"
+    script.write_text("import time\nfrom pathlib import Path\ntry:\n    time.sleep(60)\nfinally:\n    time.sleep(1.5)\n"
+                      "    Path(__file__).with_name('saved').touch()\n")  # fmt: skip
+    capture_script(script, [], seconds=0.1)
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_script_that_goes_elsewhere_takes_nobody_along(tmp_path, monkeypatch):
+    """It finds itself there, though it was named from where the user is, who stays."""
+    (tmp_path / "deep").mkdir()
+    script = tmp_path / "deep" / "moves.py"
+    script.write_text("import os\nos.chdir('/')\nassert os.path.isabs(__file__) and os.path.exists(__file__)\n1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ScriptError, match=r"^deep/moves.py:4: ZeroDivisionError"):
+        capture_script(Path("deep/moves.py"), [], seconds=60.0)
+    assert Path.cwd() == tmp_path
 
 
 def test_records_that_cannot_be_used(folder, tmp_path, capsys):
@@ -81,6 +102,22 @@ def test_records_that_are_read_only(folder, tmp_path):
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""  # found before the script was run
     assert done.stderr == f"autotune: {path} is read-only; name another file with --records\n"
+
+
+def test_records_in_a_folder_that_may_not_be_written_can_be_read(tmp_path):
+    """Even a reader makes files beside a database of this kind, unless it is told that nobody writes."""
+    folder = tmp_path / "image"
+    Records(folder / "r.db").close()
+    folder.chmod(0o555)
+    command = [sys.executable, "-m", "autotune", "report", "--records", folder / "r.db"]
+    if os.getuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs a user other than root, or setpriv")
+        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
+    env = {**os.environ, "DEV": "CPU", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "holds nothing for" in done.stdout
+    assert [path.name for path in folder.iterdir()] == ["r.db"]
 
 
 def test_records_without_anything_for_this_device_are_fine(folder, tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tiny import U2, add_one, total
 from autotune import cli
 from autotune.compiler import default_device, fingerprint
 from autotune.measuring.bench import PROTOCOL
+from autotune.measuring.runner import UNPREPARED, Runner
 from autotune.records import Final, Records, Trial
 
 __all__ = ["folder"]  # the fixture
@@ -97,6 +100,28 @@ def test_verify_tells_what_holds(folder, tmp_path):
     assert printed.splitlines()[-1].startswith("2 checked, of them winners: 2; no longer right: 1;")
 
 
+def test_verify_of_what_cannot_be_prepared_says_so_and_refutes_nothing(filled, capsys, monkeypatch):
+    fails_to = Trial(add_one().key, (U2,), "timeout", detail=f"{UNPREPARED}: no answer within 120 s", input_seed=1)
+    monkeypatch.setattr(Runner, "measure", lambda *_: [fails_to])
+    assert main("verify", "--records", filled, "-n", "1") == 0
+    assert "no longer right: 0;" in (printed := capsys.readouterr().out) and "could not be looked at: 1" in printed
+    with closing(Records(filled)) as records:
+        assert not [t for _, t in records.all_trials(Runner(default_device()).fingerprint) if t.kind == "recheck"]
+
+
+def test_an_export_leaves_links_and_pipes_what_they_are(filled, tmp_path):
+    link, pipe, real = tmp_path / "link", tmp_path / "pipe", tmp_path / "real.jsonl"
+    link.symlink_to(real)
+    assert main("export", "--records", filled, link) == 0 and link.is_symlink() and real.is_file()
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    assert main("export", "--records", filled, pipe) == 0
+    reader.join(10.0)
+    assert pipe.is_fifo() and read == [real.read_text()]
+
+
 def test_verify_without_anything_to_verify(tmp_path, capsys):
     Records(tmp_path / "empty.db").close()
     assert main("verify", "--records", tmp_path / "empty.db") == 0 and "holds nothing for" in capsys.readouterr().out
@@ -110,6 +135,7 @@ def test_what_is_wrong_is_one_line(filled, tmp_path, capsys):
     assert "no export of tinygrad-autotune" in fails(capsys, 1, "import", "--records", records, text)
     assert "No such file" in fails(capsys, 1, "import", "--records", records, tmp_path / "none.jsonl")
     assert "no records file" in fails(capsys, 1, "export", "--records", tmp_path / "none.db", tmp_path / "x")
-    assert "Is a directory" in fails(capsys, 1, "export", "--records", filled, tmp_path)
+    for where in (tmp_path, "."):
+        assert "Is a directory" in fails(capsys, 1, "export", "--records", filled, where)
     assert "no whole number from 1 to" in fails(capsys, 2, "verify", "--records", filled, "-n", "0")
     assert "FILE" in fails(capsys, 2, "merge", "--records", records)

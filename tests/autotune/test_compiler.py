@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,16 @@ from tinygrad.engine import realize
 
 import autotune
 from autotune import compiler
-from autotune.compiler import AxisType, KernelInfo, Ops, Opt, OptOps, canonical, hand_coded, renderer_of
+from autotune.compiler import (
+    AxisType,
+    KernelInfo,
+    Ops,
+    Opt,
+    OptOps,
+    canonical,
+    hand_coded,
+    renderer_of,
+)
 from autotune.errors import DeviceError, IllegalAction
 from autotune.space import ACTIONS, N_ACTIONS, STOP, STOP_INDEX
 
@@ -190,3 +201,22 @@ def test_locals_make_globals_of_output_axes():
     kernel = add_one()
     types = [r.arg[-1] for r in compiler.root_scheduler(kernel.ast, renderer_of("CPU")).rngs]
     assert types == [AxisType.WEAK]
+
+
+def test_threads_that_look_at_kernels_leave_tinygrad_as_it_was(monkeypatch):
+    """Four at once, each of which sees its own kernel; a fifth rewrites one meanwhile, all the way."""
+    original, rewrite = codegen.apply_opts, codegen.full_rewrite_to_sink
+    raws = [raw for program in programs()[:4] for raw in raw_kernels(program)]
+
+    def slowly(*args, **more):
+        time.sleep(0.05)
+        return rewrite(*args, **more)
+
+    monkeypatch.setattr(codegen, "full_rewrite_to_sink", slowly)
+    alone, cpu = [canonical(raw, renderer_of("CPU")) for raw in raws], renderer_of("CPU")
+    with ThreadPoolExecutor(5) as pool:
+        found = [pool.submit(canonical, raw, cpu) for raw in raws * 3]
+        whole = [pool.submit(slowly, raws[0].replace(arg=KernelInfo()), cpu) for _ in range(4)]
+        assert [one.result() for one in found] == alone * 3
+        assert {one.result() for one in whole} == {rewrite(raws[0].replace(arg=KernelInfo()), cpu)}
+    assert codegen.apply_opts is original

@@ -9,6 +9,7 @@ from test_never_worse import CPU, Adversary
 from tiny import kernel_of
 from tinygrad import Tensor
 
+from autotune.collect import collect_kernel
 from autotune.evaluation import Evaluator
 from autotune.measuring.runner import Refuted
 from autotune.records import Records, Trial
@@ -47,6 +48,35 @@ def test_a_refuted_winner_gives_its_place_to_the_next_and_stays_refuted(tmp_path
     assert found[0].schedules["random"] not in measurer.refuted
     again = compared(tmp_path / "found", Refuting(0))  # from what was committed
     assert again[0].schedules == found[0].schedules
+
+
+def test_who_crashed_in_a_duel_is_found_out(tmp_path: Path):
+    """The device cannot know, and names the first of them: hand-coded."""
+    honest = compared(tmp_path / "honest", Refuting(0))
+    measurer = Refuting(0)
+    bad, inner = honest[0].schedules["random"], measurer.duel
+
+    def duel(kernel, schedules, fresh=True):
+        if kernel is KERNELS[0] and bad in schedules:
+            raise Refuted(Trial(kernel.key, schedules[0], "crashed", kind="recheck"))
+        return inner(kernel, schedules, fresh)
+
+    measurer.duel = duel  # type: ignore[method-assign]
+    found = compared(tmp_path / "found", measurer)
+    assert [c.kernel for c in found] == KERNELS and found[0].schedules["random"] != bad
+    assert found[1].schedules == honest[1].schedules
+
+
+def test_a_kernel_that_cannot_be_prepared_is_left_out_without_a_trial(tmp_path: Path, capsys):
+    measurer, asked = Refuting(0), []
+    inner = measurer.measure
+    measurer.measure = lambda kernel, *rest: asked.append(kernel) or inner(kernel, *rest)  # type: ignore[method-assign]
+    measurer.baselines = lambda kernel: [  # type: ignore[method-assign]
+        Trial(kernel.key, (), "timeout", kind=kind) for kind in ("unoptimized", "hand_coded")
+    ]
+    assert compared(tmp_path, measurer) == [] and asked == [] and "is left out" in capsys.readouterr().out
+    with closing(Records(tmp_path / "collected.db")) as records:
+        assert collect_kernel(KERNELS[0], records, measurer, "CPU", 4, 0) == 0 and asked == []
 
 
 def test_where_hand_coded_itself_fails_the_kernel_is_left_out(tmp_path: Path, capsys):

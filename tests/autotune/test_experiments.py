@@ -17,6 +17,8 @@ from shell import members, start
 
 from autotune import guide
 from autotune.errors import UsageError
+from autotune.experiments.jobs import run_jobs
+from autotune.experiments.kept import pack, unpack
 from autotune.experiments.replay import compare
 from autotune.guide import SHIPPED, find_checkpoint
 from autotune.training import Clock
@@ -201,12 +203,48 @@ def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_pa
     (["autotune.experiments.tuning", "with", "program=nothing.py"], "no script nothing.py"),
     (["autotune.experiments.curves", "with", "fast", "fewer=[['beam', 1]]"], "settings for beam"),
     (["autotune.experiments.curves", "with", "fast", "strategies=['x']", "guides=[['x', 'nowhere/best']]"], "no checkpoint nowhere/best"),
+    (["autotune.experiments.evaluate", "with", "fast", "split=heldout"], "no split 'heldout'"),
+    (["autotune.experiments.curves", "with", "fast", "kernels=0"], "no kernel is left to search"),
+    (["autotune.experiments.agents", "with", "fast", "part=runs/99"], "no run runs/99"),
+    (["autotune.experiments.train", "with", "fast", "ppo.minibatches=3"], "a multiple of ppo.minibatches (3)"),
+    (["autotune.experiments.train", "with", "fast", "strategies=['mixd']"], "unknown strategy 'mixd'"),
+    (["autotune.experiments.train", "with", "fast", "world=transfomer"], "unknown simulator 'transfomer'"),
+    (["autotune.experiments.train", "with", "fast", "simulator.fast_bias=-1"], "-1 stands where something like"),
     (["autotune", "replay", "nowhere"], "no directory of a recorded run"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str):
     done = python(tmp_path, *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if message in line]) == 1
+
+
+def test_a_damaged_file_is_no_run(tmp_path: Path):
+    run, file = tmp_path / "run", tmp_path / "kept.tar.xz"
+    run.mkdir()
+    (run / "run.json").write_text('{"experiment": {"name": "curves"}}')
+    (run / "config.json").write_text(json.dumps({str(i): hash(str(i)) for i in range(2000)}))
+    pack(run, file)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(UsageError, match="no run that was kept"):
+        unpack(file, tmp_path / "again")
+
+
+def test_where_a_job_fails_the_rest_is_given_up(tmp_path: Path):
+    """One process: the second job fails, and of the others at most what it had begun by then is done."""
+    settings = {"part": "", "processes": 1, "folder": str(tmp_path)}
+    with pytest.raises(ZeroDivisionError):
+        run_jobs(divide, [(1,), (0,), *((n,) for n in range(2, 12))], settings, tmp_path, "dividing")
+    assert (tmp_path / "job-1.json").exists() and len(list(tmp_path.glob("done-*"))) < 6
+
+
+def divide(n: int, settings: dict) -> dict:
+    """A job."""
+    result = {"of": 1 / n}
+    time.sleep(0.2)
+    (Path(settings["folder"]) / f"done-{n}").touch()
+    return result
 
 
 def test_compare_names_places_and_takes_nan_for_itself():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import kernel_of
+from tiny import U2, U4, kernel_of
 from tinygrad import Tensor
 
 from agents.ppo import PPOConfig
@@ -18,6 +19,8 @@ from autotune.data import Dataset
 from autotune.errors import UsageError
 from autotune.experiments.train import first
 from autotune.guide import SHIPPED, Guide
+from autotune.measuring.bench import PROTOCOL
+from autotune.records import Records, Trial
 from autotune.training import LEARNING_RATE, Clock, TrainConfig, Trainer
 
 KERNEL = kernel_of(Tensor.empty(24, 32) @ Tensor.empty(32, 16))
@@ -127,3 +130,40 @@ def test_a_check_that_would_end_late_is_not_made(
     monkeypatch.setattr(Trainer, "check", lambda _: made.append(now[0]))
     trainer.practise()
     assert len(made) == checks and all(at + fitting < 60.0 * minutes for at in made)
+
+
+def test_a_finished_training_is_resumed_at_a_rate_at_which_something_is_learned(tmp_path: Path):
+    """Its own has been annealed to nothing; one that was cut off goes on as it was."""
+    for updates, rate in ((600, LEARNING_RATE), (300, 2.5e-4)):
+        guide = Guide.load(SHIPPED / "guide-cpu")
+        guide.agent.config = replace(guide.agent.config, lr=5e-4, lr_end=0.0, anneal_updates=600)
+        guide.agent.updates = updates
+        guide.save(tmp_path / f"after-{updates}", {"backend": "CPU"})
+        out = tmp_path / str(updates)
+        out.mkdir()
+        settings = {"resume": str(tmp_path / f"after-{updates}"), "start": ""}
+        resumed = first(SimpleNamespace(out=out), settings, TrainConfig(), KERNEL)
+        assert resumed is not None and resumed.agent.updates == updates and resumed.agent.lr == pytest.approx(rate)
+
+
+def test_a_policy_of_the_worlds_view_has_the_shape_that_the_checkpoint_says(
+    tmp_path: Path, shipped: Guide, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever the settings of a resumed training are."""
+    trainer = trainer_of(tmp_path, shipped)
+    trainer.config = replace(trainer.config, ppo=PPOConfig(hidden=16), sequential_updates=0)
+    made: list[PPOConfig] = []
+    world = SimpleNamespace(new_agent=lambda config: made.append(config) or shipped.agent, view=shipped.world.view)
+    trainer._practise_in(world)  # type: ignore[arg-type]
+    assert made[0].hidden == shipped.agent.config.hidden and made[0].memory == shipped.agent.config.memory
+
+
+def test_what_was_refuted_is_no_example(tmp_path: Path, shipped: Guide):
+    trainer = trainer_of(tmp_path, shipped)
+    with closing(Records(tmp_path / "r.db")) as records:
+        trainer.records, trainer.measurer = records, SimpleNamespace(fingerprint="f" * 16)
+        for schedule, seconds in (((U2,), 2e-6), ((U4,), 1e-6)):
+            records.add_trial("f" * 16, Trial(KERNEL.key, schedule, "ok", (seconds,), code_hash=str(seconds)), PROTOCOL)
+        records.add_trial("f" * 16, Trial(KERNEL.key, (U4,), "wrong_output", kind="recheck"), PROTOCOL)
+        trainer._learn_of(KERNEL)
+    assert [state.schedule for state in trainer.data.states] == [(U2,)]

@@ -48,6 +48,12 @@ def test_a_guide_comes_back_whole(saved, tmp_path):
     assert all(np.array_equal(arrays[name], array) for name, array in saved[0].items())
 
 
+@pytest.mark.parametrize("seed", [20_261_231, 2**63 - 1])
+def test_a_guide_of_any_seed_comes_back(saved, tmp_path, seed):
+    checkpoint.save(tmp_path / "a", saved[0], {**saved[1], "seed": seed})
+    assert Guide.load(tmp_path / "a").seed == seed
+
+
 def edit(*path, value):
     """Change one value of the meta data."""
 

@@ -25,7 +25,7 @@ from autotune.measuring import child as child_module
 from autotune.measuring import runner as runner_module
 from autotune.measuring.bench import MAX_SAMPLES, MIN_SAMPLES
 from autotune.measuring.child import Child, ChildFailed
-from autotune.measuring.runner import NOISE_FLOOR, Refuted, Runner, device_lock, judge
+from autotune.measuring.runner import NOISE_FLOOR, UNPREPARED, Refuted, Runner, Unprepared, device_lock, judge
 
 U3, U5 = Opt(OptOps.UPCAST, 0, 3), Opt(OptOps.UPCAST, 0, 5)
 BAD = Opt(OptOps.UPCAST, 0, 7)
@@ -265,6 +265,43 @@ def test_who_fails_in_a_duel_is_refuted(runner, monkeypatch):
     with pytest.raises(Refuted, match="status -9") as caught:
         runner.duel(kernel, [(U2,), ()])
     assert (caught.value.trial.schedule, caught.value.trial.verdict) == ((U2,), "crashed")
+
+
+def test_who_cannot_be_prepared_refutes_nobody(runner, monkeypatch):
+    """Twice killed while it prepares: by bad luck, or since the kernel is too large for this minute."""
+    kernel = add_one()
+    strike(monkeypatch, "prepare", signal.SIGKILL, times=2)
+    with pytest.raises(Unprepared, match=UNPREPARED):
+        runner.duel(kernel, [(U2,), ()])
+
+
+def test_a_compiler_that_dies_once_refutes_nobody(runner, monkeypatch):
+    kernel = add_one()
+    runner.programs.clear()
+    strike(monkeypatch, "compile", signal.SIGKILL)
+    assert len(runner.duel(kernel, [(U2,), ()])) == 2
+
+
+def test_children_take_nothing_from_the_folder_in_which_the_user_is(tmp_path, monkeypatch):
+    """A checkout of another tinygrad, say, and a module named as one of Python's own."""
+    for name in ("tinygrad/__init__.py", "queue.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise ImportError('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    child = Child("CPU")
+    assert child.ask({"do": "probe"}, 60.0) == {"works": True}
+    child.kill()
+
+
+def test_children_compile_for_the_renderer_that_is_in_force(monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(more["env"]) or popen(*args, **more))
+    for target in ("CPU", "CPU:CLANG"):
+        child = Child("CPU")
+        with Context(DEV=target):
+            assert child.ask({"do": "probe"}, 60.0) == {"works": True}
+        child.kill()
+    assert [env["DEV"] for env in started] == ["CPU", "CPU:CLANG"]
 
 
 HOLDS = """

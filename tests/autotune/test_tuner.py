@@ -20,7 +20,8 @@ from autotune.errors import UsageError
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.recheck import choose, recheck
-from autotune.records import Records, Trial
+from autotune.measuring.runner import Unprepared
+from autotune.records import Final, Records, Trial
 from autotune.tuner import Tuner
 from autotune.winners import contenders
 
@@ -114,6 +115,32 @@ def test_a_winner_is_displaced_only_by_what_beats_it_side_by_side(records):
     final = tuner.winners.finish(KERNEL)
     assert final is not None and (final.schedule, final.accepted) == (third, True)
     assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
+
+
+def test_a_faster_winner_comes_back_when_a_slower_one_was_accepted_since(records):
+    """As where the records of another machine of the same kind were merged, on which FIRST was never tried."""
+    device, third = Told(), (U2, U2, U2)
+    tuner = accepted(records, device)
+    device.true[third] = 0.8
+    seen(records, device, third, 0.8)
+    records.add_final(device.fingerprint, Final(KERNEL.key, third, (0.8,), (1.0,), (1.0,), True, PROTOCOL))
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
+    for _ in range(2):
+        final = tuner.winners.finish(KERNEL)
+        assert final is not None and final.schedule == FIRST
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
+    assert len(records.rows("finals")) == 3  # it is said again once
+
+
+def test_a_kernel_that_cannot_be_prepared_loses_no_winner(records):
+    device = Told()
+    tuner = accepted(records, device)
+    seen(records, device, SECOND, 0.1)
+    before = records.history(KERNEL.key, device.fingerprint).trials
+    device.duel = lambda *_, **__: (_ for _ in ()).throw(Unprepared("too busy"))  # type: ignore[method-assign]
+    assert tuner.winners.finish(KERNEL) is None and tuner.winners.settle(KERNEL) is None
+    assert records.history(KERNEL.key, device.fingerprint).trials == before
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
 
 
 @pytest.mark.parametrize("hand", ["ok", "wrong_output"])
