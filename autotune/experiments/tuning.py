@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 def run(_run: Run, _config: dict[str, Any]) -> float:
     with session_of(_run) as session:
         figures = session.finish(tune_program(session, dict(_config)))["figures"]
-        return figures["tuned_ms"] / figures["hand_coded_ms"]
+        return figures["tuned_ms"] / figures["hand_coded_ms"] if figures["hand_coded_ms"] else math.nan
 
 
 if __name__ == "__main__":
