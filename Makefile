@@ -69,7 +69,7 @@ bench: $(READY)  ## repeat the comparison with BEAM=4, random schedules, evoluti
 	$(BIN)/python tools/figures.py --write
 	$(BIN)/python tools/bench_plots.py
 
-bench-live: $(READY)  ## measure that comparison on this machine: make bench-live PROGRAM=gpt-decode (an hour and more)
+bench-live: $(READY)  ## measure that comparison on this machine: make bench-live PROGRAM=gpt-decode (hours)
 	$(BIN)/python -m autotune.experiments.curves with bench program=$(PROGRAM)
 
 clean:  ## remove the virtual environment and all caches in this directory; runs/ stays

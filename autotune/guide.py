@@ -207,10 +207,12 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
 
 
 def _serves(description: Path, backend: str) -> bool:
-    """Whether a checkpoint was trained for this backend, by a version that saw the same features, and not in a test run of seconds."""
+    """Whether a checkpoint was trained for this backend, by a version that saw the same features, to the end, and not in a test run
+    of seconds."""
     try:
         meta = parse(description.read_text())
         current = meta["vocabulary"] == VOCABULARY and meta["features"] == FEATURES
-        return current and str(meta["backend"]).split(":")[0] == backend and not meta["draft"]
+        whole = meta.get("finished", True) and not meta["draft"]
+        return current and whole and str(meta["backend"]).split(":")[0] == backend
     except (OSError, ValueError, KeyError, TypeError, CodecError):
         return False

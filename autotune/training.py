@@ -121,6 +121,7 @@ class Trainer:
         self.best = float("-inf")
         self.trials = 0
         self.fitting = 0.0  # seconds that the last fit took
+        self.finished = False  # whether checkpoints have all their parts
 
     @property
     def seconds(self) -> float:
@@ -288,8 +289,9 @@ class Trainer:
         self.save("best", best)
 
     def remember(self) -> None:
-        """The fastest schedules of all trials, into the guide and into the best checkpoint."""
+        """The fastest schedules of all trials, into the guide and into the best checkpoint, which is served from now on."""
         best = Guide.load(self.out / "best")
+        self.finished = True
         best.memory = self.guide.memory = Memory.learn(self.data)
         self.save("best", best)
 
@@ -310,6 +312,6 @@ class Trainer:
 
     def save(self, name: str, guide: Guide | None = None) -> None:
         guide = guide or self.guide
-        about = {"backend": self.device, "draft": self.config.draft, "updates": guide.agent.updates,
-                 "validation": self.best}  # fmt: skip
+        about = {"backend": self.device, "draft": self.config.draft, "finished": self.finished,
+                 "updates": guide.agent.updates, "validation": self.best}  # fmt: skip
         guide.save(self.out / name, about)

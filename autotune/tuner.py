@@ -1,4 +1,4 @@
-"""Tuning a set of kernels: one budget, most total time first, every trial committed at once, never worse at the end."""
+"""Tuning a set of kernels: one budget, spent where it pays, every trial committed at once, never worse at the end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How good the simulators are on kernels that they never saw: the trials that ship, split by kernel, each fitted afresh.
 
-    python tools/bench_sims.py --curve 500 1000 2000 4000 --json benchmarks/sims-cpu.json
+    python tools/bench_sims.py --curve 500 2000 8000 --json benchmarks/sims-cpu.json
     python tools/bench_sims.py --held-out-model RECORDS --json benchmarks/sims-model-cpu.json
 
 With --held-out-model all kernels of a records file are held out, and the simulators are fitted on every trial that ships.

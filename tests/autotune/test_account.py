@@ -13,8 +13,8 @@ RUN = {
     "program": "Two kernels", "peak_gflops": 100.0,
     "latency": {"default": {"ms": 40.0}, "tuned": {"ms": 16.0}, "pytorch": {"ms": 8.0}},
     "tune": {"device": "CPU", "kernels": [
-        {"name": "sum", "calls": 1, "tuned_ms": 4.0, "gflop": 0.004},
-        {"name": "matmul", "calls": 3, "tuned_ms": 2.0, "gflop": 0.1},
+        {"name": "sum", "calls": 1, "tuned_ms": 4.0, "gflop": 0.004, "schedule": None},
+        {"name": "matmul", "calls": 3, "tuned_ms": 2.0, "gflop": 0.1, "schedule": [["THREAD", 0, 2], ["UPCAST", 0, 4]]},
     ]},
 }  # fmt: skip
 
@@ -35,6 +35,7 @@ def test_time_and_rates_of_kernels_and_of_the_whole(tmp_path: Path, accounts):
     text = accounts.accounts(tmp_path)
     assert "| matmul | 3 | 6.00 | 60.0% | 50.0 | 50.0% |\n| sum | 1 | 4.00 | 40.0% | 1.0 | 1.0% |" in text
     assert "| all | 4 | 10.00 | 100.0% | 30.4 | 30.4% |" in text
+    assert "(THREAD): 1 of 2 kernels;" in text
     assert "default 40.0 ms (1.00), tuned 16.0 ms (0.40), PyTorch, eager, one thread 8.0 ms (0.20)" in text
 
 

@@ -18,7 +18,7 @@ from autotune.compiler import renderer_of
 from autotune.data import Dataset
 from autotune.errors import UsageError
 from autotune.experiments.train import first
-from autotune.guide import SHIPPED, Guide
+from autotune.guide import SHIPPED, Guide, find_checkpoint
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, Trial
 from autotune.training import LEARNING_RATE, Clock, TrainConfig, Trainer
@@ -167,3 +167,15 @@ def test_what_was_refuted_is_no_example(tmp_path: Path, shipped: Guide):
         records.add_trial("f" * 16, Trial(KERNEL.key, (U4,), "wrong_output", kind="recheck"), PROTOCOL)
         trainer._learn_of(KERNEL)
     assert [state.schedule for state in trainer.data.states] == [(U2,)]
+
+
+def test_a_checkpoint_is_served_once_it_has_all_its_parts(tmp_path: Path):
+    """A training that runs, or was cut off, takes no one's guide away."""
+    guide, out = Guide.load(SHIPPED / "guide-cpu"), tmp_path / "runs" / "1"
+    out.mkdir(parents=True)
+    trainer = trainer_of(out, guide)
+    trainer.save("best")
+    assert find_checkpoint(None, "CPU", tmp_path / "runs") == SHIPPED / "guide-cpu"
+    trainer.data.add(KERNEL, [Trial(KERNEL.key, (U2,), "ok", (1e-6,))], "here")
+    trainer.remember()
+    assert find_checkpoint(None, "CPU", tmp_path / "runs") == out / "best"

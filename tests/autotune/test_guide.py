@@ -137,7 +137,7 @@ def test_other_features_are_told_as_such(saved, tmp_path):
 )
 def test_a_description_that_says_nothing_is_passed_over(tmp_path, text):
     """`find_checkpoint` looks at the JSON of every run."""
-    good = {"backend": "CPU:1", "draft": False, "vocabulary": VOCABULARY, "features": FEATURES}
+    good = {"backend": "CPU:1", "draft": False, "vocabulary": VOCABULARY, "features": FEATURES, "finished": True}
     older = json.dumps({**good, "features": FEATURES - 1})
     for name, content in {"1": json.dumps(good), "2": text, "3": older}.items():
         (tmp_path / name).mkdir()
