@@ -67,7 +67,7 @@ class Evaluator:
         self, kernel: Kernel, base: History, histories: dict[str, History]
     ) -> tuple[dict[str, Schedule], list[tuple[float, ...]]]:
         """(each strategy's winner, samples of hand-coded twice and of all of them); a winner that fails then gives its place to
-        the next. Raises Refuted where it is hand-coded that fails, or no one of them by itself."""
+        the next. Raises Refuted where it is hand-coded that fails, or where they crash together and no one by itself."""
         final, own = self.files["final"], self.measurer.fingerprint
         hand = base.baselines["hand_coded"].schedule
         for history in histories.values():
@@ -83,6 +83,8 @@ class Evaluator:
                 if (failed := self._to_blame(kernel, refuted, hand, set(best.values()))) is None:
                     raise
                 commit(final, self.measurer, kernel, [failed])
+                if failed.schedule == hand:
+                    raise
                 for history in histories.values():
                     history.trials.append(failed)
                 continue
@@ -90,14 +92,15 @@ class Evaluator:
             return best, samples
 
     def _to_blame(self, kernel: Kernel, refuted: Refuted, hand: Schedule, winners: set[Schedule]) -> Trial | None:
-        """The winner that failed. Where a child died or hung nobody saw who it was, so each is tried by itself with hand-coded."""
+        """Who failed. Where a child died or hung nobody saw who it was, so each is tried by itself with hand-coded."""
         if refuted.trial.verdict not in ACCIDENTS:
-            return refuted.trial if refuted.trial.schedule != hand else None
+            return refuted.trial
         for winner in sorted(winners - {hand}):
             try:
-                self.measurer.duel(kernel, [winner, hand])
+                samples = self.measurer.duel(kernel, [winner, hand])
             except Refuted as again:
-                return again.trial if again.trial.schedule != hand else None
+                return again.trial
+            self.files["final"].add_duel(kernel.key, self.measurer.fingerprint, [winner, hand], samples)  # for a replay
         return None
 
     def _search(self, name: str, kernel: Kernel, base: History) -> History:

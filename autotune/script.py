@@ -96,10 +96,11 @@ def run_script(script: Path, arguments: list[str]) -> None:
             f"{_place(error, absolute, script)}: {_in_one_line(error)}; run it by itself to see more"
         ) from None
     finally:
-        os.chdir(folder)
         sys.argv, sys.path[:] = argv, path
         _taken()
         sys.modules.update(ours)
+        with contextlib.suppress(OSError):  # it may have removed the folder
+            os.chdir(folder)
 
 
 def _taken() -> dict[str, ModuleType]:

@@ -137,7 +137,9 @@ class Trainer:
                 updates = self.practise()
                 self.learn_world()
             except (Diverged, SimulatorError) as error:
-                raise TrainingError(f"{error}; {self.out / 'best'} is the best policy so far; lower `ppo.lr`") from None
+                raise TrainingError(
+                    f"the training came to nothing: {error}; {self.out / 'best'} is the best until then"
+                ) from None
             self.remember()
         self.save("last")
         return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best,

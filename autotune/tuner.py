@@ -18,7 +18,7 @@ from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
-from autotune.measuring.runner import ACCIDENTS, Measurer, commit
+from autotune.measuring.runner import RETRIED, Measurer, commit
 from autotune.records import History, Records, Trial
 from autotune.records.claims import share
 from autotune.report import KernelResult, gains, refusal
@@ -130,7 +130,7 @@ class Tuner:
         history = self._history(kernel)
         known, tries = history.baselines, Counter(t.kind for t in history.trials)
         wanted = "hand_coded" not in known or any(
-            known[kind].verdict in ACCIDENTS and tries[kind] < 2
+            known[kind].verdict in RETRIED and tries[kind] < 2
             for kind in ("unoptimized", "hand_coded")
             if kind in known
         )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
 
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
@@ -40,8 +43,8 @@ class Winners:
                 return self._halved(kernel, self._compare)
             except Refuted as refuted:
                 commit(self.records, self.measurer, kernel, [refuted.trial])
-            except Unprepared:
-                return None
+            except Unprepared as why:
+                return self._left(why)
 
     def _halved(
         self, kernel: Kernel, compare: Callable[[Kernel, Sequence[Schedule]], Sequence[Sequence[float]]]
@@ -113,14 +116,18 @@ class Winners:
                 if refuted.trial.schedule == hand.schedule:
                     return None
                 continue
-            except Unprepared:
-                return None
+            except Unprepared as why:
+                return self._left(why)
             self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
             floor = floor_at(self.records.noise(self.measurer.fingerprint), hand.seconds)
             final = judge(kernel, best, times, floor)
             self.records.add_final(self.measurer.fingerprint, final)
             return final
         return None
+
+    @staticmethod
+    def _left(why: Unprepared) -> None:
+        tqdm.write(f"autotune: left as it was: {why}", file=sys.stderr)
 
     def _history(self, kernel: Kernel) -> History:
         return self.records.history(kernel.key, self.measurer.fingerprint)

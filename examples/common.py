@@ -34,7 +34,9 @@ def options(description: str) -> argparse.ArgumentParser:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--infer", action="store_true", help="tune this network's kernels and time the whole network")
     mode.add_argument("--train", action="store_true", help="fine-tune the policy to this network's kernels")
-    parser.add_argument("--trials", type=int, default=16, help="trials, times the number of kernels, for all together (default 16)")
+    parser.add_argument(
+        "--trials", type=int, default=16, help="trials, times the number of kernels, for all together (default 16)"
+    )
     parser.add_argument("--seconds", type=float, help="stop tuning after this time")
     parser.add_argument("--records", type=Path, default=default_path(), help="records file")
     parser.add_argument("--checkpoint", type=Path, help="default: the newest of `make train`, else the shipped one")

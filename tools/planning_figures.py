@@ -48,8 +48,8 @@ def _curves(result: Mapping[str, Any], name: str) -> str:
         f"{settings['trials']} trials of each kernel. Time of the best schedule that anyone found over that of the best after so many "
         "trials, hand-coded counting as found at 0 trials: IQM and its 95% interval over seeds and kernels.",
         table(("strategy", *budgets), scores),
-        "Probability of being faster than random schedules after as many trials (ties count half):",
-        table(("strategy", *budgets), over),
+        *(["Probability of being faster than random schedules after as many trials (ties count half):",
+           table(("strategy", *budgets), over)] if "random" in summary else []),
         "Share of searches within 5% of the best known schedule after so many trials; median trials and wall-clock seconds until then "
         "(never: fewer than half ever were); seconds a trial, thinking included.",
         table(("strategy", *budgets, "trials", "seconds", "s a trial"), cost),

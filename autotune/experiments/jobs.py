@@ -40,7 +40,7 @@ def run_jobs(function: Callable[..., dict[str, Any]], jobs: Sequence[Job], setti
             for done in tqdm(as_completed(running), total=len(todo), desc=label):
                 file[running[done]].write_text(json.dumps(done.result()))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # else those not begun would be done, and thrown away
             raise
     return [json.loads(file[job].read_text()) for job in jobs]
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import tinygrad
+
 from autotune.compiler import settings, targets
 from autotune.errors import DeviceError
 
@@ -20,7 +22,9 @@ MEMORY_LIMIT = os.sysconf("SC_PHYS_PAGES") * PAGE // 2  # bytes for a child and 
 TICK = 0.2  # seconds between two looks at a busy child's memory
 DEATH_SECONDS = 10.0  # after SIGKILL; a process that lives on hangs in its driver
 MAX_ANSWER = 1 << 28  # bytes
-ROOT = Path(__file__).resolve().parent.parent.parent  # where this package lies
+# where this package and tinygrad lie, if it is no place in which Python looks by itself
+CHECKOUTS = [str(root) for root in (Path(__file__).resolve().parents[2], Path(str(tinygrad.__file__)).resolve().parents[1])
+             if root.name not in ("site-packages", "dist-packages")]  # fmt: skip
 
 
 class ChildFailed(Exception):
@@ -51,8 +55,7 @@ class Child:
             env |= {**settings(), "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
             if named := targets():
                 env["DEV"] = named
-            if ROOT.name not in ("site-packages", "dist-packages"):  # a checkout, perhaps found only since we are in it
-                env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH"), str(ROOT)]))
+            env["PYTHONPATH"] = os.pathsep.join([*CHECKOUTS, env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
             if self.runs_candidates:  # one was seen to write into every open file: tinygrad's disk cache must be none
                 env["CACHELEVEL"] = "0"
             # -P: whatever lies in the user's folder is not taken for tinygrad, or for a module of Python's own

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
-from autotune.measuring.runner import ACCIDENTS, UNPREPARED, Measurer
+from autotune.measuring.runner import RETRIED, UNPREPARED, Measurer
 from autotune.records import Records, Trial
 
 # A time counts as moved beyond this ratio. Medians of one machine differ by some percent from day to day (clocks, memory
@@ -78,6 +78,6 @@ def recheck(claims: list[Claim], measurer: Measurer) -> Iterator[Checked]:
     for key in dict.fromkeys(c.kernel.key for c in claims):
         own = [c for c in claims if c.kernel.key == key]
         for claim, now in zip(own, measurer.measure(own[0].kernel, [c.schedule for c in own], None), strict=True):
-            if now.verdict in (*ACCIDENTS, "compile_failed"):
+            if now.verdict in RETRIED:
                 (now,) = measurer.measure(claim.kernel, [claim.schedule], None)
             yield Checked(claim, replace(now, kind="recheck"))

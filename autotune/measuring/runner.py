@@ -29,7 +29,11 @@ from autotune.records import Final, Records, Trial, fingerprint_id
 
 START_SECONDS, COMPILE_SECONDS, PREPARE_SECONDS = 60.0, 30.0, 120.0  # deadlines of a child's answers
 RUN_SECONDS, RUN_FACTOR = 20.0, 40.0  # a candidate's: so long, and so many times the un-optimized kernel's time
-ACCIDENTS = ("crashed", "timeout")  # verdicts that a baseline may get by bad luck: it is measured again
+ACCIDENTS = ("crashed", "timeout")  # verdicts that come by bad luck, too
+RETRIED = (
+    *ACCIDENTS,
+    "compile_failed",
+)  # of a baseline, or a winner: it is measured again; a compiler may have been killed
 UNPREPARED = "the un-optimized kernel itself"  # so a detail begins where that was at fault, and no candidate
 MAX_DEVICE_FAILURES = 3  # probes in a row: then it is the device that is at fault, and not a kernel
 NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A difference
@@ -154,7 +158,7 @@ class Runner:
             trials = [plain, replace(plain, schedule=schedules[1], code_hash="")]
         else:
             trials = [plain, *self._time_all(kernel, schedules[1:], answers[1:], None)]
-            trials = [t if t.verdict not in ACCIDENTS else self.measure(kernel, [t.schedule], None)[0] for t in trials]
+            trials = [t if t.verdict not in RETRIED else self.measure(kernel, [t.schedule], None)[0] for t in trials]
         self.compiled = compiled
         return [replace(trial, kind=kind) for trial, kind in zip(trials, kinds, strict=True)]
 
@@ -202,10 +206,11 @@ class Runner:
 
     def _compile(self, child: Child, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
         """The child's answer, or its failure in the same form, with the seconds that it took."""
-        began = time.perf_counter()
+        began, fault = time.perf_counter(), f"{UNPREPARED}: "
         try:
             if child.pipe is None or child.kernel != kernel.key:
                 self._hold(child, kernel, self.seed)
+            fault = ""
             return child.ask({"do": "compile", "schedule": schedule_to_json(schedule)}, COMPILE_SECONDS)
         except ChildFailed as failed:
             if failed.verdict == "environment":
@@ -214,7 +219,7 @@ class Runner:
                 ) from None
             verdict = "timeout" if failed.verdict == "timeout" else "compile_failed"
             spent = time.perf_counter() - began
-            return {"verdict": verdict, "program": None, "compile_seconds": spent, "detail": failed.detail}
+            return {"verdict": verdict, "program": None, "compile_seconds": spent, "detail": fault + failed.detail}
 
     def _time(self, kernel: Kernel, schedule: Schedule, answer: dict[str, Any], cutoff: float | None) -> Trial:
         """Let the bench verify and time a compiled candidate."""
@@ -297,6 +302,8 @@ class Runner:
             answer = self._compile(self.compilers[0], kernel, schedule)
             if answer["program"] is not None:
                 return answer["program"]
+        if answer["detail"].startswith(UNPREPARED):
+            raise Unprepared(f"{kernel.name}: {answer['detail']}; run the same command again later")
         raise self._refuted(kernel, schedule, answer["verdict"], answer["detail"], self.seed)
 
     def _refuted(self, kernel: Kernel, schedule: Schedule, verdict: str, detail: str, seed: int) -> Refuted:

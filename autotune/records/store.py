@@ -149,17 +149,23 @@ class Records:
             raise RecordsError(f"no records file {self.path}; run `python -m autotune tune SCRIPT` first")
         with self._typed_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.db = sqlite3.connect(
-                self._to_read() if read_only else self.path,
-                uri=read_only, timeout=60.0, isolation_level=None, check_same_thread=not read_only,
-            )  # fmt: skip  # a program under `apply` may do its work in another thread
+            self.db = self._to_read() if read_only else self._connect(str(self.path))
             self._open(read_only)
 
-    def _to_read(self) -> str:
-        """The file as SQLite's URI. Even a reader makes files beside it; where it may not, and no writer has left its own, the
-        file is read as it is."""
-        alone = not os.access(self.path.parent, os.W_OK) and not Path(f"{self.path}-wal").exists()
-        return f"file:{quote(str(self.path))}?mode=ro{'&immutable=1' if alone else ''}"
+    def _to_read(self) -> sqlite3.Connection:
+        """Even a reader makes files beside the database. Where it may not, and no writer has left its own, it reads a copy."""
+        uri = f"file:{quote(str(self.path))}?mode=ro"
+        if os.access(self.path.parent, os.W_OK) or Path(f"{self.path}-wal").exists():
+            return self._connect(uri, uri=True, check_same_thread=False)
+        copy = self._connect(":memory:", check_same_thread=False)
+        with contextlib.closing(self._connect(f"{uri}&immutable=1", uri=True)) as file:
+            file.backup(copy)
+        return copy
+
+    @staticmethod
+    def _connect(where: str, uri: bool = False, check_same_thread: bool = True) -> sqlite3.Connection:
+        """A program under `apply` may do its work in another thread: what only reads is for any."""
+        return sqlite3.connect(where, uri=uri, timeout=60.0, isolation_level=None, check_same_thread=check_same_thread)
 
     def _open(self, read_only: bool) -> None:
         try:
@@ -264,7 +270,10 @@ class Records:
         self._add("trials", {**own, "fingerprint": fingerprint, "protocol": protocol, "created": time.time()})
 
     def add_final(self, fingerprint: str, final: Final) -> None:
-        self._add("finals", {**_fields_of(final), "fingerprint": fingerprint, "created": time.time()})
+        """Store a verdict as the newest of its kernel, though another machine's clock be ahead."""
+        before = self.rows("finals", "WHERE fingerprint = ? AND kernel = ?", [fingerprint, final.kernel]).values()
+        created = max([time.time(), *(row["created"] for row in before)])
+        self._add("finals", {**_fields_of(final), "fingerprint": fingerprint, "created": created})
 
     def add_duel(
         self, kernel: str, fingerprint: str, schedules: Sequence[Schedule], samples: Sequence[Sequence[float]]

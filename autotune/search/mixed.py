@@ -62,6 +62,8 @@ class MixedSearch(PolicySearch):
         self.origins: dict[Schedule, str] = {}  # which part of the search proposed it first
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
+        self.asked: set[Schedule] = set()
+        self.tried: set[Schedule] = set()  # whoever asked for them; not the baselines
         self.breeder = Breeder(self.root, self.rng)
         self.stale = 0  # batches in a row that gained nothing
         self.grown = -1  # how much had been measured when the pool last grew; at first it has not
@@ -75,9 +77,12 @@ class MixedSearch(PolicySearch):
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules, which are chosen at least BATCH at a time. The rest waits until it is asked for: what
         one or two trials teach misleads more than it helps, and four that are chosen at once are unlike each other."""
-        while (missing := count - len(self.waiting)) > 0 and (chosen := self._batch(max(missing, BATCH))):
+        known = len(self.tried | self.asked)
+        least = BATCH - known if known < BATCH else BATCH  # one trial of an earlier run is completed by three
+        while (missing := count - len(self.waiting)) > 0 and (chosen := self._batch(max(missing, least))):
             self.waiting += chosen
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.asked.update(taken)
         return taken
 
     def _batch(self, count: int) -> list[Schedule]:
@@ -122,8 +127,14 @@ class MixedSearch(PolicySearch):
         return schedules
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Take in measured times, the baselines' among them: they correct the simulator for this kernel."""
+        """Take in measured times, the baselines' among them: they correct the simulator for this kernel. Where another search has
+        made trials, what waits was chosen without them, and is chosen anew."""
         super().tell(trials)
+        self.tried.update(t.schedule for t in trials if t.kind == "trial")
+        if self.tried - self.asked:
+            self.asked |= self.tried
+            self.seen.difference_update(set(self.waiting) - self.tried)
+            self.waiting = []
         before = self.fastest
         for trial in trials:
             state = self._state_of(trial.schedule)

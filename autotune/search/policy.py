@@ -48,9 +48,7 @@ class PolicySearch:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remember what was measured, so that it is not asked for again."""
-        told = {t.schedule for t in trials}
-        self.seen |= told
-        self.waiting = [s for s in self.waiting if s not in told]
+        self.seen.update(t.schedule for t in trials)
 
     def episodes(self, starts: Sequence[State], temperature: float | np.ndarray) -> list[list[State]]:
         return sample_episodes(self.guide.agent, starts, self.rng, temperature, self.looked)

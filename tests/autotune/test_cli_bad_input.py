@@ -76,6 +76,13 @@ def test_a_script_that_goes_elsewhere_takes_nobody_along(tmp_path, monkeypatch):
     with pytest.raises(ScriptError, match=r"^deep/moves.py:4: ZeroDivisionError"):
         capture_script(Path("deep/moves.py"), [], seconds=60.0)
     assert Path.cwd() == tmp_path
+    script.write_text("import os\nos.rmdir(os.getcwd())\nraise SystemExit(3)\n")
+    (tmp_path / "short").mkdir()
+    monkeypatch.chdir(tmp_path / "short")
+    argv = sys.argv
+    with pytest.raises(ScriptError, match="ended with status 3"):
+        capture_script(script, [], seconds=60.0)
+    assert sys.argv is argv
 
 
 def test_records_that_cannot_be_used(folder, tmp_path, capsys):

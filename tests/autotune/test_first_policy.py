@@ -174,6 +174,7 @@ def test_a_checkpoint_is_served_once_it_has_all_its_parts(tmp_path: Path):
     guide, out = Guide.load(SHIPPED / "guide-cpu"), tmp_path / "runs" / "1"
     out.mkdir(parents=True)
     trainer = trainer_of(out, guide)
+    trainer.best = 1.0  # as after a validation
     trainer.save("best")
     assert find_checkpoint(None, "CPU", tmp_path / "runs") == SHIPPED / "guide-cpu"
     trainer.data.add(KERNEL, [Trial(KERNEL.key, (U2,), "ok", (1e-6,))], "here")

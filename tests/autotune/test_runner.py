@@ -275,6 +275,30 @@ def test_who_cannot_be_prepared_refutes_nobody(runner, monkeypatch):
         runner.duel(kernel, [(U2,), ()])
 
 
+def test_who_cannot_even_be_given_to_a_compiler_refutes_nobody(runner, monkeypatch):
+    kernel = add_one(77)
+
+    def never(*_) -> None:
+        raise ChildFailed("timeout", "no answer within 60 s")
+
+    monkeypatch.setattr(runner, "_hold", never)
+    with pytest.raises(Unprepared, match=UNPREPARED):
+        runner.duel(kernel, [(U2,), ()])
+
+
+def test_children_take_tinygrad_from_where_their_parent_has_it(tmp_path, monkeypatch):
+    (tmp_path / "tinygrad").mkdir()
+    (tmp_path / "tinygrad" / "__init__.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.setattr(child_module, "CHECKOUTS", [str(tmp_path)])
+    with pytest.raises(ChildFailed, match="status 7"):
+        Child("CPU").ask({"do": "probe"}, 60.0)
+
+
+def test_a_compiler_that_dies_once_costs_no_baseline(runner, monkeypatch):
+    strike(monkeypatch, "compile", signal.SIGKILL)
+    assert [t.verdict for t in runner.baselines(add_one(78))] == ["ok", "ok"]
+
+
 def test_a_compiler_that_dies_once_refutes_nobody(runner, monkeypatch):
     kernel = add_one()
     runner.programs.clear()

@@ -132,6 +132,18 @@ def test_a_faster_winner_comes_back_when_a_slower_one_was_accepted_since(records
     assert len(records.rows("finals")) == 3  # it is said again once
 
 
+def test_a_clock_that_was_ahead_holds_no_winner_back(records, monkeypatch):
+    device = Told()
+    tuner = accepted(records, device)
+    with monkeypatch.context() as ahead:
+        ahead.setattr("time.time", lambda: 4e9)
+        records.add_final(device.fingerprint, Final(KERNEL.key, (U2, U2, U2), (0.8,), (1.0,), (1.0,), True, PROTOCOL))
+    seen(records, device, (U2, U2, U2), 0.8)
+    device.true[U2, U2, U2] = 0.8
+    assert tuner.winners.finish(KERNEL) is not None
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
+
+
 def test_a_kernel_that_cannot_be_prepared_loses_no_winner(records):
     device = Told()
     tuner = accepted(records, device)
