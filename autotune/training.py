@@ -299,10 +299,8 @@ class Trainer:
 
     def _practise_in(self, world: World) -> None:
         """PPO for the policy that sees what the world's simulator sees, rewarded as the other one."""
-        own = self.guide.agent.config
-        agent = world.new_agent(
-            replace(self.config.ppo, hidden=own.hidden, memory=own.memory)
-        )  # as a checkpoint has it
+        own = self.guide.agent.config  # a checkpoint holds one shape for both policies
+        agent = world.new_agent(replace(self.config.ppo, hidden=own.hidden, memory=own.memory))
         task = Task(self.train_kernels, self.renderer, potential=self.potential, sees=world.view)
         rollouts = Rollouts(KernelVectorEnv(task, agent.config.n_envs), agent, self.config.seed)
         for _ in range(self.config.sequential_updates):

@@ -103,10 +103,8 @@ class Winners:
             if best == hand.schedule:
                 return None
             if (final := self._verdict(kernel, best)) is not None:
-                if final.accepted and self._served(kernel) != best:
-                    self.records.add_final(
-                        self.measurer.fingerprint, final
-                    )  # the newest is served: a merge may bring others
+                if final.accepted and self._served(kernel) != best:  # the newest is: a merge may bring others
+                    self.records.add_final(self.measurer.fingerprint, final)
                 return final
             rivals = [best, hand.schedule, hand.schedule]
             try:
