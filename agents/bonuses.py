@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +35,7 @@ FLOOR = 1e-3  # of a standard deviation: what hardly varies is not blown up
 class BonusConfig(LearnerConfig):
     """What all bonuses can be set to. Of LearnerConfig, a predictor uses hidden, lr, max_grad_norm and Adam's.
 
-    Raises ValueError for a number out of its range."""
+    Raises ValueError for a number out of its range, and for a setting that no bonus uses."""
 
     hidden: int = 64  # width of a predictor's two layers
     lr: float = 1e-3  # Adam's; a predictor that learns slower than the policy keeps it curious
@@ -50,10 +50,14 @@ class BonusConfig(LearnerConfig):
         for key, least in (("epochs", 1), ("outputs", 1), ("members", 2), ("bits", 1)):
             if getattr(self, key) < least:
                 raise ValueError(f"{key} must be at least {least}, not {getattr(self, key)}")
+        for key in ("steps", "n_envs", "memory", "gamma", "lr_end", "anneal_updates"):
+            if getattr(self, key) != getattr(LearnerConfig, key):
+                raise ValueError(f"{key} is used by no bonus, so it cannot be {getattr(self, key)}")
 
 
 class Bonus(Protocol):
     name: str
+    config: BonusConfig
 
     def bonus(self, rollout: Rollout) -> np.ndarray:
         """[T, B] float32, not negative. Changes nothing."""
@@ -85,6 +89,10 @@ class Curious(Wrapper):
         metrics = self.agent.update(replace(rollout, reward=rollout.reward + np.float32(self.scale) * extra))
         return metrics | self.bonus.learn(rollout) | {"bonus": float(extra.mean())}
 
+    def settings(self) -> dict[str, Any]:
+        own = {f"bonus_{key}": value for key, value in asdict(self.bonus.config).items()}
+        return {"scale": self.scale, "bonus": self.bonus.name, **own}
+
     def own_state(self) -> dict[str, np.ndarray]:
         return self.bonus.state()
 
@@ -100,7 +108,7 @@ class Counts:
 
     def __init__(self, state_dim: int, n_actions: int = 0, config: BonusConfig | None = None, seed: int = 0,
                  cache_dir: str | os.PathLike[str] | None = None):  # fmt: skip
-        c = config or BonusConfig()
+        self.config = c = config or BonusConfig()
         self.counts = StateCounts(state_dim, 1, c.bits, c.digits, seed)
 
     def bonus(self, rollout: Rollout) -> np.ndarray:

@@ -8,7 +8,7 @@ import os
 import sys
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,6 +105,13 @@ def dqn_loss(q: Tensor, target_q: Tensor, batch: Batch, gamma: float) -> tuple[T
 
 
 # *** the replay ***
+
+
+def closed(rollout: Rollout, gamma: float) -> Rollout:
+    """The same, where a truncated step is an end that pays r + gamma V(s'), V as the agent saw it then. Without a target an action
+    that a time limit always cuts would keep whatever value it happened to begin with, and steps before would learn from it."""
+    reward = rollout.reward + np.float32(gamma) * rollout.bootstrap  # 0 but where truncated
+    return replace(rollout, reward=reward, terminated=rollout.ended)
 
 
 def layout(steps: int, dims: tuple[int, int, int], hidden: int) -> dict[str, tuple[int, ...]]:
@@ -230,7 +237,7 @@ class DQN(NetworkAgent):
         c, r = self.config, rollout
         if r.action.shape != (c.steps, c.n_envs):
             raise ValueError(f"a rollout of {r.action.shape}, but the configuration says {(c.steps, c.n_envs)}")
-        self.replay.add(r)
+        self.replay.add(closed(r, c.gamma))
         lr, epsilon = self.lr, self.epsilon
         samples = (upload(self.replay.sample(self.rng, c.batch)) for _ in range(c.gradient_steps))
         table = self.trained.table([self.trained.step(lr, [], [self.target, sample]) for sample in samples])

@@ -14,7 +14,7 @@ sampled from is the one whose log-probability is stored: an importance ratio is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -181,9 +181,13 @@ class Wrapper:
     def load_own_state(self, tensors: Mapping[str, np.ndarray]) -> None:
         """The opposite of `own_state`, for arrays whose shapes were checked."""
 
+    def settings(self) -> dict[str, Any]:
+        """How it was set, as JSON: a run is not resumed with other ones (see agents.training)."""
+        return {}
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         tensors, meta = self.agent.state()
-        return tensors | self.own_state(), meta
+        return tensors | self.own_state(), meta | {"wrappers": meta.get("wrappers", {}) | self.settings()}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """The opposite of `state`. Raises CheckpointError where a shape differs; nothing is changed then."""
@@ -249,6 +253,9 @@ class Explorer(Wrapper):
         if self.counts is not None:
             self.counts.add(rollout.state, rollout.action)
         return metrics
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.exploration)
 
     def own_state(self) -> dict[str, np.ndarray]:
         return {} if self.counts is None else self.counts.state("explorer/")

@@ -21,6 +21,7 @@ from agents.rollout import Action, Rollout
 class FrequencyConfig:
     """Raises ValueError for a number out of its range."""
 
+    steps: int = 32  # T of a rollout, for who collects them: several times as long as an episode
     limit: int = 64  # rows of the table; later steps of an episode share the last one
     elite: float = 0.25  # share of the recent episodes that is learned from
     window: int = 256  # returns that count as recent; long enough for a quantile, short enough to rise with the agent
@@ -28,7 +29,7 @@ class FrequencyConfig:
     prior: float = 0.5  # of each action, in episodes: what was never done stays possible
 
     def __post_init__(self) -> None:
-        for key in ("limit", "window"):
+        for key in ("steps", "limit", "window"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
         for key in ("elite", "decay"):
@@ -106,7 +107,9 @@ class Frequency:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that the next update depends on: named arrays, and meta data that is JSON."""
-        tensors = {"counts": self.counts.copy(), "returns": self.returns.copy()}
+        tensors: dict[str, np.ndarray] = {"counts": self.counts.copy()}
+        if len(self.returns):  # a file holds no empty array
+            tensors["returns"] = self.returns.copy()
         return tensors, {
             "updates": self.updates,
             "config": asdict(self.config),
@@ -116,8 +119,8 @@ class Frequency:
     def load_state(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """The opposite of `state`. Raises CheckpointError where a shape differs; nothing is changed then."""
         check_shapes(tensors, {"counts": self.counts.shape}, self.name)
-        returns = tensors.get("returns")
-        if returns is None or returns.ndim != 1 or len(returns) > self.config.window:
+        returns = tensors.get("returns", np.zeros(0))
+        if returns.ndim != 1 or len(returns) > self.config.window:
             raise CheckpointError(f"{self.name}: returns must be a vector of at most {self.config.window} numbers")
         self.counts, self.returns = tensors["counts"].astype(np.float64), returns.astype(np.float64)
         self.updates = int(meta["updates"])

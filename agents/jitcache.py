@@ -133,6 +133,7 @@ class CachedJit:
         jit.cnt = 1  # capture at the first call: the eager one before it only serves lazily created inputs
         result = jit(*tensors)
         self.captures += 1
+        jit.fxn = None  # as in one that was loaded; a method would keep its agent alive for as long as this process
         _loaded[self.directory, key] = jit
         self._save(key, jit)
         return result

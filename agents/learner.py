@@ -56,12 +56,17 @@ class Trained:
                  frozen: Sequence[object] = (), sources: Sequence[ModuleType] = (),
                  cache_dir: str | os.PathLike[str] | None = None):  # fmt: skip
         """`frozen` are the Python values that `loss` reads, which its capture holds as constants; `sources` the modules."""
-        self.policy, self.loss, self.config, self.steps = policy, loss, config, 0
+        self.policy, self.loss, self.config = policy, loss, config
         self.metrics = (*metrics, "gradient_norm")
-        self.m, self.v = (Tensor(np.zeros(policy.theta.shape, np.float32)).realize() for _ in range(2))
+        self._begin()
         adam = (config.max_grad_norm, config.adam_b1, config.adam_b2, config.adam_eps)
         modules = (networks, sys.modules[__name__], *sources)
         self._jit = cached_jit(self._step, f"{name}-update", (*policy.dims, *adam, *frozen), modules, cache_dir)
+
+    def _begin(self) -> None:
+        """Adam before its first step."""
+        self.steps = 0
+        self.m, self.v = (Tensor(np.zeros(self.policy.theta.shape, np.float32)).realize() for _ in range(2))
 
     def step(self, lr: float, coefs: Sequence[float], batch: Sequence[Tensor]) -> Tensor:
         """The metrics of this step [M], on the device. Parameters and Adam's moments are changed in place."""
@@ -101,12 +106,12 @@ class Trained:
         return table
 
     def reset(self, names: Sequence[str], seed: int) -> None:
-        """Give the named parameters fresh values, and Adam no memory of them."""
+        """Give the named parameters fresh values. Adam begins anew for all: it has one step count, and under a high one moments
+        that were just zeroed make steps of several times lr."""
         fresh = self.policy.initial(np.random.default_rng(seed))
-        for vector, values in ((self.policy.theta, fresh), (self.m, None), (self.v, None)):
-            arrays = {k: a.copy() for k, a in self.policy.unflatten(vector.numpy()).items()}
-            arrays |= {k: np.zeros_like(arrays[k]) if values is None else values[k] for k in names}
-            vector.assign(Tensor(self.policy.flatten(arrays))).realize()
+        arrays = self.policy.unflatten(self.policy.theta.numpy()) | {name: fresh[name] for name in names}
+        self.policy.theta.assign(Tensor(self.policy.flatten(arrays))).realize()
+        self._begin()
 
     def state(self, prefix: str) -> dict[str, np.ndarray]:
         """Parameters and Adam's moments by name."""

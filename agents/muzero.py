@@ -59,6 +59,8 @@ class MuZeroConfig(LearnerConfig):
     consistency_coef: float = 1.0  # of agreeing with what is seen next
 
     def __post_init__(self) -> None:
+        if self.memory:
+            raise ValueError("memory must be False: MuZero has no LSTM")
         positive(self, "considered", "spread", "unroll", "replay", "batch", "gradient_steps")
         for key, least in (("simulations", 0), ("bins", 2)):
             if getattr(self, key) < least:

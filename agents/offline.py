@@ -58,6 +58,7 @@ class Batch(NamedTuple):
     reward: Tensor  # [T, B]
     going: Tensor  # [T, B], 0 where terminated
     known: Tensor  # [T, B], 0 where the state that follows is not in the log
+    uncut: Tensor  # [T, B], 0 where the episode was cut: no critic learns what the action taken there is worth
     actions: Tensor | None = None  # [T, B, A, F]
 
 
@@ -72,15 +73,15 @@ def actor_loss(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The scalar to minimise, and ACTOR_METRICS (eqs. 5 and 7; A = Q - V, through which no gradient flows in eq. 7).
 
-        L = - mean min(exp(beta A), clip) log pi(a) + c_v mean |tau - 1(A < 0)| A^2
+        L = - mean min(exp(beta A), clip) log pi(a) + c_v mean |tau - 1(A < 0)| A^2,  means over uncut steps
 
     log_probs [T, B, A] over legal actions, value [T, B], q [T, B] of the actions taken.
     """
     advantage = q - value
-    value_loss = expectile_loss(advantage, config.expectile).mean()
+    value_loss = weighted_mean(expectile_loss(advantage, config.expectile), batch.uncut)
     # the exponent is clipped, not its result: an infinity on the way would be one in the metrics too
     weight = (config.beta * advantage.detach()).minimum(float(np.log(config.weight_clip))).exp()
-    policy_loss = -(weight * taken(log_probs, batch.action)).mean()
+    policy_loss = -weighted_mean(weight * taken(log_probs, batch.action), batch.uncut)
     spread = networks.entropy(log_probs, batch.mask).mean()
     loss = policy_loss + config.value_coef * value_loss
     return loss, (policy_loss, value_loss, spread, advantage.mean(), weight.mean())
@@ -127,11 +128,12 @@ class IQL(NetworkAgent):
         """Gradient steps of actor and critics. Returns the mean of ACTOR_METRICS and CRITIC_METRICS.
 
         Without a known successor is the last step of a chunk, and of an episode that was cut: the values that the
-        rollout holds there are of another agent. Only V and the policy learn from such steps.
+        rollout holds there are of another agent. From the first V and the policy still learn, since the critics know such
+        steps from elsewhere; from the second nobody does.
         """
         r, c, start = rollout, self.config, sequences(rollout, self.config)
-        going = (~r.terminated).astype(np.float32)
-        batch = to_tensors(*start, r.reward, going, known_steps(r.terminated, r.ended), r.actions)
+        going, uncut = (x.astype(np.float32) for x in (~r.terminated, ~r.ended | r.terminated))
+        batch = to_tensors(*start, r.reward, going, known_steps(r.terminated, r.ended), uncut, r.actions)
         actor, critics = self.parts[""], [self.parts[key] for key in CRITICS]
         rows: tuple[list[Tensor], list[Tensor]] = [], []
         for _ in range(c.epochs):

@@ -19,6 +19,8 @@ from agents.rollout import Rollout
 
 @dataclass(frozen=True)
 class PPOConfig(LearnerConfig):
+    """Raises ValueError for a number out of its range."""
+
     lam: float = 0.95  # GAE's usual trade of bias for variance
     clip: float = 0.2  # the paper's; smaller is slower and safer
     epochs: int = 4  # passes over one rollout
@@ -27,6 +29,13 @@ class PPOConfig(LearnerConfig):
     entropy_end: float = 0.01  # and at the end of the annealing
     value_coef: float = 0.5  # weight of the value loss
     normalise_advantages: bool = True  # over the rollout: the step size must not depend on the reward's scale
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "n_envs", "hidden", "epochs", "minibatches"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be above 0, not {self.clip}")
 
 
 class PPO(NetworkAgent):

@@ -36,6 +36,7 @@ class PreferencePPOConfig(PPOConfig):
     score_penalty: float = 1e-3  # of squared scores: pairs tell differences only, and sure ones for ever larger
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, "reward_epochs")
 
 

@@ -132,16 +132,18 @@ class Runner:
 
 
 def evaluate(env: VectorEnv, agent: Agent, episodes: int, seed: int = 0, temperature: float = 0.0) -> list[Episode]:
-    """The first `episodes` episodes to end, greedy by default. Every environment gives as many as any other
-    (give or take one), so that short episodes are not over-represented."""
-    runner, quota = Runner(env, agent, seed), -(-episodes // env.n_envs)
+    """`episodes` episodes in the order in which they end, greedy by default. Every environment gives its first ones, as many
+    as any other (the first environments one more where that does not divide), so that short episodes are not
+    over-represented."""
+    runner = Runner(env, agent, seed)
+    quota = episodes // env.n_envs + (np.arange(env.n_envs) < episodes % env.n_envs)
     kept: list[Episode] = []
     counts = np.zeros(env.n_envs, np.int64)
-    while counts.min() < quota:
+    while (counts < quota).any():
         ended: list[Episode] = []
         runner._step(temperature, ended)
         for episode in ended:
-            if counts[episode.env] < quota:
+            if counts[episode.env] < quota[episode.env]:
                 kept.append(episode)
             counts[episode.env] += 1
-    return kept[:episodes]
+    return kept

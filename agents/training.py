@@ -277,13 +277,17 @@ class Training:
         metrics.write_text("".join(lines[: self.updates]))  # those after the checkpoint come again
 
     def _complaint(self, meta: dict[str, Any]) -> str | None:
-        """What speaks against going on from this checkpoint. Only `max_steps` may be another one."""
+        """What speaks against going on from this checkpoint. Only `max_steps` may be another one, and of the agent what an older
+        checkpoint does not say."""
         if "training" not in meta:
             return "not a checkpoint of a training run"
-        saved = meta["training"]["config"]
-        for key, ours in asdict(self.config).items():
-            if key != "max_steps" and saved.get(key) != ours:
-                return f"made with {key}={saved.get(key)}, so it cannot be resumed with {key}={ours}"
+        saved, own = meta["training"]["config"], self.agent.state()[1]
+        pairs = [(key, saved.get(key), ours) for key, ours in asdict(self.config).items() if key != "max_steps"]
+        for part in ("config", "wrappers"):
+            pairs += [(key, theirs, own.get(part, {}).get(key)) for key, theirs in meta.get(part, {}).items()]
+        for key, theirs, ours in pairs:
+            if theirs != ours:
+                return f"made with {key}={theirs}, so it cannot be resumed with {key}={ours}"
         return None
 
 

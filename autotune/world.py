@@ -165,6 +165,7 @@ class World:
             "kind": self.kind,
             "seed": self.seed,
             "heads": [self.heads.config.hidden, self.heads.config.key],
+            "heads_clip": self.heads.config.clip,
         }
         if self.agent is not None:
             tensors, own = self.agent.state()
@@ -176,7 +177,8 @@ class World:
         """The opposite of `state`; `summary` is the width of one. Raises SimulatorError, UsageError, CheckpointError,
         KeyError or ValueError."""
         hidden, key = map(int, meta["heads"])
-        sizes = HeadsConfig(hidden=hidden, key=key)
+        clip = float(meta.get("heads_clip", HeadsConfig.clip))  # older worlds do not say
+        sizes = HeadsConfig(hidden=hidden, key=key, clip=clip)
         world = World(str(meta["kind"]), widths_of(summary), int(meta["seed"]), sizes)
         parts = {
             p: {k.removeprefix(p): a for k, a in arrays.items() if k.startswith(p)}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from sims.bagged import Bagged, Deadline
-from sims.base import SimulatorError, TrainingRows
+from sims.base import SimulatorError, TrainingRows, check_state
 from sims.ensemble import Ensemble, EnsembleConfig
 from sims.trees import Trees, TreesConfig
 
@@ -16,16 +16,19 @@ class Committee(Bagged):
     """The members of an `Ensemble`, then those of `Trees`, fitted to the same trials."""
 
     def __init__(self, input_dim: int, nets: EnsembleConfig, trees: TreesConfig):
+        """All members together have one spread, at the nets' `level`. Raises SimulatorError where the trees have another."""
+        if trees.level not in (nets.level, TreesConfig.level):
+            raise SimulatorError(f"TreesConfig.level ({trees.level}) is not used here: set EnsembleConfig.level")
         super().__init__(input_dim, nets.level)
         self.nets, self.trees = Ensemble(input_dim, nets), Trees(input_dim, trees)
 
     def learn(
         self, rows: TrainingRows, steps: int | None, deadline: Deadline | None
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """As in `Bagged`: `steps` are of the nets, the trees make the same share of theirs."""
-        share = 1.0 if steps is None else steps / self.nets.config.steps
+        """As in `Bagged`: `steps` and `deadline` are of the nets; the trees make the same share of theirs."""
         counts, told = self.nets.learn(rows, steps, deadline)
-        more, _ = self.trees.learn(rows, math.ceil(share * self.trees.config.rounds), deadline)
+        share = told["steps"] / self.nets.config.steps
+        more, _ = self.trees.learn(rows, math.ceil(share * self.trees.config.rounds), None)
         return np.concatenate([counts, more]), told
 
     def predict_members(self, features: np.ndarray) -> np.ndarray:
@@ -39,9 +42,13 @@ class Committee(Bagged):
         return named | {"spread": self._spread_state()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Take over what `state()` gave; another shape or a missing name is a SimulatorError."""
-        if "spread" not in state or state["spread"].shape != (2,):
-            raise SimulatorError("the state holds no spread of a committee")
-        for prefix, part in (("nets.", self.nets), ("trees.", self.trees)):
-            part.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        self._load_spread(state["spread"])
+        """Take over what `state()` gave; another shape, a wrong name or a number that is none is a SimulatorError, and changes
+        nothing."""
+        nets = {k.removeprefix("nets."): v for k, v in state.items() if k.startswith("nets.")}
+        trees = {k.removeprefix("trees."): v for k, v in state.items() if k.startswith("trees.")}
+        rest = {k: v for k, v in state.items() if not k.startswith(("nets.", "trees."))}
+        spread = check_state(rest, {"spread": (2,)})["spread"]
+        Trees(self.input_dim, self.trees.config).load_state(trees)  # on trial, before the nets are changed
+        self.nets.load_state(nets)
+        self.trees.load_state(trees)
+        self._load_spread(spread)

@@ -66,7 +66,7 @@ def _train_jit(widths: tuple[int, ...], time_coef: float) -> CachedJit:
         row.assign(loss.reshape(1))
         return row.realize(*theta.adam(tensors[0], tensors[1], tensors[2], theta.gradient_of(loss, p), hyper))
 
-    return cached_jit(train, "diffusion-train", (widths, time_coef), sources=(denoise, theta))
+    return cached_jit(train, "diffusion-train", (widths, time_coef), sources=(denoise, mlp, theta))
 
 
 @cache
@@ -115,11 +115,13 @@ class Diffusion(StateSimulator):
     def _learn(
         self, paths: Paths, points: Points, steps: int | None, deadline: Callable[[], bool] | None
     ) -> dict[str, float]:
-        """A tenth of the kernels is held out, to scale the spread on."""
+        """A tenth of the kernels, on whatever devices, is held out, to scale the spread on."""
         began, c, rows = time.perf_counter(), self.config, points.rows
         rng = np.random.default_rng(c.seed)
-        held = rng.permutation(rows.kernels)[: rows.kernels // 10]
-        own = ~np.isin(rows.kernel, held)
+        order = rows.unit[rng.permutation(rows.kernels)]
+        units = order[np.sort(np.unique(order, return_index=True)[1])]  # each once
+        held = units[: len(units) // 10]
+        own = ~np.isin(rows.unit[rows.kernel], held)
         actions = Scaling.measure(paths.actions[paths.reached[:, 1:]], c.clip)
         self._own |= {"action.mean": actions.mean, "action.inverse": actions.inverse, "calibration": np.ones(1)}
         losses = self._descend(*self._examples(paths, points, own), c.steps if steps is None else steps, rng, deadline)

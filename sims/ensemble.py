@@ -107,14 +107,15 @@ class Ensemble(Bagged):
         """As in `Bagged`; tells steps and the mean losses of the last tenth (value_loss, rank_loss)."""
         total = self.config.steps if steps is None else steps
         rng = np.random.default_rng(self.config.seed)
-        self._scaling = Scaling.measure(rows.features, self.config.clip)
+        scaling = Scaling.measure(rows.features, self.config.clip)
         counts = bootstrap(rows, self.config.members, rng)
         params = mlp.initial(self.config.members, self._widths, rng)
         sampler = BatchSampler(
             rows, counts, self.config.loss_shape.kernels, self.config.rows_per_kernel, self.config.fast_bias
         )
-        batches = sampler.batches(rng, self._prepared(rows.features))
+        batches = sampler.batches(rng, self._prepared(rows.features, scaling))
         losses = self._descend(params, islice(batches, total), total, deadline)
+        self._scaling = scaling
         last = losses[-max(1, len(losses) // 10) :].mean(axis=0)
         return counts, {"steps": float(len(losses)), "value_loss": float(last[0]), "rank_loss": float(last[1])}
 
@@ -122,7 +123,7 @@ class Ensemble(Bagged):
         """features [N, D] -> each member's prediction [M, N] float32."""
         if self._params is None:
             raise SimulatorError("predict before fit: the simulator has learned nothing yet")
-        x = self._prepared(check_features(features, self.input_dim))
+        x = self._prepared(check_features(features, self.input_dim), self._scaling)
         out = np.zeros((self.config.members, len(x)), np.float32)
         jit = _predict_jit(self._sizes)
         with Context(BEAM=0):
@@ -164,9 +165,9 @@ class Ensemble(Bagged):
         self._params = params
         self._tensors = [Tensor(p).realize() for p in params]
 
-    def _prepared(self, features: np.ndarray) -> np.ndarray:
+    def _prepared(self, features: np.ndarray, scaling: Scaling) -> np.ndarray:
         """Standardise and clip [N, D], then zero-pad the width: [N, width] float32."""
-        return np.pad(self._scaling(features), ((0, 0), (0, self._width - self.input_dim)))
+        return np.pad(scaling(features), ((0, 0), (0, self._width - self.input_dim)))
 
     def _descend(
         self,
@@ -176,7 +177,7 @@ class Ensemble(Bagged):
         deadline: Deadline | None,
     ) -> np.ndarray:
         """Run the optimizer over the batches, keep the result; the losses (value, rank) of each step, [steps,
-        2].
+        2]. A SimulatorError where it diverged: what was learned before is then kept.
         """
         c, losses = self.config, []
         jit = _train_jit(self._sizes, c.loss_shape)
@@ -191,7 +192,8 @@ class Ensemble(Bagged):
                 losses.append(jit(*w, *m, *v, upload(x), upload(y), upload(hyper)).numpy())
                 if deadline is not None and deadline():
                     break
-            self._keep([p.numpy().copy() for p in w])
-        if not np.isfinite(losses[-1]).all():
+            learned = [p.numpy().copy() for p in w]
+        if not all(np.isfinite(a).all() for a in (losses[-1], *learned)):
             raise SimulatorError(f"training diverged: losses {losses[-1].tolist()} at step {len(losses)}")
+        self._keep(learned)
         return np.array(losses)

@@ -15,9 +15,10 @@ from functools import cache
 import numpy as np
 from tinygrad import Context, Tensor
 
+from agents import networks
 from agents.jitcache import CachedJit, cached_jit, upload
 from agents.networks import ILLEGAL, orthogonal
-from sims import theta
+from sims import mlp, theta
 from sims.base import Scaling, SimulatorError, check_features, check_state, per_group
 
 ROWS = 16  # embeddings of one forward pass
@@ -82,7 +83,8 @@ def _train_jit(sizes: Sizes, legal_coef: float) -> CachedJit:
         gradient = theta.gradient_of(prior_loss + legal_coef * legal_loss, bound)
         return row.realize(*theta.adam(w, m, v, gradient, hyper))
 
-    return cached_jit(train, "heads-train", (sizes, legal_coef), sources=(theta, sys.modules[__name__]))
+    sources = networks, mlp, theta, sys.modules[__name__]
+    return cached_jit(train, "heads-train", (sizes, legal_coef), sources)
 
 
 @cache
@@ -109,6 +111,7 @@ class Heads:
         E, A, F = (-(-n // PAD) * PAD for n in self.widths)
         self.sizes: Sizes = (E, A, F, config.hidden, config.key)
         self._theta: Tensor | None = None  # [1, P]
+        self._fits = 0  # so far; of loaded heads one, at least
         self._scaling = {n: Scaling(np.zeros(w, np.float32), np.zeros(w, np.float32), config.clip)
                          for n, w in (("embedding", embedding), ("action", action))}  # fmt: skip
 
@@ -133,7 +136,9 @@ class Heads:
             start = self._initial(rng)
         else:
             start = self._theta.numpy().copy()
+            rng = np.random.default_rng([c.seed, self._fits])  # other batches each time
         losses = self._descend(start, self._on_device(z, rows, mask, target), self._batches(rng, kernel), total)
+        self._fits += 1
         return dict(zip(("prior_loss", "legal_loss"), losses[-max(1, total // 10) :].mean(0).tolist(), strict=True))
 
     def __call__(self, z: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +172,7 @@ class Heads:
             n: Scaling(arrays[f"{n}.mean"], arrays[f"{n}.inverse"], self.config.clip) for n in self._scaling
         }
         self._theta = Tensor(arrays["theta"]).realize()
+        self._fits = max(1, self._fits)
 
     def _initial(self, rng: np.random.Generator) -> np.ndarray:
         """theta [1, P]: both heads begin near 0, so the prior is even and legality undecided."""

@@ -38,7 +38,7 @@ class TransformerConfig:
     heads: int = 4  # of 16 numbers: sizes, strides, kinds
     lr: float = 3e-3  # Adam's, after the warm-up; anneals by a cosine; 2e-3 and 5e-3 end alike
     final_lr: float = 0.02  # fraction of lr left at the last step: the end of training averages noise away
-    warmup: int = 50  # steps of a rising rate: the first gradients of attention are wild
+    warmup: int = 50  # steps of a rising rate, 0 = none: the first gradients of attention are wild
     weight_decay: float = 0.5  # decoupled, so times lr
     steps: int = 1000  # about four minutes on one core
     kernels: int = 16  # G: kernels of one step, for each member
@@ -183,7 +183,7 @@ class Transformer:
             w, m, v = (Tensor(a).realize() for a in (start, np.zeros_like(start), np.zeros_like(start)))
             for t in range(1, total + 1):
                 rate = lr * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + np.cos(np.pi * (t - 1) / total)))
-                rate *= min(1.0, t / min(c.warmup, total))
+                rate *= min(1.0, t / max(1, min(c.warmup, total)))
                 hyper = [rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)]
                 inputs = [np.zeros(len(METRICS), np.float32), np.array(hyper, np.float32), *next(batches)]
                 rows.append((given := [upload(a) for a in inputs])[0])

@@ -74,13 +74,16 @@ def test_a_batch_of_one_and_episodes_of_one_step_are_trained_on(make, env):
     assert np.isfinite([value for _, value, _ in rows]).all() and (agent.policy.theta.numpy() != before).any()
 
 
-def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(make, tmp_path):
+def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(make, cache_dir, tmp_path):
     train(make(), Identity(1, limit=4), SHORT, tmp_path)
-    other = make(hidden=16)
-    before = other.policy.theta.numpy().copy()
-    with pytest.raises(CheckpointError, match=r"encoder1\.weight has shape \(4, 8\), expected \(4, 16\)"):
-        train(other, Identity(1, limit=4), SHORT, tmp_path, resume=True)
-    assert np.array_equal(other.policy.theta.numpy(), before)
+    for other, n, message in (
+        (make(hidden=16), 4, "made with hidden=8, so it cannot be resumed with hidden=16"),
+        (PPO(5, 5, 0, ONE, 0, cache_dir), 5, r"encoder1\.weight has shape \(4, 8\), expected \(5, 8\)"),
+    ):
+        before = other.policy.theta.numpy().copy()
+        with pytest.raises(CheckpointError, match=message):
+            train(other, Identity(1, n, limit=4), SHORT, tmp_path, resume=True)
+        assert np.array_equal(other.policy.theta.numpy(), before)
     with pytest.raises(CheckpointError, match="no checkpoint at .*nowhere"):
         train(make(), Identity(1, limit=4), SHORT, tmp_path / "nowhere", resume=True)
 

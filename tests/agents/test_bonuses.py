@@ -225,6 +225,10 @@ def test_nan_and_wrong_numbers_are_refused(new):
         new(RND).learn(replace(experience(1), state=experience(1).state * np.nan))
     with pytest.raises(ValueError, match="^members "):
         BonusConfig(members=1)
+    unused = {"steps": 4, "n_envs": 4, "memory": False, "gamma": 0.9, "lr_end": 1e-4, "anneal_updates": 10}
+    for key, value in unused.items():
+        with pytest.raises(ValueError, match=f"^{key} is used by no bonus, so it cannot be {value}$"):
+            BonusConfig(**{key: value})
 
 
 # *** what they are for, and what they fall for ***

@@ -9,7 +9,7 @@ from tinygrad import Tensor
 
 from agents import checkpoint
 from agents.checkpoint import CheckpointError
-from agents.dqn import DQN, METRICS, Batch, DQNConfig, Replay, dqn_loss, duelling, layout, q_values
+from agents.dqn import DQN, METRICS, Batch, DQNConfig, Replay, closed, dqn_loss, duelling, layout, q_values
 from agents.networks import ILLEGAL
 from agents.returns import known_steps
 from agents.rollout import Runner
@@ -170,12 +170,31 @@ def test_an_update_is_that_loss_on_whole_sequences_from_their_stored_memory(agen
     r = {name: x[:, rows] for name, x in vars(rollout).items() if name not in ("hidden", "last_value")}
     inputs = r["state"], r["mask"], r["actions"], rollout.hidden[rows], r["reset"]
     qs = [reference_q(*reference.forward(x, *inputs)[:2], r["mask"]) for x in (p, target_p)]
-    steps = {name: r[name] for name in ("mask", "action", "reward", "terminated", "ended")}
+    # where an episode was cut, what was to come is what the agent said of it
+    steps = {"mask": r["mask"], "action": r["action"], "ended": r["ended"], "terminated": r["ended"],
+             "reward": r["reward"] + 0.9 * r["bootstrap"]}  # fmt: skip
     expected, errors = reference_loss(*qs, **steps, gamma=0.9)
     metrics = agent.update(rollout)
     assert metrics["td_loss"] == pytest.approx(expected, abs=1e-5)
     assert metrics["td_error"] == pytest.approx(np.nanmean(np.abs(errors)), abs=1e-5)
     assert metrics["invalid_actions"] == 0 and metrics["replay"] == 2 and metrics["epsilon"] == 0.5
+
+
+def test_a_step_that_is_cut_pays_what_was_to_come(agent_of, make):
+    """By hand: 2 a step, and in row 1 cut where V is 3. gamma 0.5: 2 + 0.5 * 3. Row 0 terminates, the last step goes on."""
+    agent = agent_of(11)
+    r = rollout_of(make, agent, 11)
+    assert r.ended.tolist() == [[False] * 2, [True] * 2, [False] * 2] and r.terminated[1].tolist() == [True, False]
+    bootstrap = np.zeros((3, 2), np.float32)
+    bootstrap[1, 1] = 3
+    r = replace(r, reward=np.full((3, 2), 2, np.float32), bootstrap=bootstrap)
+    found = closed(r, 0.5)
+    assert found.reward.tolist() == [[2, 2], [2, 3.5], [2, 2]] and found.reward.dtype == np.float32
+    assert known_steps(found.terminated, found.ended).tolist() == [[1, 1], [1, 1], [0, 0]] and found.terminated[1, 1]
+    agent.update(r)
+    expected = Replay(4, agent.replay.shapes)
+    expected.add(closed(r, 0.9))
+    assert np.array_equal(agent.replay.rows[:2], expected.rows[:2])
 
 
 def test_every_parameter_moves_and_the_target_follows_every_second_update(agent_of, make):

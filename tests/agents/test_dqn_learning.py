@@ -3,11 +3,15 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 from learned import Strangers, annealed, score
+from tinygrad import Tensor
 
+from agents import dqn
 from agents.dqn import DQN, DQNConfig
-from agents.toys import DelayedMemory, Identity, MaskedIdentity
+from agents.rollout import Runner
+from agents.toys import DelayedMemory, Identity, MaskedIdentity, Stitch, Toy
 
 BANDIT = DQNConfig(steps=8, n_envs=8, hidden=32, memory=False, gamma=0.0, lr=1e-2, lr_end=1e-3)
 trained_on = partial(annealed, DQN)
@@ -24,6 +28,63 @@ def test_identity_in_640_steps(cache_dir):
         f"control {broken:.1f} (neighbours' numbers), {random:.1f} (random)"
     )
     assert min(trained) >= 90 and broken < 35 and random < 35
+
+
+class Capped(Toy):
+    """Two places, two steps. To stop (1) earns 1/2 in the first place, and nothing in the second; to go on (0) leads to the other
+    one, and costs 1 from the second, which is always cut."""
+
+    state_dim = n_actions = 2
+
+    def __init__(self, n_envs):
+        super().__init__(n_envs, limit=2)
+        self.place = np.zeros(n_envs, np.int64)
+
+    def begin(self, rows):
+        self.place[rows] = 0
+
+    def state(self):
+        return np.eye(2)[self.place]
+
+    def advance(self, actions):
+        stop, first = actions == 1, self.place == 0
+        self.place = np.where(stop, self.place, 1 - self.place)
+        return np.where(stop, 0.5 * first, -1.0 * ~first), stop
+
+
+def test_what_a_time_limit_always_cuts_is_learned_as_well(cache_dir, monkeypatch):
+    """0.5 of 0.5, though at first to go on seems to be worth 2 in both places. Control: where steps that are cut have no target,
+    that is what it keeps believing of the second place, and it goes there: 0 at most."""
+    config = DQNConfig(steps=4, n_envs=8, hidden=16, memory=False, gamma=0.9, lr=2e-2, lr_end=2e-3, replay=4, batch=16,
+                       gradient_steps=4, target_every=2, anneal_updates=60)  # fmt: skip
+
+    def learned():
+        env, agent = Capped(8), DQN(2, 2, 0, config, 0, cache_dir)
+        arrays = agent.policy.unflatten(agent.policy.theta.numpy()) | {"policy.bias": np.array([4.0, 0.0])}
+        agent.policy.theta.assign(Tensor(agent.policy.flatten(arrays))).realize()
+        agent._copy_to_target()
+        runner = Runner(env, agent)
+        for _ in range(config.anneal_updates):
+            agent.update(runner.collect(config.steps)[0])
+        return score(env, agent)
+
+    trained = learned()
+    monkeypatch.setattr(dqn, "closed", lambda rollout, gamma: rollout)
+    broken = learned()
+    print(f"DQN, cut at two steps: bar 0.5, {trained:.2f}, control {broken:.2f} (no target where it is cut)")
+    assert trained == 0.5 and broken <= 0
+
+
+@pytest.mark.learn
+def test_stitch_in_51k_steps(cache_dir):
+    """>= 6 of 6.5, by the values of what follows, through eight stages: to climb costs at once and pays later. Control: with gamma
+    0 it sees what comes at once only, and stays below: 0."""
+    env = Stitch(32)
+    config = DQNConfig(steps=8, n_envs=32, hidden=64, memory=False, lr=5e-3, lr_end=5e-4)
+    trained = score(env, trained_on(env, config, 51_200, cache_dir), 32)
+    blind = score(env, trained_on(env, replace(config, gamma=0.0), 51_200, cache_dir), 32)
+    print(f"DQN, stitch: bar >= 6 of {env.best}, {trained:.2f}, control {blind:.2f} (gamma 0)")
+    assert trained >= 6 and blind <= 0
 
 
 @pytest.mark.learn

@@ -1,7 +1,7 @@
 """Every way to explore: the distribution by hand, what is stored against what is sampled, and its worlds."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -141,6 +141,7 @@ def test_with_every_switch_off_it_is_the_agent_bit_for_bit(make):
         return trace, theta(agent), agent.state()[1]
 
     (plain, parameters, meta), (wrapped, same, again) = run(make(1)), run(Explorer(make(1), seed=5))
+    assert again.pop("wrappers") == asdict(ExplorationConfig())
     assert plain == wrapped and np.array_equal(parameters, same) and meta == again
     (explored, other, _) = run(Explorer(make(1), EVERYTHING))
     assert explored != plain and not np.array_equal(parameters, other)

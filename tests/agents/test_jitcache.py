@@ -1,6 +1,8 @@
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,23 @@ def test_captured_once_for_each_shape_then_loaded(directory):
     other = CachedJit(double, "double", key_parts=("another constant",), cache_dir=directory)
     assert call(other, [7, 8]) == [14, 16] and other.captures == 1
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in directory.iterdir())
+
+
+class Doubler:
+    def double(self, x):
+        return (x * 2).contiguous()
+
+
+def test_a_capture_serves_others_and_does_not_keep_alive_who_made_it(directory):
+    first, second = Doubler(), Doubler()
+    jit = CachedJit(first.double, "double", cache_dir=directory)
+    assert call(jit, [1]) == [2] and jit.captures == 1
+    gone = weakref.ref(first)
+    del first, jit
+    gc.collect()
+    assert gone() is None and len(jitcache._loaded) == 1
+    jit = CachedJit(second.double, "double", cache_dir=directory)
+    assert call(jit, [4]) == [8] and jit.captures == 0
 
 
 def test_a_damaged_file_is_captured_again_with_one_line(directory, caplog):

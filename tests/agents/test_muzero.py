@@ -344,6 +344,7 @@ def test_another_shape_is_refused_and_changes_nothing(agent_of, make):
 @pytest.mark.parametrize("key, value", [
     ("simulations", -1), ("considered", 0), ("spread", 0.0), ("unroll", 0), ("bins", 1), ("replay", 0), ("batch", 0),
     ("gradient_steps", 0), ("low", 9.0), ("lam", 1.5), ("explore", 2.0), ("explore_end", -0.1), ("backup", "median"),
+    ("memory", True),
 ])  # fmt: skip
 def test_a_bad_setting_is_named(key, value):
     with pytest.raises(ValueError, match=key):

@@ -57,7 +57,9 @@ def batch_of(rng, T=3, B=4, A=5):
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
     going, known = ((rng.random((T, B)) < 0.6).astype(np.float32) for _ in range(2))
     known[-1] *= 1 - going[-1]
-    arrays = [draw(B, 1), draw(T, B, 1), mask, draw(T, B), action, draw(T, B), going, known]
+    uncut = np.ones((T, B), np.float32)
+    uncut[0, 0] = uncut[1, 2] = 0
+    arrays = [draw(B, 1), draw(T, B, 1), mask, draw(T, B), action, draw(T, B), going, known, uncut]
     return Batch(*(Tensor(x) for x in arrays)), Batch(*arrays), draw(T, B, A)
 
 
@@ -89,15 +91,16 @@ def test_the_actor_loss_equals_numpy_with_clipped_weights_and_no_gradient_of_ill
     scores, v = Tensor(logits).realize(), Tensor(value).realize()
     loss, metrics = actor_loss(log_softmax(batch.mask.where(scores, ILLEGAL)), v, Tensor(q), batch, config)
     policy, error, weights, by_logit = 0.0, 0.0, np.zeros((3, 4)), np.zeros((3, 4, 5))
+    share = arrays.uncut / 10  # of each step, in both means: two of the twelve were cut
     for t, b in np.ndindex(3, 4):
         legal, advantage = np.flatnonzero(arrays.mask[t, b]), float(q[t, b]) - float(value[t, b])
         p = np.exp(logits[t, b, legal].astype(np.float64))
         p /= p.sum()
         chosen = legal == arrays.action[t, b]
         weights[t, b] = min(np.exp(2 * advantage), 5.0)
-        policy -= weights[t, b] * np.log(p[chosen][0]) / 12
-        error += (0.7 if advantage > 0 else 0.3) * advantage**2 / 12
-        by_logit[t, b, legal] = weights[t, b] * (p - chosen) / 12
+        policy -= share[t, b] * weights[t, b] * np.log(p[chosen][0])
+        error += share[t, b] * (0.7 if advantage > 0 else 0.3) * advantage**2
+        by_logit[t, b, legal] = share[t, b] * weights[t, b] * (p - chosen)
     found = dict(zip(ACTOR_METRICS, (m.item() for m in metrics), strict=True))
     assert (weights == 5.0).any() and (weights < 5.0).any()
     assert found["policy_loss"] == pytest.approx(policy, abs=1e-5)
@@ -109,7 +112,7 @@ def test_the_actor_loss_equals_numpy_with_clipped_weights_and_no_gradient_of_ill
     assert not arrays.mask.all() and (gradient[~arrays.mask] == 0).all()
     assert np.abs(gradient - by_logit).max() < 1e-5
     side = np.where(q > value, 0.7, 0.3)  # only eq. 5 moves V
-    assert np.abs(by_value + 0.3 * 2 * side * (q - value) / 12).max() < 1e-5
+    assert np.abs(by_value + 0.3 * 2 * side * (q - value) * share).max() < 1e-5
 
 
 def test_an_absurd_advantage_has_the_largest_weight_and_nothing_overflows():
@@ -189,10 +192,11 @@ def test_an_update_equals_numpy(iql, noise):
         logits, value = feed_forward(agent.policy, old[""], r)
         legal = np.where(r.mask, np.exp(logits), 0)
         chosen = np.log(np.take_along_axis(legal, r.action[..., None], 2)[..., 0] / legal.sum(-1))
-        advantage = q - value
-        assert metrics["policy_loss"] == pytest.approx(-(np.exp(3 * advantage).clip(0, 100) * chosen).mean(), rel=1e-4)
+        advantage, uncut = q - value, ~r.ended | r.terminated
+        weighted = (np.exp(3 * advantage).clip(0, 100) * chosen)[uncut]
+        assert metrics["policy_loss"] == pytest.approx(-weighted.mean(), rel=1e-4)
         side = np.where(advantage > 0, 0.8, 0.2)
-        assert metrics["value_loss"] == pytest.approx((side * advantage**2).mean(), abs=1e-5)
+        assert metrics["value_loss"] == pytest.approx((side * advantage**2)[uncut].mean(), abs=1e-5)
         after, errors = feed_forward(agent.policy, new[""], r)[1], []
         for t, b in [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (2, 1)] if not skip else [(0, 0), (1, 0), (2, 0), (1, 1)]:
             y = r.reward[t, b] + (0.0 if r.terminated[t, b] else 0.9 * after[t + 1, b])

@@ -8,6 +8,8 @@ from tinygrad import Context, Tensor
 from agents import checkpoint
 from agents.learner import Diverged
 from agents.losses import METRICS, Batch, ppo_loss
+from agents.ppo import PPOConfig
+from agents.preferences import PreferencePPOConfig
 from agents.returns import gae
 from agents.rollout import Runner
 
@@ -65,6 +67,22 @@ def test_before_any_step_the_ratio_is_one_and_afterwards_every_parameter_has_mov
     after = agent.policy.unflatten(theta(agent))
     for name in before:
         assert (before[name] != after[name]).any(), f"{name} was not trained"
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_ratio_is_one_where_a_chunk_begins_within_an_episode(make, minibatches):
+    """Chunks of 3 steps, episodes of 2. Nothing is learned (lr 0), so the ratio is 1 in every epoch and minibatch. With the memory
+    wiped it is off by more than 0.01."""
+    agent = make(1, replace(make.config, steps=3, minibatches=minibatches, lr=0.0, lr_end=0.0))
+    arrays = agent.policy.unflatten(theta(agent))
+    arrays["policy.weight"] = 100 * arrays["policy.weight"]  # so that what is remembered matters
+    agent.policy.theta.assign(Tensor(agent.policy.flatten(arrays))).realize()
+    runner = Runner(make.env(), agent, 1)
+    runner.collect(3)
+    rollout, _ = runner.collect(3)
+    assert not rollout.reset[0].any() and rollout.hidden.any(axis=1).all()
+    assert agent.update(rollout)["ratio_error"] < 1e-4
+    assert agent.update(replace(rollout, hidden=np.zeros_like(rollout.hidden)))["ratio_error"] > 0.01
 
 
 def test_an_update_equals_finite_differences_and_adam_in_numpy(make, reference):
@@ -154,6 +172,22 @@ def test_annealing_reaches_a_captured_update(make):
     assert agent.update(rollout)["lr"] == 0 and np.array_equal(before, theta(agent))
 
 
+def test_after_a_reset_adam_takes_no_larger_steps_than_at_its_beginning(make):
+    """Late in a training: at most 1.05 lr in each of 8 steps, whatever the gradients. Moments of 0 under an old count of steps make
+    it 3 lr and more."""
+    agent = make(11, replace(make.config, epochs=1))
+    agent.update(make.rollout(agent, 11))
+    agent.trained.steps = 10_000
+    before = agent.policy.unflatten(theta(agent))
+    agent.trained.reset(["value.weight"], 1)
+    after = agent.policy.unflatten(theta(agent))
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == ["value.weight"]
+    for seed in range(8):
+        before = theta(agent)
+        agent.update(make.rollout(agent, seed))
+        assert 0 < np.abs(theta(agent) - before).max() <= 1.05 * make.config.lr
+
+
 def test_samples_follow_the_masked_policy_and_carry_its_probability(make):
     agent, env, rows = make(9), make.env(), np.arange(2)
     seen, hidden, reset = env.reset(9), agent.initial_hidden(2), np.ones(2, np.float32)
@@ -174,6 +208,15 @@ def test_samples_follow_the_masked_policy_and_carry_its_probability(make):
             assert np.allclose(np.exp(choice.log_prob), expected[rows, choice.action], atol=1e-6)
         assert np.abs(counts / 4000 - expected).max() < 0.04 and (counts[~seen.mask] == 0).all()
     assert np.array_equal(agent.act(seen, hidden, reset, temperature=0).action, kept.argmax(1))
+
+
+@pytest.mark.parametrize("config", [PPOConfig, PreferencePPOConfig])
+@pytest.mark.parametrize("key, value", [
+    ("steps", 0), ("n_envs", 0), ("hidden", 0), ("epochs", 0), ("minibatches", 0), ("clip", 0.0), ("clip", float("nan")),
+])  # fmt: skip
+def test_a_bad_setting_is_named(config, key, value):
+    with pytest.raises(ValueError, match=f"^{key} must be"):
+        config(**{key: value})
 
 
 def test_a_wrong_shape_and_a_nan_are_refused(make):

@@ -4,7 +4,7 @@ import pytest
 from agents.protocol import InvalidObservation, Observation, check
 from agents.returns import gae
 from agents.rollout import Action, Runner, evaluate
-from agents.toys import EndlessReward, FixedSequence
+from agents.toys import EndlessReward, FixedSequence, Toy
 
 
 class Stub:
@@ -66,6 +66,36 @@ def test_the_final_observation_is_valued_with_the_memory_of_its_own_episode():
 def test_returns_and_lengths_of_episodes():
     episodes = evaluate(EndlessReward(2, limit=5), Stub(), 6)
     assert [(e.total, e.length) for e in episodes] == [(5.0, 5)] * 6
+
+
+class Uneven(Toy):
+    """Episodes as long as `lengths` says, one number for each environment."""
+
+    state_dim = n_actions = 1
+
+    def __init__(self, lengths):
+        super().__init__(len(lengths), limit=10**9)
+        self.lengths = np.array(lengths)
+
+    def begin(self, rows):
+        pass
+
+    def state(self):
+        return np.zeros((self.n_envs, 1))
+
+    def advance(self, actions):
+        return np.ones(self.n_envs), self.age + 1 >= self.lengths
+
+
+@pytest.mark.parametrize("lengths, episodes, kept", [
+    ([1, 2, 3, 4], 5, [1, 1, 2, 3, 4]),  # the first five to end are 1, 1, 2, 2 and 3 steps long
+    ([4, 3, 2, 1], 5, [1, 2, 3, 4, 4]),
+    ([1, 2, 3, 4], 8, [1, 1, 2, 2, 3, 3, 4, 4]),
+    ([4, 3, 2, 1], 2, [3, 4]),
+])  # fmt: skip
+def test_short_episodes_count_no_more_than_long_ones(lengths, episodes, kept):
+    """Each environment gives episodes // 4, and the first ones the rest."""
+    assert sorted(e.length for e in evaluate(Uneven(lengths), Stub(), episodes)) == kept
 
 
 @pytest.mark.parametrize("damage", ["mask", "state", "actions"])

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from agents import checkpoint
+from agents.bonuses import BonusConfig, Counts, Curious
+from agents.exploration import ExplorationConfig, Explorer
 from agents.learner import Diverged
 from agents.normalise import NormaliseConfig, Normalised
 from agents.ppo import PPO, PPOConfig
@@ -226,6 +228,40 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(make, tmp_path, nor
         train(make(), world(3), replace(config, seed=4), tmp_path / "cut", resume=True)
     with pytest.raises(FileExistsError, match="holds a run already"):
         run("cut", 1)
+
+
+def test_a_run_is_resumed_with_the_settings_of_its_agent_only(cache_dir, tmp_path):
+    """Those of the agent, and of what is wrapped around it."""
+    plain = lambda **changed: PPO(4, 4, 0, replace(QUICK, **changed), 0, cache_dir)  # noqa: E731
+    curious = lambda scale, **changed: Curious(plain(), Counts(4, 0, BonusConfig(**changed)), scale)  # noqa: E731
+    noisy = lambda noise: Explorer(plain(), ExplorationConfig(noise=noise))  # noqa: E731
+    config = TrainingConfig(max_steps=UPDATE)
+    for n, (made, other, key, theirs, ours) in enumerate([
+        (plain(), plain(gamma=0.5), "gamma", 0.0, 0.5),
+        (plain(), plain(n_envs=32), "n_envs", 64, 32),
+        (curious(0.5), curious(0.1), "scale", 0.5, 0.1),
+        (curious(0.5), curious(0.5, digits=3), "bonus_digits", 2, 3),
+        (curious(0.5), plain(), "scale", 0.5, None),
+        (noisy(0.2), noisy(0.3), "noise", 0.2, 0.3),
+        (Curious(noisy(0.2), Counts(4)), Curious(noisy(0.0), Counts(4)), "noise", 0.2, 0.0),
+    ]):  # fmt: skip
+        out = tmp_path / str(n)
+        train(made, world(), config, out)
+        before = other.policy.theta.numpy().copy()
+        message = f"made with {key}={theirs}, so it cannot be resumed with {key}={ours}$"
+        with pytest.raises(checkpoint.CheckpointError, match=message):
+            train(other, Identity(other.config.n_envs, limit=4), config, out, resume=True)
+        assert np.array_equal(other.policy.theta.numpy(), before)
+        assert train(made, world(), replace(config, max_steps=2 * UPDATE), out, resume=True).updates == 2
+
+
+def test_an_older_checkpoint_that_does_not_say_a_setting_is_resumed(make, tmp_path):
+    config = TrainingConfig(max_steps=UPDATE)
+    train(make(), world(), config, tmp_path)
+    tensors, meta = checkpoint.load(tmp_path / "last")
+    del meta["config"]["gamma"]
+    checkpoint.save(tmp_path / "last", tensors, meta)
+    assert train(make(), world(), replace(config, max_steps=2 * UPDATE), tmp_path, resume=True).updates == 2
 
 
 def test_an_agent_that_learns_from_a_log_resumes_as_well(make, tmp_path):

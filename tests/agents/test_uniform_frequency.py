@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from agents import checkpoint
+from agents import checkpoint, training
 from agents.checkpoint import CheckpointError
 from agents.frequency import Frequency, FrequencyConfig, threshold
 from agents.logs import whole_episodes
@@ -215,8 +216,21 @@ def test_frequency_resumes_bit_exactly_through_a_file(tmp_path):
     assert np.array_equal(resumed.counts, got) and resumed.updates == 8
 
 
+def test_the_loop_saves_it_before_any_episode_has_ended_and_resumes_it(tmp_path):
+    """4 updates of 20 steps, with and without an interruption after 2. Control: in chunks of 4 steps no episode of 5 is whole."""
+    env, config = FixedSequence(32), training.TrainingConfig(max_steps=4 * 640, checkpoint_every=2, patience=0)
+    new = lambda seed, steps=20: Frequency(1, 10, config=FrequencyConfig(steps=steps), seed=seed)  # noqa: E731
+    whole, resumed, blind = new(1), new(2), new(1, steps=4)
+    assert training.train(whole, env, config, tmp_path / "whole").updates == 4
+    training.train(new(1), env, replace(config, max_steps=2 * 640), tmp_path / "cut")
+    training.train(resumed, env, config, tmp_path / "cut", resume=True)
+    assert np.array_equal(whole.counts, resumed.counts) and np.array_equal(whole.returns, resumed.returns)
+    training.train(blind, env, config, tmp_path / "blind")
+    assert len(whole.returns) == 256 and whole.counts.any() and not blind.counts.any()
+
+
 @pytest.mark.parametrize("key, value", [
-    ("limit", 0), ("window", 0), ("elite", 0.0), ("elite", 1.5), ("decay", 0.0), ("prior", 0.0),
+    ("steps", 0), ("limit", 0), ("window", 0), ("elite", 0.0), ("elite", 1.5), ("decay", 0.0), ("prior", 0.0),
 ])  # fmt: skip
 def test_a_bad_setting_is_named(key, value):
     with pytest.raises(ValueError, match=key):

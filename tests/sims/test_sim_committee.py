@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,23 @@ def test_steps_shorten_both(train: World, small: EnsembleConfig) -> None:
     assert told["steps"] == 7 and short.trees.state()["value"].shape[1] == 3  # 2.4 of 120
 
 
+def test_a_deadline_leaves_the_trees_the_share_of_the_nets(train: World, small: EnsembleConfig) -> None:
+    """It is over after 7 of the nets' 350 steps: the trees are those of `steps=7`, and nobody asks about the time any more."""
+    short, cut = (Committee(WIDTH, small, TREES) for _ in range(2))
+    short.fit(train.features, train.log_time, train.group, steps=7)
+    asked = iter([*[False] * 6, True])
+    told = cut.fit(train.features, train.log_time, train.group, deadline=lambda: next(asked))
+    assert told["steps"] == 7 and cut.trees.state()["value"].shape[1] == 3
+    np.testing.assert_array_equal(cut.trees.state()["value"], short.trees.state()["value"])
+
+
+def test_the_trees_have_no_level_of_their_own(small: EnsembleConfig) -> None:
+    with pytest.raises(SimulatorError, match=r"TreesConfig\.level \(0\.9\) is not used here"):
+        Committee(WIDTH, small, replace(TREES, level=0.9))
+    assert Committee(WIDTH, replace(small, level=0.9), replace(TREES, level=0.9)).level == 0.9
+    assert Committee(WIDTH, replace(small, level=0.9), TREES).level == 0.9
+
+
 def test_state_round_trip(committee, held_out: World, small: EnsembleConfig) -> None:
     copy = Committee(WIDTH, small, TREES)
     copy.load_state(committee[0].state())
@@ -52,16 +71,29 @@ def test_state_round_trip(committee, held_out: World, small: EnsembleConfig) -> 
 @pytest.mark.parametrize(
     "harm, message",
     [
-        (lambda s: s.pop("spread"), "no spread"),
+        (lambda s: s.pop("spread"), "wrong names"),
+        (lambda s: s.update(extra=s["spread"]), "wrong names"),
+        (lambda s: s.update(spread=s["spread"][:1]), "'spread' has shape"),
+        (lambda s: s.update(spread=s["spread"] * np.nan), "'spread' holds NaN"),
         (lambda s: s.pop("nets.mean"), "wrong names"),
+        (lambda s: s.update({"nets.extra": s["spread"]}), "wrong names"),
         (lambda s: s.pop("trees.value"), "no trees"),
+        (lambda s: s.update({"trees.extra": s["spread"]}), "wrong names"),
     ],
 )
-def test_a_wrong_state_is_refused(committee, small: EnsembleConfig, harm, message) -> None:
-    state = committee[0].state()
+def test_a_wrong_state_is_refused_and_changes_nothing(
+    committee, held_out: World, small: EnsembleConfig, harm, message
+) -> None:
+    """Part of it is right, and not what stands: to take over only that would show."""
+    copy, state = Committee(WIDTH, small, TREES), committee[0].state()
+    copy.load_state(state)
+    before = copy.predict(held_out.features)
+    state |= {"nets.p0": 2 * state["nets.p0"], "trees.threshold": state["trees.threshold"] / 2}
     harm(state)
     with pytest.raises(SimulatorError, match=message):
-        Committee(WIDTH, small, TREES).load_state(state)
+        copy.load_state(state)
+    for ours, theirs in zip(copy.predict(held_out.features), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_before_fit(small: EnsembleConfig) -> None:

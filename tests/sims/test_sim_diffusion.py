@@ -1,13 +1,14 @@
 """The diffusion simulator: a Gaussian whose mean and spread are known, and toy paths."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sims import SimulatorError, metrics
+from sims import SimulatorError, denoise, metrics, mlp, theta
 from sims.denoise import clock, coefficients, kept
-from sims.diffusion import Diffusion, DiffusionConfig
+from sims.diffusion import Diffusion, DiffusionConfig, _train_jit
 from sims.paths import Paths
 from sims.toys import PathWorld, make_paths
 
@@ -96,6 +97,42 @@ def test_learns_unseen_kernels_and_goes_on_without_states(fitted, unseen: PathWo
     broken = metrics.pairwise_accuracy(blind, unseen.truth[ends], paths.kernel)
     print(f"pairwise of the control, shown the summaries of others: {broken:.3f}")
     assert broken < 0.65
+
+
+class Stopped(Exception):
+    pass
+
+
+class Split(Diffusion):
+    """Stops before it learns, and keeps the units of the rows that it learns from, and of those held out."""
+
+    def _examples(self, paths, points, own):
+        unit = points.rows.unit[points.rows.kernel]
+        self.split = set(unit[own].tolist()), set(unit[~own].tolist())
+        raise Stopped
+
+
+def test_what_scales_the_spread_was_seen_on_no_device(unseen: PathWorld) -> None:
+    """20 kernels on two devices: 2 are held out, with both their rows of contexts. On one device those that a permutation of the
+    kernels begins with."""
+    once = unseen.paths
+    again = replace(once, kernel=once.kernel + 20, context=np.tile(once.context, (2, 1, 1)),
+                    present=np.tile(once.present, (2, 1)))  # fmt: skip
+    both = {name: np.concatenate([getattr(once, name), getattr(again, name)])
+            for name in ("kernel", "actions", "states", "length", "log_time")}  # fmt: skip
+    first = set(once.units[np.random.default_rng(SMALL.seed).permutation(20)[:2]].tolist())
+    for paths, held in ((once, first), (replace(again, **both), None)):
+        simulator = Split(paths.widths, SMALL)
+        with pytest.raises(Stopped):
+            simulator.fit(paths)
+        learned, out = simulator.split
+        assert len(out) == 2 and len(learned) == 18 and not learned & out
+        assert held is None or out == held
+
+
+def test_a_capture_is_keyed_by_the_modules_whose_constants_it_holds() -> None:
+    parts = _train_jit((16, 16), 8.0).parts
+    assert {inspect.getsource(module) for module in (denoise, mlp, theta)} <= set(parts)
 
 
 def test_rows_are_predicted_one_by_one(fitted, unseen: PathWorld) -> None:

@@ -2,6 +2,8 @@
 broken and control models reach (seeds fixed, see sims.toys).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -139,6 +141,20 @@ def test_errors_of_use(fitted, small: EnsembleConfig) -> None:
     for field in ({"members": 0}, {"batch": 100}, {"rows_per_kernel": 1}):
         with pytest.raises(SimulatorError, match=next(iter(field))):
             EnsembleConfig(**field)
+
+
+def test_a_fit_that_diverges_leaves_what_was_learned(fitted, train: World, held_out: World, small) -> None:
+    """Also how features are scaled: those of the second fit are others. After a single step only parameters show it: the loss is of
+    those before."""
+    ensemble = Ensemble(WIDTH, small)
+    ensemble.load_state(fitted[0].state())
+    before = ensemble.predict(held_out.features)
+    for lr, steps in ((1e30, 5), (3e38, 1)):
+        ensemble.config = replace(small, lr=lr)
+        with pytest.raises(SimulatorError, match=f"training diverged: .* at step {steps}"):
+            ensemble.fit(3 * train.features + 1, train.log_time, train.group, steps=steps)
+        for ours, theirs in zip(ensemble.predict(held_out.features), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_deadline_and_failed_trials(small: EnsembleConfig) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sims import SimulatorError
+from agents import networks
+from agents.ppo import PPOConfig
+from sims import SimulatorError, mlp, theta
 from sims.base import check_features
-from sims.heads import Heads, HeadsConfig
+from sims.heads import Heads, HeadsConfig, _train_jit
 from sims.latent import LatentWorld, reanalyse
 from sims.paths import Paths
 
@@ -106,6 +110,70 @@ def test_saved_and_loaded_heads_say_the_same(taught: tuple[Heads, Taught]) -> No
     for bad in ({"theta": heads.state()["theta"]}, heads.state() | {"theta": np.zeros((1, 3), np.float32)}):
         with pytest.raises(SimulatorError, match="state"):
             other.load_state(bad)
+
+
+def test_a_world_keeps_how_far_its_heads_clip() -> None:
+    """Of random paths; most inputs lie beyond a limit of 0.5 standard deviations. An older file, which does not say, has 5."""
+    from autotune.paths import ACTION_WIDTH
+    from autotune.space import N_ACTIONS
+    from autotune.world import World, widths_of
+
+    rng, K, N, S = np.random.default_rng(0), 6, 60, 7
+    w = widths_of(S)
+    draw = lambda *shape: rng.standard_normal(shape)  # noqa: E731
+    paths = Paths(draw(K, w.tokens, w.token), np.ones((K, w.tokens), bool), np.arange(N) % K, draw(N, w.steps, w.action),
+                  draw(N, w.steps + 1, S), np.full(N, 2), draw(N, w.steps + 1))  # fmt: skip
+    kept = World("linear", w, 0, HeadsConfig(hidden=16, steps=2, clip=0.5))
+    kept.simulator.fit(paths)
+    z, rows, mask = kept.simulator.embed(paths), draw(K, N_ACTIONS, ACTION_WIDTH), np.ones((N, N_ACTIONS), bool)
+    kept.heads = Heads(z.shape[1], N_ACTIONS, ACTION_WIDTH, kept.heads_config)
+    kept.heads.fit(z, paths.kernel, rows, mask, mask / N_ACTIONS)
+    arrays, meta = kept.state()
+    older = {name: value for name, value in meta.items() if name != "heads_clip"}
+    loaded, usual = (World.load(arrays, m, S, PPOConfig()) for m in (meta, older))
+    assert loaded.heads is not None and usual.heads is not None and usual.heads_config.clip == 5.0
+    expected = kept.heads(z, rows[0])
+    np.testing.assert_array_equal(loaded.heads(z, rows[0]), expected)
+    assert not np.array_equal(usual.heads(z, rows[0]), expected)
+
+
+class Watched(Heads):
+    """Keeps the positions of each fit's first batch."""
+
+    def __init__(self) -> None:
+        super().__init__(E, A, F, CONFIG)
+        self.first: list[np.ndarray] = []
+
+    def _batches(self, rng: np.random.Generator, kernel: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for n, batch in enumerate(super()._batches(rng, kernel)):
+            if n == 0:
+                self.first.append(batch[1])
+            yield batch
+
+
+def test_each_fit_draws_batches_of_its_own(taught: tuple[Heads, Taught]) -> None:
+    """The first those of the seed, as ever; who goes on from loaded heads does not repeat these."""
+    d, runs = taught[1], []
+    for _ in range(2):
+        heads = Watched()
+        for _ in range(3):
+            heads.fit(d.z, d.kernel, d.rows, d.mask, d.target, 1)
+        runs.append(heads.first)
+    loaded = Watched()
+    loaded.load_state(heads.state())
+    loaded.fit(d.z, d.kernel, d.rows, d.mask, d.target, 1)
+    rng = np.random.default_rng(CONFIG.seed)
+    taught[0]._initial(rng)
+    np.testing.assert_array_equal(runs[0][0], next(taught[0]._batches(rng, d.kernel))[1])
+    np.testing.assert_array_equal(*runs)
+    assert len({batch.tobytes() for batch in runs[0]}) == 3
+    assert not np.array_equal(loaded.first[0], runs[0][0])
+
+
+def test_a_capture_is_keyed_by_the_modules_whose_constants_it_holds() -> None:
+    """Adam's, and the logit of what is illegal."""
+    parts = _train_jit(Heads(E, A, F, CONFIG).sizes, CONFIG.legal_coef).parts
+    assert {inspect.getsource(module) for module in (mlp, networks, theta)} <= set(parts)
 
 
 def test_a_batch_of_many_says_what_each_alone_says(taught: tuple[Heads, Taught]) -> None:

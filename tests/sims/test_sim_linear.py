@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sims import Ensemble, EnsembleConfig, NearestNeighbour, SimulatorError, metrics
+from sims import Committee, Ensemble, EnsembleConfig, NearestNeighbour, SimulatorError, Trees, TreesConfig, metrics
 from sims.flat import Flat, StateSimulator, transitions
 from sims.linear import Linear, LinearConfig
 from sims.ridge import Dynamics, ridge
@@ -118,10 +118,14 @@ def test_absolute_time_needs_the_level() -> None:
     assert shifted > 3.0
 
 
+NETS = EnsembleConfig(hidden=32, members=2, steps=3, batch=64)
+FOREST = TreesConfig(members=2, rounds=4)
 SIMULATORS = {
     "linear": lambda w: Linear(w, LinearConfig(size=5, products=2)),
     "nearest": lambda w: Flat(w, NearestNeighbour(w.state)),
-    "ensemble": lambda w: Flat(w, Ensemble(w.state, EnsembleConfig(hidden=32, members=2, steps=3, batch=64))),
+    "ensemble": lambda w: Flat(w, Ensemble(w.state, NETS)),
+    "trees": lambda w: Flat(w, Trees(w.state, FOREST)),
+    "committee": lambda w: Flat(w, Committee(w.state, NETS, FOREST)),
 }
 
 

@@ -223,6 +223,15 @@ def test_errors_of_use(brief, world: PathWorld) -> None:
         blank.fit(world.paths, steps=0)
 
 
+def test_no_warm_up_is_as_good_as_one_step_of_it(world: PathWorld) -> None:
+    thetas = []
+    for warmup in (0, 1):
+        simulator = fresh(world, warmup=warmup)
+        simulator.fit(world.paths, steps=2)
+        thetas.append(simulator.state()["theta"])
+    np.testing.assert_array_equal(*thetas)
+
+
 def test_deadline_and_failed_trials(world: PathWorld) -> None:
     log_time, asked = world.paths.log_time.copy(), iter([False, False, True])
     rows = np.arange(0, len(log_time), 7)
