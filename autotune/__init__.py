@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autotune.errors import UsageError
 
+_AS_COMMAND = sys.argv[:1] == ["-m"]  # so it reads while `python -m` looks for the module that it is to run
 TINYGRAD = "0.14.0"  # its compiler has no stable interface: autotune/compiler.py is written for this release
 
 try:
@@ -23,7 +24,8 @@ try:
 except PackageNotFoundError:
     _found = "none"
 if _found != TINYGRAD:
-    raise ImportError(f"tinygrad-autotune needs tinygrad=={TINYGRAD}, found {_found}: pip install tinygrad=={TINYGRAD}")
+    _needed = f"tinygrad-autotune needs tinygrad=={TINYGRAD}, found {_found}: pip install tinygrad=={TINYGRAD}"
+    raise SystemExit(_needed) if _AS_COMMAND else ImportError(_needed)
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +43,7 @@ def _take_ours() -> None:
     """
     if not (foreign := _foreign()):
         return
-    if sys.argv[:1] != ["-m"]:  # so it reads while `python -m` looks for the module that it is to run
+    if not _AS_COMMAND:
         name, at = next(iter(foreign.items()))
         raise UsageError(
             f"{at} hides the package {name} of tinygrad-autotune: rename it, or use `python -m autotune tune`"

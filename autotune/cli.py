@@ -50,6 +50,7 @@ from autotune.tuner import Tuner
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
 CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
 LARGEST = 1e9  # of any number here: timers take no more seconds
+INTERRUPTED = 130  # status of a script that Ctrl-C has ended, as a shell has it
 VERIFIED = 20  # records that `verify` looks at
 VERIFY_HELP = "how many (default: %(default)s)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
@@ -209,7 +210,7 @@ def tune_command(args: argparse.Namespace) -> int:
     check_script(args.script)
     if args.finetune and args.strategy not in NEEDS_GUIDE:
         raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to fine-tune")
-    _check_output(args.json)
+    check_output(args.json)
     device = default_device()
     description = fingerprint(device)
     records = Records(args.records)
@@ -230,7 +231,7 @@ def tune_command(args: argparse.Namespace) -> int:
     if report.stopped:
         what = f"with {report.left} trials left" if report.left else "before the beam had ended"
         say(f"stopped by --seconds {what}; the same command goes on from there")
-    _write_json(args.json, report.to_json())
+    write_json(args.json, report.to_json())
     return 0
 
 
@@ -245,6 +246,9 @@ def run_command(args: argparse.Namespace) -> int:
             run_script(args.script, args.arguments)
         except SystemExit as raised:
             end = raised
+        except KeyboardInterrupt:
+            say(f"{args.script} was interrupted")
+            end = SystemExit(INTERRUPTED)
     nothing = f"; {args.records} holds nothing for them on {device}" if applied.plain and not applied.tuned else ""
     say(f"{applied.tuned} kernels ran tuned, {applied.plain} as tinygrad would run them{nothing}")
     if end is not None:
@@ -253,7 +257,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    _check_output(args.json)
+    check_output(args.json)
     device = default_device()
     description = fingerprint(device)
     own = fingerprint_id(description)
@@ -269,7 +273,7 @@ def report_command(args: argparse.Namespace) -> int:
         print(f"{args.records} holds nothing for {device} (fingerprint {own}); tune a script first")
     if others:
         print("\n" + foreign.table(others), flush=True)
-    _write_json(args.json, {"device": device, "fingerprint": own, "kernels": [_row(r) for r in results],
+    write_json(args.json, {"device": device, "fingerprint": own, "kernels": [_row(r) for r in results],
                             "foreign": [asdict(f) for f in others]})  # fmt: skip
     return 0
 
@@ -300,7 +304,7 @@ def export_beam_command(args: argparse.Namespace) -> int:
     device = default_device()
     if count:
         print(
-            f"{count} schedules exported: a program under BEAM={args.beam} on {device} uses them and searches nothing"
+            f"{count} schedules exported: a program under BEAM={args.beam} on {device} uses them, and searches only other kernels"
         )
     else:
         print(f"{args.records} holds nothing for {device}, nothing was exported; tune a script first")
@@ -318,11 +322,13 @@ def replay_command(args: argparse.Namespace) -> int:
 # **** what can be wrong with a command ****
 
 
-def _check_output(path: Path | None) -> None:
+def check_output(path: Path | None) -> None:
+    """Raises UsageError where the file that --json names could not be written in the end."""
     if path is not None and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
         raise UsageError(f"--json {path} cannot be written; name a file in a directory that exists")
 
 
-def _write_json(path: Path | None, data: dict[str, Any]) -> None:
+def write_json(path: Path | None, data: dict[str, Any]) -> None:
+    """Into the file that --json names, if it names one."""
     if path is not None:
         path.write_text(json.dumps(data, indent=1) + "\n")

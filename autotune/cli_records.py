@@ -11,12 +11,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from autotune.compiler import default_device, fingerprint
+from autotune.errors import DeviceError
 from autotune.kernel import schedule_to_json
 from autotune.measuring.noise import QUANTILE, REPEATS, Length, curve_of, measure_noise
 from autotune.measuring.recheck import SLOWER, Checked, choose, recheck
 from autotune.measuring.runner import Runner, commit
 from autotune.records import Records, fingerprint_id, foreign
 from autotune.records.exchange import describe, export, import_, merge
+from autotune.script import say
 from autotune.strict import one_line
 
 
@@ -35,8 +37,12 @@ def import_command(args: argparse.Namespace) -> int:
 
 def _tell(records: Records, line: str) -> None:
     print(line)
-    others = foreign.others(records, fingerprint(default_device()))
-    print(foreign.summary(others), flush=True)
+    try:
+        own = fingerprint(default_device())
+    except DeviceError as error:  # records may be moved about where nothing can be tuned
+        print(f"which of them serve here is not known: {error}", flush=True)
+        return
+    print(foreign.summary(foreign.others(records, own)), flush=True)
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -66,6 +72,8 @@ def verify_command(args: argparse.Namespace) -> int:
     print(f"{len(checked)} checked, of them winners: {sum(c.claim.winner for c in checked)}; no longer right: {wrong}; "
           f"right, but slower than recorded by more than {SLOWER - 1:.0%}: {slower}"
           + (f"; could not be looked at: {unknown}" if unknown else ""))  # fmt: skip
+    if wrong:
+        say("what `export-beam` wrote is not withdrawn: run it again")
     return 1 if wrong else 0
 
 

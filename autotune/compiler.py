@@ -29,12 +29,12 @@ from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.device import Allocator, Buffer, BufferSpec, TinyELF
 from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
-from tinygrad.helpers import DEV, Context, diskcache_put
+from tinygrad.helpers import CACHELEVEL, DEV, Context, diskcache_put
 from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import ClangRenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_pos
 
-from autotune.errors import DeviceError, IllegalAction
+from autotune.errors import DeviceError, IllegalAction, UsageError
 
 __all__ = [
     "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
@@ -47,6 +47,10 @@ __all__ = [
 Schedule = tuple[Opt, ...]
 SINGLE_THREADED = {"PARALLEL": 0, "BEAM": 0}
 NAME = "k"  # of the function in every compiled candidate
+RELEASE = "2f5e023cfa690cab"  # digest of tinygrad 0.14.0's files that make code
+# environment variables that change code too and are no ContextVar, with their defaults
+SWITCHES = {"THREADS": "1", "EXPAND_SSA": "0", "ALIGNED": "1", "ALLOW_HALF8": "0", "OCCUPANCY_FLOOR": "4096", "MV": "1",
+            "MV_BLOCKSIZE": "4", "MV_THREADS_PER_ROW": "8", "MV_ROWS_PER_THREAD": "4"}  # fmt: skip
 DTYPES: dict[str, DType] = {
     name: getattr(dtypes, name)
     for name in ("void", "weakint", "weakfloat", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
@@ -82,13 +86,26 @@ def fingerprint(device: str) -> dict[str, str]:
         "model": getattr(opened, "device_name", None) or model,
         "compiler": getattr(opened, "driver_version", None) or compiler,
         "tinygrad": version("tinygrad"),
+        **_source(),
         **{f"setting.{name}": value for name, value in sorted(settings().items())},
     }
 
 
 def settings() -> dict[str, str]:
-    """tinygrad's settings that change code, as they are in force here, by the environment variable that sets each."""
-    return {v.key: str(v.value) for v in codegen.to_program_config}
+    """tinygrad's settings that change code, as they are in force here, by the environment variable that sets each; of SWITCHES
+    those that are no default."""
+    switched = {name: os.environ[name] for name, usual in SWITCHES.items() if os.environ.get(name, usual) != usual}
+    return {v.key: str(v.value) for v in codegen.to_program_config} | switched
+
+
+@functools.cache
+def _source() -> dict[str, str]:
+    """Nothing for the release for which this was written; for another source that calls itself so, its digest."""
+    folder, digest = Path(codegen.__file__).parent.parent, hashlib.sha256()
+    for path in sorted(p for part in ("codegen", "renderer", "uop") for p in (folder / part).rglob("*.py")):
+        digest.update(path.read_bytes())
+    found = digest.hexdigest()[:16]
+    return {} if found == RELEASE else {"source": found}
 
 
 def targets() -> str:
@@ -300,35 +317,105 @@ def _with_local_size(prg: UOp, renderer: Renderer) -> UOp:
 
 # **** programs of the user: seeing their kernels, and giving them schedules ****
 
+OnLaunch = Callable[[UOp, str, dict[str, int]], None]
+ScheduleOf = Callable[[UOp, Renderer], Schedule | None]
+
 
 @contextlib.contextmanager
-def observe_kernels(on_launch: Callable[[UOp, str, dict[str, int]], None]) -> Iterator[None]:
+def observe_kernels(on_launch: OnLaunch) -> Iterator[None]:
     """Call `on_launch(raw SINK, device, variable values)` for every kernel launch, replays of a TinyJit included.
 
-    Kernels of programs that were compiled before this context was entered are found through tinygrad's own cache.
+    A kernel is told as the program made it, whatever schedule it was given. Those of programs that were compiled before this
+    context was entered are found through tinygrad's own cache.
     """
-    raw_of: dict[bytes, UOp] = {}
-    compile_original, stats_original = realize.lower_and_compile, realize.track_stats
+    with _HOOKS.active(_HOOKS.observers, _Observer(on_launch)):
+        yield
 
-    def lower_and_compile(linear: UOp) -> UOp:
-        compiled = compile_original(linear)
+
+@contextlib.contextmanager
+def substitute_schedules(schedule_of: ScheduleOf) -> Iterator[None]:
+    """While active, each kernel compiled in this process takes `schedule_of(raw SINK, renderer)`, None leaves it alone.
+
+    Where several are active the last that was entered is asked first. The schedule travels in `KernelInfo.opts_to_apply`, so
+    tinygrad's parallel compilation goes on working.
+    """
+    with _HOOKS.active(_HOOKS.substitutions, schedule_of):
+        yield
+
+
+class _Observer:
+    """One active `observe_kernels`."""
+
+    def __init__(self, on_launch: OnLaunch):
+        self.on_launch = on_launch
+        self.raw_of: dict[bytes, UOp] = {}
+
+    def compiled(self, linear: UOp, compiled: UOp) -> None:
         for before, after in zip(linear.src, compiled.src, strict=True):  # its calls, one by one
             if before.op is Ops.CALL and before.src[0].op is Ops.SINK and after.src[0].op is Ops.PROGRAM:
-                raw_of[after.src[0].src[0].key] = before.src[0]
-        return compiled
+                self.raw_of[after.src[0].src[0].key] = before.src[0]
 
-    def track_stats(ctx: Any, call: UOp, st: Any, ets: Any) -> None:
+    def launched(self, ctx: Any, call: UOp) -> None:
         for device, kernel_call in realize.get_call_kernels(call):
             for program in _programs_of(kernel_call.src[0]):
-                if (raw := raw_of.get(program.src[0].key)) is not None:
-                    on_launch(raw, device, ctx.var_vals)
-        stats_original(ctx, call, st, ets)
+                if (raw := self.raw_of.get(program.src[0].key)) is not None:
+                    self.on_launch(raw, device, ctx.var_vals)
 
-    realize.lower_and_compile, realize.track_stats = lower_and_compile, track_stats
-    try:
-        yield
-    finally:
-        realize.lower_and_compile, realize.track_stats = compile_original, stats_original
+
+class _Hooks:
+    """What stands in tinygrad's way while any context is active: contexts overlap, in several threads, and end in any order."""
+
+    def __init__(self) -> None:
+        self.observers: list[_Observer] = []
+        self.substitutions: list[ScheduleOf] = []
+        self._lock = threading.Lock()
+        self._originals: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+
+    @contextlib.contextmanager
+    def active(self, hooks: list[Any], hook: Any) -> Iterator[None]:
+        with self._lock:
+            if not (self.observers or self.substitutions):
+                compile_original, track_original = realize.lower_and_compile, realize.track_stats
+                realize.lower_and_compile = functools.partial(self._compile, compile_original)
+                realize.track_stats = functools.partial(self._track, track_original)
+                self._originals = compile_original, track_original
+            hooks.append(hook)
+        try:
+            yield
+        finally:
+            with self._lock:
+                hooks.remove(hook)
+                if not (self.observers or self.substitutions) and self._originals is not None:
+                    realize.lower_and_compile, realize.track_stats = self._originals
+
+    def _compile(self, original: Callable[[UOp], UOp], linear: UOp) -> UOp:
+        changed: dict[UOp, UOp] = {}
+        for call in linear.toposort() if self.substitutions else ():
+            if call.op is Ops.CALL and call.src[0].op is Ops.SINK and is_tunable(call.src[0]):
+                schedule = self._schedule_of(call)
+                if schedule is not None:
+                    raw = call.src[0]
+                    info = replace(raw.arg, opts_to_apply=schedule, beam=0)
+                    changed[call] = call.replace(src=(raw.replace(arg=info), *call.src[1:]))
+        compiled = original(linear.substitute(changed, name="tuned schedules") if changed else linear)
+        for observer in tuple(self.observers):
+            observer.compiled(linear, compiled)
+        return compiled
+
+    def _schedule_of(self, call: UOp) -> Schedule | None:
+        found = realize._get_call_to_compile(call)
+        if found is None:
+            return None
+        asked = (schedule_of(call.src[0], found[1]) for schedule_of in reversed(tuple(self.substitutions)))
+        return next((schedule for schedule in asked if schedule is not None), None)
+
+    def _track(self, original: Callable[..., None], ctx: Any, call: UOp, st: Any, ets: Any) -> None:
+        for observer in tuple(self.observers):
+            observer.launched(ctx, call)
+        original(ctx, call, st, ets)
+
+
+_HOOKS = _Hooks()
 
 
 def _programs_of(ast: UOp) -> list[UOp]:
@@ -339,36 +426,11 @@ def _programs_of(ast: UOp) -> list[UOp]:
     return []
 
 
-@contextlib.contextmanager
-def substitute_schedules(schedule_of: Callable[[UOp, Renderer], Schedule | None]) -> Iterator[None]:
-    """While active, each kernel compiled in this process takes `schedule_of(raw SINK, renderer)`, None leaves it alone.
-
-    The schedule travels in `KernelInfo.opts_to_apply`, so tinygrad's parallel compilation goes on working.
-    """
-    original = realize.lower_and_compile
-
-    def lower_and_compile(linear: UOp) -> UOp:
-        changed: dict[UOp, UOp] = {}
-        for call in linear.toposort():
-            if call.op is not Ops.CALL or call.src[0].op is not Ops.SINK or not is_tunable(call.src[0]):
-                continue
-            found = realize._get_call_to_compile(call)
-            schedule = schedule_of(call.src[0], found[1]) if found is not None else None
-            if schedule is not None:
-                raw = call.src[0]
-                info = replace(raw.arg, opts_to_apply=schedule, beam=0)
-                changed[call] = call.replace(src=(raw.replace(arg=info), *call.src[1:]))
-        return original(linear.substitute(changed, name="tuned schedules") if changed else linear)
-
-    realize.lower_and_compile = lower_and_compile
-    try:
-        yield
-    finally:
-        realize.lower_and_compile = original
-
-
 def write_beam_cache(ast: UOp, schedule: Schedule, width: int, renderer: Renderer) -> None:
-    """Put a schedule where tinygrad's BEAM=`width` looks first, so that BEAM serves it and searches nothing."""
+    """Put a schedule where tinygrad's BEAM=`width` looks first, so that BEAM serves it and searches nothing. Raises UsageError
+    where tinygrad keeps no cache."""
+    if CACHELEVEL < 1:
+        raise UsageError("tinygrad keeps no cache while CACHELEVEL is 0, so nothing can be exported: set another")
     searched = _on_device(ast, renderer).replace(arg=KernelInfo(beam=width))
     key = {"ast": root_scheduler(searched, renderer).ast.key, "amt": width, "device": renderer.target.device,
            "suffix": renderer.suffix}  # fmt: skip

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from autotune.compiler import (
     Renderer,
     UOp,
+    apply_opt,
     canonical,
     default_device,
     fingerprint,
     renderer_of,
+    root_scheduler,
     settings,
     substitute_schedules,
     targets,
@@ -54,8 +57,7 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
         if (raw, now) not in chosen:
             if (device, now) not in winners:
                 winners[device, now] = records.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
-            found = winners[device, now]
-            chosen[raw, now] = found.get(_key_of(raw, renderer)) if found else None
+            chosen[raw, now] = _found(winners[device, now], raw, renderer)
             applied.tuned += chosen[raw, now] is not None
             applied.plain += chosen[raw, now] is None
         return chosen[raw, now]
@@ -64,12 +66,19 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
         yield applied
 
 
-def _key_of(raw: UOp, renderer: Renderer) -> str:
-    """The key under which a kernel is on record; "" for one that no schedule applies to."""
+def _found(winners: Mapping[str, Schedule], raw: UOp, renderer: Renderer) -> Schedule | None:
+    """The schedule on record for a kernel. None where there is none, or where tinygrad would refuse it after all: no program
+    shall fail because of a record."""
+    if not winners:
+        return None
     try:
-        return Kernel.from_ast(canonical(raw, renderer)).key
+        kernel = Kernel.from_ast(canonical(raw, renderer))
+        schedule = winners.get(kernel.key)
+        if schedule is not None:
+            functools.reduce(apply_opt, schedule, root_scheduler(kernel.ast, renderer))
     except IllegalAction:
-        return ""
+        return None
+    return schedule
 
 
 def export_beam(records: Records, width: int) -> int:

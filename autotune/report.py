@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from autotune.kernel import Kernel, Schedule, schedule_to_json
-from autotune.records import History
+from autotune.records import BASELINES, History
 
 
 class Gain(NamedTuple):
@@ -21,7 +21,7 @@ def gains(history: History) -> dict[str, Gain]:
     """By the strategy and the part of it that proposed each trial, in the order in which they came in. By single timings, from
     the better of both baselines on: all together they are what was gained, as far as the final timing confirms it."""
     good = history.good
-    known = [t.seconds for t in good if t.kind in ("unoptimized", "hand_coded") and t.seconds is not None]
+    known = [t.seconds for t in good if t.kind in BASELINES and t.seconds is not None]
     best, timed = min(known, default=None), {id(t) for t in good}
     found: dict[str, Gain] = {}
     for trial in history.trials:
@@ -100,7 +100,7 @@ class Report:
                 for k in self.kernels]  # fmt: skip
         parts = {part: {"trials": gain.trials, "ms": gain.seconds * 1e3} for part, gain in self.gains.items()}
         return {"device": self.device, "seconds": self.seconds, "compiled": self.compiled, "kernels": rows, "gains": parts,
-                "hand_coded_ms": self.hand_coded_seconds * 1e3, "tuned_ms": self.tuned_seconds * 1e3}  # fmt: skip
+                "stopped": self.stopped, "left": self.left, "hand_coded_ms": self.hand_coded_seconds * 1e3, "tuned_ms": self.tuned_seconds * 1e3}  # fmt: skip
 
     def table(self) -> str:
         """For people: one line a kernel, the total below."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import math
 import statistics
 import sys
 import tempfile
@@ -18,13 +18,16 @@ import autotune
 from autotune import latency
 from autotune.budget import Budget
 from autotune.capture import Program
+from autotune.cli import check_output, write_json
 from autotune.compiler import default_device, renderer_of
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, UsageError
 from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
-from autotune.measuring.runner import Runner, judge
+from autotune.measuring.bench import PROTOCOL
+from autotune.measuring.runner import Refuted, Runner, Unprepared
 from autotune.records import Records, default_path
+from autotune.report import Report
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner
 
@@ -60,58 +63,74 @@ def find_guide(args: argparse.Namespace) -> Guide | None:
 
 
 def infer(args: argparse.Namespace, program: Program, label: str) -> None:
-    """Tune, print the table, with --control hold the result against random schedules, and time the whole program."""
+    """Tune, print the table, with --control hold the result against random schedules, and time the whole program. What is known
+    is in the file of --json after each of these."""
+    check_output(args.json)
     guide = find_guide(args)
     report = autotune.tune(program, records=args.records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
                            checkpoint=guide, seed=args.seed)  # fmt: skip
     print(report.table())
     figures = {"program": label, "trials": args.trials, "strategy": args.strategy, "tune": report.to_json()}
+    write_json(args.json, figures)
     if args.control:
-        figures["control"] = control(args, program)
+        figures["control"] = control(args, report)
+        write_json(args.json, figures)
     figures["latency"] = whole_program(args, label)
     figures["peak_gflops"] = latency.core_peak() / 1e9
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(args.json, figures)
 
 
-def control(args: argparse.Namespace, program: Program) -> dict[str, float]:
-    """Random schedules from empty records, then winner, control and hand-coded in one interleaved timing per kernel.
+def control(args: argparse.Namespace, report: Report) -> dict[str, float]:
+    """Random schedules from empty records, as many a kernel as the tuned ones had on average; then what is served of both, and
+    hand-coded, in one interleaved timing per kernel.
 
-    Returns milliseconds summed over calls, and the worst kernel's ratio to hand-coded.
+    Returns milliseconds summed over calls, the worst kernel's ratio to hand-coded, and trials of both.
     """
     device = default_device()
-    kernels, runner = program.for_device(device), Runner(device)
+    results, runner = [r for r in report.kernels if not r.refused], Runner(device)
+    spent = sum(r.trials for r in results)
+    trials = max(1, math.ceil(spent / max(1, len(results))))
     with tempfile.TemporaryDirectory() as folder:
         tuned, random = Records(args.records), Records(Path(folder) / "control.db")
-        tuner = Tuner(random, runner, renderer_of(device), trials=args.trials, strategy="random", seed=args.seed)
-        tuner.run(kernels, program.calls, Budget(args.trials * len(kernels)))
-        rows = [three_way(k, tuned, random, runner) for k in tqdm(kernels, desc="tuned, random, hand-coded")]
+        tuner = Tuner(random, runner, renderer_of(device), trials=trials, strategy="random", seed=args.seed)
+        made, _ = tuner.run(
+            [r.kernel for r in results], {r.kernel.key: r.calls for r in results}, Budget(trials * len(results))
+        )
+        bar = tqdm(results, desc="tuned, random, hand-coded")
+        rows = {r.kernel.key: row for r in bar if (row := three_way(r.kernel, tuned, random, runner)) is not None}
     runner.close()
-    calls = np.array([program.calls[k.key] for k in kernels])
-    tuned_ms, random_ms, hand_ms = 1e3 * (calls[:, None] * np.array(rows)).sum(0)
-    worst = max(row[0] / row[2] for row in rows)
-    print(f"one interleaved run, sum over calls: hand-coded {hand_ms:.2f} ms, random {random_ms:.2f} ms "
-          f"({random_ms / hand_ms:.3f} of hand-coded), {args.strategy} {tuned_ms:.2f} ms ({tuned_ms / hand_ms:.3f} of hand-coded, "
-          f"{tuned_ms / random_ms:.3f} of random); worst kernel {worst:.3f} of hand-coded")  # fmt: skip
-    return {"hand_coded_ms": hand_ms, "random_ms": random_ms, "tuned_ms": tuned_ms, "worst": worst}
+    if not rows:
+        raise UsageError("none of the kernels could be timed, so there is nothing to compare")
+    sums = np.array([r.calls * np.array(rows[r.kernel.key]) for r in results if r.kernel.key in rows]).sum(0)
+    tuned_ms, random_ms, hand_ms = (1e3 * sums).tolist()
+    worst, drawn = max(row[0] / row[2] for row in rows.values()), sum(r.trials for r in made)
+    print(f"one interleaved run of {len(rows)} kernels, sum over calls: hand-coded {hand_ms:.2f} ms, random {random_ms:.2f} ms "
+          f"({random_ms / hand_ms:.3f} of hand-coded, {drawn} trials), {args.strategy} {tuned_ms:.2f} ms ({tuned_ms / hand_ms:.3f} of "
+          f"hand-coded, {tuned_ms / random_ms:.3f} of random, {spent} trials); worst kernel {worst:.3f} of hand-coded")  # fmt: skip
+    return {"hand_coded_ms": hand_ms, "random_ms": random_ms, "tuned_ms": tuned_ms, "worst": worst,
+            "trials": spent, "random_trials": drawn}  # fmt: skip
 
 
-def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -> list[float]:
-    """Seconds of (tuned, random, hand-coded); a winner that does not beat hand-coded falls back to it."""
-    histories = [records.history(kernel.key, runner.fingerprint) for records in (tuned, random)]
-    hand = histories[0].baselines["hand_coded"].schedule
-    best = [h.best.schedule if h.best is not None else hand for h in histories]
-    samples = runner.duel(kernel, [*best, hand, hand])
-    medians = [statistics.median(s) for s in samples]
-    floor = min(medians[2:])
-    accepted = [judge(kernel, b, [s, samples[2], samples[3]]).accepted for b, s in zip(best, samples, strict=False)]
-    return [m if a else floor for m, a in zip(medians, accepted, strict=False)] + [floor]
+def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -> list[float] | None:
+    """Seconds of (tuned, random, hand-coded), each of what is served; hand-coded's where nothing is. None, and a line, where
+    they cannot be timed."""
+    hand = tuned.history(kernel.key, runner.fingerprint).baselines["hand_coded"].schedule
+    finals = [records.served(runner.fingerprint, PROTOCOL, kernel.key).get(kernel.key) for records in (tuned, random)]
+    try:
+        samples = runner.duel(kernel, [*(hand if f is None else f.schedule for f in finals), hand, hand])
+    except (Refuted, Unprepared) as why:
+        tqdm.write(f"{kernel.name} is left out of the comparison: {why}", file=sys.stderr)
+        return None
+    *medians, first, second = (statistics.median(s) for s in samples)
+    floor = min(first, second)
+    return [floor if f is None else m for f, m in zip(finals, medians, strict=True)] + [floor]
 
 
 def train(args: argparse.Namespace, program: Program, name: str) -> None:
     """Train the checkpoint further on this network's kernels, measured here; later --infer finds the result."""
     device = default_device()
-    guide = find_guide(args)
+    if (guide := find_guide(args)) is None:
+        raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to train")
     best = fine_tune(program.for_device(device), device, Records(args.records), guide, args.minutes, args.seed, name)
     print(f"fine-tuned checkpoint: {best}")
 

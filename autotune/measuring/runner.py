@@ -25,7 +25,7 @@ from autotune.errors import AutotuneError, DeviceError
 from autotune.kernel import Kernel, Schedule, kernel_to_json, schedule_from_json, schedule_to_json
 from autotune.measuring.bench import DUEL_SECONDS, PROTOCOL
 from autotune.measuring.child import Child, ChildFailed
-from autotune.records import Final, Records, Trial, fingerprint_id
+from autotune.records import BASELINES, Final, Records, Trial, fingerprint_id
 
 START_SECONDS, COMPILE_SECONDS, PREPARE_SECONDS = 60.0, 30.0, 120.0  # deadlines of a child's answers
 RUN_SECONDS, RUN_FACTOR = 20.0, 40.0  # a candidate's: so long, and so many times the un-optimized kernel's time
@@ -146,7 +146,7 @@ class Runner:
         What meets an accident is measured once more, but not where the kernel is too large to be prepared: each try would
         take as long as that may take at most.
         """
-        kinds, compiled = ("unoptimized", "hand_coded"), self.compiled
+        kinds, compiled = BASELINES, self.compiled
         with device_lock(self.device, exclusive=False):
             try:
                 schedules = self._hold(self.compilers[0], kernel, self.seed)

@@ -1,6 +1,6 @@
 """Every trial ever made: what a record is, the file that keeps it, and how files of several machines come together."""
 
 from autotune.records.schema import SCHEMA
-from autotune.records.store import VERDICTS, Final, History, Records, Trial, default_path, fingerprint_id
+from autotune.records.store import BASELINES, VERDICTS, Final, History, Records, Trial, default_path, fingerprint_id
 
-__all__ = ["SCHEMA", "VERDICTS", "Final", "History", "Records", "Trial", "default_path", "fingerprint_id"]
+__all__ = ["BASELINES", "SCHEMA", "VERDICTS", "Final", "History", "Records", "Trial", "default_path", "fingerprint_id"]

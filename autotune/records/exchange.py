@@ -21,6 +21,7 @@ from autotune.records.store import Records
 from autotune.strict import MAX_TEXT, parse, shown
 
 FORMAT, VERSION = "tinygrad-autotune records", 1
+SQLITE = b"SQLite format 3\0"  # how such a file begins
 Placed = tuple[str, str, Row]  # (where it was read, table, row)
 
 
@@ -40,9 +41,11 @@ def describe(counts: Mapping[str, int]) -> str:
 
 
 def export(records: Records, path: Path) -> Counter[str]:
-    """Write everything to `path`, finished or not at all (but into a pipe or a device); returns how many rows by table."""
+    """Write everything to `path`, finished or not at all (but into a pipe or a device); returns how many rows by table. Raises
+    RecordsError where a records file, this one or another, would be lost."""
     tables = records.everything()
     with _typed_errors(path):
+        _keep_records(path)
         if path.exists() and not path.is_file():
             _write(path, tables)
         else:
@@ -54,6 +57,14 @@ def export(records: Records, path: Path) -> Counter[str]:
             finally:
                 temporary.unlink(missing_ok=True)
     return Counter({table: len(rows) for table, rows in tables.items()})
+
+
+def _keep_records(path: Path) -> None:
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        if file.read(len(SQLITE)) == SQLITE:
+            raise RecordsError(f"{path} is a records file, which the export would replace; name another file")
 
 
 def _write(path: Path, tables: Mapping[str, Mapping[Any, Row]]) -> None:

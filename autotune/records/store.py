@@ -35,6 +35,9 @@ from autotune.strict import one_line
 __all__ = ["SCHEMA", "VERDICTS", "Final", "History", "Records", "Trial", "default_path", "fingerprint_id"]
 
 
+BASELINES = ("unoptimized", "hand_coded")  # kinds of trials with which every kernel begins
+
+
 @dataclass(frozen=True)
 class Trial:
     """One candidate schedule, compiled and, if that worked, verified and timed on one device."""

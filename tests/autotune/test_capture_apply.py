@@ -20,6 +20,7 @@ from tinygrad.helpers import DISABLE_FAST_IDIV
 
 import autotune
 from autotune.compiler import KernelInfo, Ops, Opt, OptOps, UOp, default_device, fingerprint, hand_coded, renderer_of
+from autotune.errors import UsageError
 from autotune.install import export_beam
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Final, Records, Trial, fingerprint_id
@@ -272,6 +273,49 @@ def test_a_tuned_program_can_be_captured(tmp_path):
     assert again.calls == program.calls and again.skipped == 0
 
 
+def test_a_program_that_applies_its_own_schedules_can_be_captured(tmp_path):
+    """Whichever block is the outer one, it is the program's own kernel that counts."""
+    x = array(6, 52)
+    with autotune.capture() as program:
+        (x + 0.375).realize()
+    with autotune.capture() as again, autotune.apply(records_with(tmp_path / "r.db", program)), launched() as during:
+        (x + 0.375).realize()
+    assert during == [WINNER] and again.calls == program.calls and again.skipped == 0
+
+
+def test_blocks_may_overlap_and_end_in_any_order(tmp_path):
+    """As those of a server's threads do."""
+    x, untouched = array(6, 53), (realize.lower_and_compile, realize.track_stats)
+    with autotune.capture() as program:
+        (x + 0.5).realize()
+    records = records_with(tmp_path / "r.db", program)
+    first, second, third = autotune.apply(records), autotune.capture(), autotune.apply(records)
+    first.__enter__()
+    seen = second.__enter__()
+    first.__exit__(None, None, None)
+    with launched() as during:
+        (x + 0.5).realize()
+    assert during == [hand_coded(next(iter(program.kernels.values())).ast, renderer_of(DEVICE))]
+    third.__enter__()
+    second.__exit__(None, None, None)
+    with launched() as during:
+        (x + 0.5).realize()
+    assert during == [WINNER] and seen.calls == program.calls
+    third.__exit__(None, None, None)
+    assert (realize.lower_and_compile, realize.track_stats) == untouched
+
+
+def test_a_schedule_that_tinygrad_refuses_breaks_no_program(tmp_path, monkeypatch):
+    x = array(6, 54)
+    with autotune.capture() as program:
+        (x + 0.625).realize()
+    monkeypatch.setitem(globals(), "WINNER", (Opt(OptOps.UPCAST, 0, 7),))  # 324 elements are no multiple of 7
+    with autotune.apply(records_with(tmp_path / "r.db", program)) as applied, launched() as during:
+        (x + 0.625).realize()
+    assert during == [hand_coded(next(iter(program.kernels.values())).ast, renderer_of(DEVICE))]
+    assert (applied.tuned, applied.plain) == (0, 1)
+
+
 def test_beam_in_the_environment_does_not_overrule_a_winner(tmp_path):
     x = array(6, 51)
     with autotune.capture() as program:
@@ -326,6 +370,14 @@ def test_beam_serves_an_exported_schedule_and_searches_nothing(tmp_path, monkeyp
     assert python(SCRIPT, BEAM="3") == [0, [tuned], float((np.arange(600) * 3 - 1).sum())]
     assert python(SCRIPT, BEAM="0")[1] != [tuned]
     assert python(SCRIPT, BEAM="1")[0] > 0  # another width: it searches, so the script would have shown it
+
+
+def test_an_export_that_tinygrad_would_not_keep_is_refused(tmp_path):
+    x = array(31, 21)
+    with autotune.capture() as program:
+        (x * 3 - 1).realize()
+    with Context(CACHELEVEL=0), pytest.raises(UsageError, match="CACHELEVEL"):
+        export_beam(records_with(tmp_path / "r.db", program), 2)
 
 
 def test_a_kernel_without_a_winner_is_exported_hand_coded(tmp_path, monkeypatch):

@@ -53,7 +53,9 @@ def winner(folder: Path, tuned: tuple[Path, str, str, dict]) -> Path:
 
 def test_tune_keeps_the_contract_of_its_json(tuned):
     records, _, _, result = tuned
-    assert set(result) == {"device", "seconds", "compiled", "kernels", "hand_coded_ms", "tuned_ms", "gains"}
+    assert set(result) == {"device", "seconds", "compiled", "kernels", "hand_coded_ms", "tuned_ms", "gains", "stopped",
+                           "left"}  # fmt: skip
+    assert result["stopped"] == "" and result["left"] == 0
     assert result["device"] == "CPU" and result["compiled"] == 2 and result["seconds"] > 0
     (kernel,) = result["kernels"]
     fields = {"key", "name", "calls", "gflop", "hand_coded_ms", "tuned_ms", "trials", "schedule", "verdicts", "refused"}
@@ -183,6 +185,16 @@ def test_ctrl_c_during_capture_goes_on_with_what_was_seen(folder):
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopped by Ctrl-C" in err and "Traceback" not in err
     assert "sum over calls" in out and count(folder / "c.db") == 1
+
+
+def test_ctrl_c_ends_a_script_that_runs_tuned_as_any_other(folder, winner):
+    waits = folder / "waits.py"
+    waits.write_text("import time\nprint('waiting', flush=True)\ntime.sleep(60)\n")
+    with start(folder, "-m", "autotune", "run", "--records", winner, waits) as process:
+        assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "was interrupted" in err and "trial" not in err and "Traceback" not in err
 
 
 def test_ctrl_c_while_tuning_keeps_every_finished_trial(folder):

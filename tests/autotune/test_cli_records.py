@@ -122,6 +122,27 @@ def test_an_export_leaves_links_and_pipes_what_they_are(filled, tmp_path):
     assert pipe.is_fifo() and read == [real.read_text()]
 
 
+def test_an_export_replaces_no_records(filled, tmp_path, capsys):
+    other = fill(tmp_path / "other.db", default_device())
+    for target in (other, filled):
+        before = target.read_bytes()
+        assert "is a records file" in fails(capsys, 1, "export", "--records", filled, target)
+        assert target.read_bytes() == before
+    for _ in range(2):  # an export is replaced by another
+        assert main("export", "--records", filled, tmp_path / "out") == 0
+
+
+def test_records_come_together_where_nothing_can_be_compiled(filled, tmp_path, capsys, monkeypatch):
+    others = [fill(tmp_path / f"{name}.db", default_device()) for name in "ab"]
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if default_device() != "CPU":
+        pytest.skip("only CPU needs a compiler of its own")
+    assert main("merge", "--records", tmp_path / "new.db", *others) == 0
+    said = capsys.readouterr().out
+    assert all(f"{path}: added" in said for path in others) and said.count("serve here is not known") == 2
+
+
 def test_verify_without_anything_to_verify(tmp_path, capsys):
     Records(tmp_path / "empty.db").close()
     assert main("verify", "--records", tmp_path / "empty.db") == 0 and "holds nothing for" in capsys.readouterr().out

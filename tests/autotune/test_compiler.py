@@ -220,3 +220,21 @@ def test_threads_that_look_at_kernels_leave_tinygrad_as_it_was(monkeypatch):
         assert [one.result() for one in found] == alone * 3
         assert {one.result() for one in whole} == {rewrite(raws[0].replace(arg=KernelInfo()), cpu)}
     assert codegen.apply_opts is original
+
+
+def test_what_changes_code_is_part_of_the_device(monkeypatch):
+    """Also a variable that is no ContextVar, and a tinygrad that calls itself 0.14.0 and is not."""
+    own = compiler.default_device()
+    plain = compiler.fingerprint(own)
+    assert "source" not in plain and not set(compiler.SWITCHES) & set(compiler.settings())
+    monkeypatch.setenv("THREADS", "1")  # the default
+    assert compiler.fingerprint(own) == plain
+    monkeypatch.setenv("THREADS", "0")
+    assert compiler.fingerprint(own) == {**plain, "setting.THREADS": "0"}
+    monkeypatch.delenv("THREADS")
+    compiler._source.cache_clear()
+    monkeypatch.setattr(compiler, "RELEASE", "another")
+    try:
+        assert compiler.fingerprint(own).keys() - plain.keys() == {"source"}
+    finally:
+        compiler._source.cache_clear()

@@ -1,0 +1,65 @@
+"""The examples, as a user runs them, on a network of seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "transformer.py"
+SMALL = ["--layers", "1", "--width", "64", "--heads", "2", "--tokens", "16"]
+
+
+def example(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLE), *SMALL, "--records", "r.db", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "DEV": "CPU"}, capture_output=True, text=True, timeout=900
+    )
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (("--infer", "--json", "missing/x.json"), "cannot be written"),
+    (("--train", "--strategy", "random"), "nothing to train"),
+])  # fmt: skip
+def test_what_would_be_lost_in_the_end_is_refused_at_once(tmp_path, arguments, says):
+    done = example(tmp_path, *arguments)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists() and "sum over calls" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_tuned_beside_random_schedules_and_beam(tmp_path, phase):
+    options = (
+        "--phase",
+        phase,
+        "--trials",
+        "2",
+        "--strategy",
+        "random",
+        "--control",
+        "--beam",
+        "1",
+        "--json",
+        "out.json",
+    )
+    done = example(tmp_path, "--infer", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads((tmp_path / "out.json").read_text())
+    control, latency = figures["control"], figures["latency"]
+    assert control["trials"] == sum(k["trials"] for k in figures["tune"]["kernels"]) <= control["random_trials"]
+    assert control["tuned_ms"] > 0 and control["worst"] < 1.5 and set(latency) == {"default", "tuned", "beam"}
+    assert latency["tuned"]["largest_difference"] < 1e-2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_policy_trained_on_the_network_is_found_when_it_is_tuned(tmp_path):
+    trained = example(tmp_path, "--train", "--minutes", "0.5")
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert (tmp_path / "runs" / "finetuned-gpt-prefill" / "best.safetensors").exists()
+    tuned = example(tmp_path, "--infer", "--trials", "1")
+    assert tuned.returncode == 0 and "finetuned-gpt-prefill" in tuned.stdout, tuned.stderr[-2000:]
