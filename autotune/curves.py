@@ -245,7 +245,7 @@ def summarise(
 ) -> dict[str, Any]:
     """By strategy. `score`: best known time over own best after each budget, IQM with its interval; `over`: probability of
     improvement over the control there; `reached`: share of searches within 5% after each budget; `trials` and `seconds`
-    until then: medians over searches (None: fewer than half ever were); `each_trial`: seconds a trial, thinking included;
+    until then: medians over searches (None: at most half ever were); `each_trial`: seconds a trial, thinking included;
     `worst`: the lowest score of all searches there; `total`: seconds of all kernels together over hand-coded after each
     budget, by seed, the kernels' `calls` counted (None: once each); `spent`: wall-clock until there, mean a kernel; `end`:
     the last two at the end of its searches, with their trials, means over seeds and a kernel. Strategies may have been given

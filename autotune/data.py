@@ -121,12 +121,12 @@ def _lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _rows_of(records: Records, kernel: Kernel, source: int) -> list[dict[str, Any]]:
-    """One line for each device on which the kernel was timed."""
+    """One line for each device on which the kernel was timed. What was refuted later is left out."""
     lines = []
     for fingerprint in records.fingerprints():
         rows = [
             [schedule_to_json(t.schedule), float(f"{t.seconds * 1e6:.4g}"), t.code_hash, t.kind]
-            for t in records.history(kernel.key, fingerprint).trials
+            for t in records.history(kernel.key, fingerprint).good
             if t.seconds is not None
         ]
         if rows:

@@ -10,7 +10,7 @@ from pathlib import Path
 from autotune import corpus
 from autotune.compiler import renderer_of
 from autotune.data import Dataset, add_shipped
-from autotune.guide import Guide
+from autotune.guide import FINETUNED, Guide
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
 from autotune.records import Records
@@ -33,10 +33,10 @@ def fine_tune(
     """Train `guide` (None: a new one) for some minutes; returns the checkpoint, `RUNS/finetuned-NAME/best`, which replaces an
     earlier one at the end.
 
-    `find_checkpoint` finds it as the newest from then on. Its world stays as it was. Raises UsageError where the minutes do not
-    suffice for trials to learn from.
+    `find_checkpoint` finds it as the newest from then on, but for experiments. Its world stays as it was. Raises UsageError
+    where the minutes do not suffice for trials to learn from.
     """
-    final, renderer = runs / f"finetuned-{name}", renderer_of(device)
+    final, renderer = runs / f"{FINETUNED}{name}", renderer_of(device)
     out = final / "unfinished"  # deeper than `find_checkpoint` looks: what is cut off is never served
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

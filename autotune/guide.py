@@ -26,6 +26,7 @@ from sims.ensemble import PAD
 SHIPPED = Path(__file__).parent / "data"
 LARGEST = float(np.finfo(np.float32).max)  # of any learned number
 MAX_SETTING = 1_000_000  # of any number in a config
+FINETUNED = "finetuned-"  # begins the names of their directories under `runs/`
 FEATURES = 2  # version of autotune.features: another version's numbers mean other things
 
 
@@ -43,7 +44,6 @@ class Guide:
         self.agent = PPO(state_dim, N_ACTIONS, ACTION_WIDTH, ppo, seed)
         self.simulator = Committee(summary_dim, sim, trees)
         self.state_dim, self.summary_dim, self.seed = state_dim, summary_dim, seed
-        self.fitted = False
         self.world: World | None = None  # to plan in without the compiler
         self.memory: Memory | None = None  # of recorded kernels and their fastest schedules
         self._predicted: dict[Bagged, dict[tuple[str, Schedule], np.ndarray]] = {}  # by who was asked: [M]
@@ -63,7 +63,6 @@ class Guide:
         keys = np.unique([s.kernel.key for s in states], return_inverse=True)[1]
         features = np.stack([summary(s) for s in states])
         metrics = self.simulator.fit(features, log_times, groups, unit=keys, **options)
-        self.fitted = True
         self.forget()
         return metrics
 
@@ -145,7 +144,6 @@ class Guide:
             raise UsageError(
                 f"checkpoint {path} does not fit this program: {shown(str(error))}; train a new one with `make train`"
             ) from None
-        guide.fitted = True
         return guide
 
 
@@ -187,9 +185,11 @@ def _check_sizes(agent: Arrays, simulator: Arrays, state_dim: int, summary_dim: 
         raise checkpoint.CheckpointError("it holds numbers that are none, or too large")
 
 
-def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("runs")) -> Path:
+def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("runs"), finetuned: bool = True) -> Path:
     """The named checkpoint, else the newest of `make train` for this backend (`runs`, None: not looked for), else the one that
     ships for it, else for CPU.
+
+    `finetuned`: those of `--finetune` count, too. Not in a comparison: they have practised on the kernels of a program.
 
     A guide of another backend proposes worse, and never harms: what it proposes is verified and timed like anything else.
     Raises UsageError where there is none. Whether a named one can be read is found out by loading it.
@@ -198,6 +198,8 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
         return named
     backend = device.split(":")[0]
     trained = [p for p in runs.glob("*/best.json") if _serves(p, backend)] if runs else []
+    if not finetuned:
+        trained = [p for p in trained if not p.parent.name.startswith(FINETUNED)]
     shipped = [p for name in (backend.lower(), "cpu") if (p := SHIPPED / f"guide-{name}").with_suffix(".json").exists()]
     if trained:
         return max(trained, key=lambda p: p.stat().st_mtime).with_suffix("")

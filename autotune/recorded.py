@@ -40,7 +40,7 @@ def recorded_path(backend: str) -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is on record of one kernel. Times are log2 seconds; NaN where the trial failed."""
+    """What is on record of one kernel. Times are log2 seconds; NaN where the trial failed, or its schedule was refuted later."""
 
     kernel: Kernel
     hand_coded: float
@@ -129,7 +129,8 @@ def row_of(kernel: Kernel, split: str, history: History) -> dict | None:
     """One line of the file; None where a baseline failed, or where no schedule is faster than the un-optimized kernel."""
     baselines = {kind: t.seconds for kind, t in history.baselines.items()}
     plain, hand = baselines.get("unoptimized"), baselines.get("hand_coded")
-    trials = {t.schedule: t.seconds for t in history.trials if t.kind == "trial"}
+    good = {t.schedule for t in history.good}
+    trials = {t.schedule: t.seconds if t.schedule in good else None for t in history.trials if t.kind == "trial"}
     if plain is None or hand is None or min((s for s in trials.values() if s), default=plain) > 0.9 * plain:
         return None
     rows = [[schedule_to_json(s), _micros(seconds)] for s, seconds in {(): plain, **trials}.items()]

@@ -35,10 +35,16 @@ def _account(name: str, run: dict[str, Any]) -> str:
     }
     threaded = sum(any(opt[0] == "THREAD" for opt in k["schedule"] or ()) for k in kernels)
     times = ", ".join(f"{names[way]} {ms:.1f} ms ({ms / whole['default']:.2f})" for way, ms in whole.items())
+    again = ""
+    if "control" in run:
+        again = (
+            f" (timed again for README.md, beside random schedules and hand-coded, {run['control']['tuned_ms']:.2f} ms)"
+        )
     return "\n\n".join([
         f"{run['program']}, DEV={run['tune']['device']}, `{name}`: the whole program takes {times}, interleaved in one run. Its kernels "
-        f"after tuning, each timed alone; the measured matmul peak of one core is {peak:.0f} GFLOP/s. Tuned schedules that run on more than "
-        f"one core (THREAD): {threaded} of {len(kernels)} kernels; tinygrad's own may, PyTorch runs on one.",
+        f"after tuning, each by its final timing alone, {total:.2f} ms together{again}; the measured matmul peak "
+        f"of one core is {peak:.0f} GFLOP/s. Tuned schedules that run on more than one core (THREAD): {threaded} of {len(kernels)} kernels; "
+        "tinygrad's own may, PyTorch runs on one.",
         table(("kernel", "calls", "ms", "share", "GFLOP/s", "of peak"), rows),
     ])  # fmt: skip
 

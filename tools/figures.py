@@ -19,15 +19,15 @@ from account_figures import accounts
 from bench_figures import benchmarks
 from planning_figures import planning
 from sims_figures import simulators
-from tables import interval, table
+from tables import interval, line, table
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: tools/figures.py --write -->", "<!-- end of figures -->"
 PROOF, AGENTS = "measuring-", "agents-"  # begin the names of the proofs' files, and of the agents'
 
 
-def row(name: str, figures: dict) -> str:
-    """One run as a line of the table; times in ms, summed over the calls of all kernels."""
+def row(name: str, figures: dict) -> list[str]:
+    """One run as cells of the table; times in ms, summed over the calls of all kernels."""
     tune, control, latency = figures["tune"], figures.get("control"), figures["latency"]
     cells = [figures["program"], tune["device"], str(figures["trials"])]
     if control is not None:
@@ -47,14 +47,18 @@ def row(name: str, figures: dict) -> str:
     beam = latency.get("beam")  # a process that searches first, and then runs
     cells += [f"{base:.1f} -> {own:.1f} ({own / base:.2f})", f"{tune['seconds']:.0f}",
               f"{beam['ms']:.1f} ms after {beam['start_seconds']:.0f} s" if beam else "", f"`{name}`"]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
+    return cells
 
 
 def examples(folder: Path) -> str:
     head = ("program", "DEV", "trials a kernel", "hand-coded ms", "random ms", "tuned ms", "of hand-coded", "of random",
             "worst kernel", "whole program under TinyJit, ms", "tuning s", "with tinygrad's own BEAM", "file")  # fmt: skip
     found = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    return table(head, [row(name, figures) for name, figures in found.items() if "tune" in figures])  # an example's run
+    rows = [row(name, figures) for name, figures in found.items() if "tune" in figures]  # an example's run
+    told = [
+        i for i, _ in enumerate(head) if any(cells[i] for cells in rows)
+    ]  # BEAM and the control run only where asked
+    return table([head[i] for i in told], [line([cells[i] for i in told]) for cells in rows])
 
 
 # **** what the proofs found ****
@@ -150,9 +154,9 @@ def _rungs(path: Path) -> str:
     rows = []
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         missed = any(child.tag in ("failure", "error") for child in case)
-        for line in (case.findtext("system-out") or "").splitlines():
-            if found := re.match(r"(.+?): bar (.+?), (.+)", line):
-                rows.append("| " + " | ".join([*found.groups(), "**missed**" if missed else "met"]) + " |")
+        for text in (case.findtext("system-out") or "").splitlines():
+            if found := re.match(r"(.+?): bar (.+?), (.+)", text):
+                rows.append(line([*found.groups(), "**missed**" if missed else "met"]))
     return f"`{path.name}`:\n\n" + table(
         ("rung", "bar", "figure, and what a control or a broken agent scores", ""), rows
     )

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench_figures import budgets_of
 from tables import interval, line, table
 
 
@@ -29,16 +31,21 @@ def planning(folder: Path) -> str:
 
 
 def _curves(result: Mapping[str, Any], name: str) -> str:
-    """Strategies after each budget, then what each costs."""
+    """Strategies after each budget that they had, then what each costs."""
     figures = result["figures"]
     settings, summary = figures["settings"], figures["summary"]
     budgets = list(next(iter(summary.values()))["score"])
-    scores = [line([strategy, *(interval(row["score"][b]) for b in budgets)]) for strategy, row in summary.items()]
-    over = [line([strategy, *(interval(row["over"][b]) if row["over"] else "" for b in budgets)])
-            for strategy, row in summary.items()]  # fmt: skip
-    cost = [line([strategy, *(f"{row['reached'][b]:.0%}" for b in budgets), _or_never(row["trials"]), _or_never(row["seconds"]),
+    had = budgets_of(settings)  # beyond it a strategy would have gone on
+
+    def cells(strategy: str, key: str, text: Callable[[Any], str], most: float = math.inf) -> list[str]:
+        values = summary[strategy][key]
+        return [text(values[b]) if b in values and int(b) <= min(had[strategy], most) else "" for b in budgets]
+
+    scores = [line([strategy, *cells(strategy, "score", interval)]) for strategy in summary]
+    over = [line([strategy, *cells(strategy, "over", interval, had.get("random", 0))]) for strategy in summary]
+    cost = [line([strategy, *cells(strategy, "reached", "{:.0%}".format), _or_never(row["trials"]), _or_never(row["seconds"]),
                   f"{row['each_trial']:.2f}"]) for strategy, row in summary.items()]  # fmt: skip
-    totals = [line([strategy, *(f"{statistics.mean(row['total'][b]):.3f}" for b in budgets),
+    totals = [line([strategy, *cells(strategy, "total", lambda seeds: f"{statistics.mean(seeds):.3f}"),
                     *(f"{row['end'][key]:.{digits}f}" for key, digits in (("total", 3), ("trials", 0), ("seconds", 0)))])
               for strategy, row in summary.items()]  # fmt: skip
     kernels = len({curve["kernel"] for curve in figures["curves"]})
@@ -51,7 +58,7 @@ def _curves(result: Mapping[str, Any], name: str) -> str:
         *(["Probability of being faster than random schedules after as many trials (ties count half):",
            table(("strategy", *budgets), over)] if "random" in summary else []),
         "Share of searches within 5% of the best known schedule after so many trials; median trials and wall-clock seconds until then "
-        "(never: fewer than half ever were); seconds a trial, thinking included.",
+        "(never: at most half ever were); seconds a trial, thinking included.",
         table(("strategy", *budgets, "trials", "seconds", "s a trial"), cost),
         "Time of all kernels together over hand-coded after so many trials of each, calls counted, mean over seeds; the same at the "
         "end of the searches, with how many trials and seconds they took a kernel.",

@@ -42,7 +42,8 @@ def _benchmark(path: Path) -> str:
     same, tried = (max((own[g][n]["value"] for own in summary.values() if g in own), default=0)
                    for g, n in (("null", "same_count"), ("idle", "trials")))  # fmt: skip
     parts = [
-        f"DEV={found['device']}, `{path.name}`: {found['paths']} trials of {found['kernels']} kernels, {held}; seeds: {seeds}"
+        f"DEV={found['device']}, `{path.name}`: {found['paths']} timings (baselines among them) in {found['kernels']} groups of one "
+        f"kernel on one machine, {held}; seeds: {seeds}"
         f"{short}. In brackets 95% intervals, of scores over held-out kernels (those of the same loops together, of all seeds), else over seeds; bold: the gate is passed.",
         table(("simulator", *(f"{gate} ({gate_text(gate)})" for gate in GATES), "gates"), gated),
         "Spearman lost where the last actions are imagined, by how many they are:",

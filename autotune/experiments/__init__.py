@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from sacred.run import Run
 from sacred.utils import SacredError
 
 from autotune.compiler import default_device, renderer_of
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, UsageError
 from autotune.measuring.runner import Measurer, Runner
 from autotune.records import Records
+from autotune.strict import shown
 from autotune.training import Clock
 
 SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors stalls with tqdm and child processes
@@ -31,6 +32,7 @@ SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False  # it costs seconds, and the fingerp
 SETTINGS.HOST_INFO.INCLUDE_CPU_INFO = False
 SETTINGS.CONFIG.READ_ONLY_CONFIG = False
 RUNS = Path("runs")
+MANY_SEEDS = ("agents", "curves", "imagination")  # experiments that repeat everything with the seeds 0, 1, ...
 Log = Callable[[str, float, int], None]
 
 
@@ -45,6 +47,8 @@ def command_line(experiment: Experiment, arguments: list[str]) -> int:
     """Run an experiment as `python -m` does: exit status 0, or one line on stderr and 1 (failure) or 2 (usage)."""
     name = str(experiment.path)
     try:
+        if name in MANY_SEEDS and any(argument.partition("=")[0].strip() == "seed" for argument in arguments):
+            raise UsageError("it has no `seed`, for all is repeated with the seeds from 0 on; `seeds` is their number")
         experiment.run_commandline([name, "--debug", *arguments])  # debug: hand errors on, print no trace
     except AutotuneError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -56,6 +60,33 @@ def command_line(experiment: Experiment, arguments: list[str]) -> int:
         print(f"{name}: interrupted; finished trials and checkpoints are in `{RUNS}`", file=sys.stderr)
         return 1
     return 0
+
+
+def check_types(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for a setting of another type than its default's, or a negative number."""
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if default is None:
+            continue
+        kind = (int, float) if isinstance(default, float) else type(default)
+        good = isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+        if not good or (isinstance(value, int | float) and not value >= 0):
+            raise UsageError(f"bad setting {name}: {shown(value)} stands where something like {shown(default)} should")
+
+
+def check_counts(settings: Mapping[str, Any], *names: str) -> None:
+    """Raises UsageError for a setting that is no whole number above 0."""
+    for name in names:
+        if type(settings[name]) is not int or settings[name] < 1:
+            raise UsageError(f"bad setting {name}: {shown(settings[name])} is no whole number above 0")
+
+
+def check_names(what: str, names: Collection[Any], known: Collection[str]) -> None:
+    """Raises UsageError where there are none, or one that is not known."""
+    if unknown := [name for name in names if name not in list(known)]:
+        raise UsageError(f"unknown {what} {shown(unknown[0])}; choose of {', '.join(known)}")
+    if not names:
+        raise UsageError(f"no {what} is named; choose of {', '.join(known)}")
 
 
 class Session:

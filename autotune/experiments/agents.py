@@ -19,15 +19,22 @@ from agents.rollout import Learner, evaluate
 from agents.zoo import AGENTS, Kind, Settings, teach
 from autotune.compiler import default_device, renderer_of
 from autotune.env import KernelVectorEnv, Task
-from autotune.errors import UsageError
-from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments import (
+    Session,
+    check_counts,
+    check_names,
+    check_types,
+    command_line,
+    make_experiment,
+    session_of,
+)
 from autotune.experiments.jobs import run_jobs
 from autotune.kernel import Schedule
 from autotune.recorded import Recorded, recorded_path
 from autotune.statistics import bootstrap, improvement, iqm
 
 experiment = make_experiment("agents")
-experiment.add_config({
+DEFAULTS: dict[str, Any] = {
     "agents": list(AGENTS),
     "seeds": 5,
     "env_steps": 16384,  # that each agent sees, whether its own or logged
@@ -35,7 +42,8 @@ experiment.add_config({
     "draws": 4,  # schedules drawn of each kernel for the second score
     "processes": 2,
     "part": "",  # directory of an earlier run, whose finished jobs are taken over
-})  # fmt: skip
+}  # fmt: skip
+experiment.add_config(DEFAULTS)
 experiment.add_named_config("fast", {"agents": ["random", "frequency", "ppo-lstm"], "seeds": 2, "env_steps": 128, "hidden": 8,
                                      "draws": 2, "processes": 1})  # fmt: skip
 STEPS, ENVS = 8, 32  # T and B of all rollouts
@@ -104,8 +112,9 @@ def references() -> dict[str, float]:
 
 def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """All agents, all seeds, and the table."""
-    if unknown := set(settings["agents"]) - set(AGENTS):
-        raise UsageError(f"unknown agent {sorted(unknown)[0]!r}; choose of {', '.join(AGENTS)}")
+    check_types(DEFAULTS, settings)
+    check_names("agent", settings["agents"], AGENTS)
+    check_counts(settings, "seeds", "env_steps", "hidden", "draws", "processes")
     jobs = [(name, seed) for seed in range(settings["seeds"]) for name in settings["agents"]]
     rows = run_jobs(run_one, jobs, settings, session.out, "agents")
     summary = summarise(rows, settings["agents"])

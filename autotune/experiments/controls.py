@@ -23,6 +23,7 @@ from autotune.search import Strategy, make_strategy
 from autotune.search.random import RandomSearch
 from autotune.space import ACTIONS, MAX_STEPS, STOP_INDEX, State, apply_to_state, legal_mask, root_state, step
 
+LEARNED = ("ranker", "recipe")
 CANDIDATES = 256  # random schedules that the ranker puts in order
 GRADES = 31  # of relevance: the share of the speed of a kernel's fastest, rounded
 ATTEMPTS = 50  # draws from the table without anything new before it counts as exhausted
@@ -49,7 +50,7 @@ class Controls:
 
     def learn(self, names: Sequence[str]) -> None:
         """Now, whatever of these has to: no search is charged for it."""
-        for name in {"ranker", "recipe"} & set(names):
+        for name in set(LEARNED) & set(names):
             getattr(self, name)
 
     @cached_property

@@ -1,20 +1,23 @@
 """`python -m autotune.experiments.curves`: how many trials each strategy needs, on kernels that were never trained on.
 
 Each search starts from empty records and ends after `trials`; see `autotune/curves.py` for what they share. `with
-part=runs/3` (or a run that was kept as a file) goes on from what an earlier run has measured and finished. A replay makes all
-searches again from the recorded trials, without a device; their wall-clock seconds are its own, and not compared. `docs/benchmarks.md` holds the tables of
-programs, `docs/simulators.md` that of the split.
+part=runs/3` (or a run that was kept as a file) goes on from what an earlier run has measured and finished; what another
+checkpoint has led is searched anew. A replay makes all searches again from the recorded trials, without a device; their
+wall-clock seconds are its own, and not compared. `docs/benchmarks.md` holds the tables of programs, `docs/simulators.md` that
+of the split.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,17 @@ from autotune import corpus
 from autotune.compiler import Renderer
 from autotune.curves import Curve, Shared, pooled, search, summarise, table
 from autotune.errors import UsageError
-from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments import (
+    Session,
+    check_counts,
+    check_names,
+    check_types,
+    command_line,
+    make_experiment,
+    session_of,
+)
 from autotune.experiments.ablations import ABLATIONS
-from autotune.experiments.controls import Controls
+from autotune.experiments.controls import LEARNED, Controls
 from autotune.experiments.evaluate import keep_guide
 from autotune.experiments.kept import unpack
 from autotune.experiments.train import keep, sample
@@ -35,13 +46,14 @@ from autotune.experiments.tuning import program_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.records.store import copy_records
-from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, Strategy, make_strategy
+from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy
 
 # strategies whose kernels share their trials, and what searches each of these kernels: `auto-no-memory`, say
 POOLS = {POOLED: POOLED, **{f"{POOLED}-{name}": name for name in ABLATIONS}}
 GUIDED = NEEDS_GUIDE | set(ABLATIONS) | set(POOLS)
+PAIRS = {"more": int, "fewer": int, "guides": str}  # settings that are lists of pairs: what each tells of a strategy
 experiment = make_experiment("curves")
-experiment.add_config({
+DEFAULTS: dict[str, Any] = {
     "checkpoint": "",  # empty: the newest of `make train`, else the one that ships; "shipped": that one in any case
     "split": "held_out",  # or validation
     "kernels": 8,  # drawn from the split
@@ -56,7 +68,8 @@ experiment.add_config({
     # one whose name begins with `auto-` share their trials
     "guides": [],
     "part": "",  # an earlier run, or the file in which it was kept, whose trials and finished searches are taken over
-})  # fmt: skip
+}  # fmt: skip
+experiment.add_config(DEFAULTS)
 experiment.add_named_config("fast", {"kernels": 2, "trials": 3, "strategies": ["mixed", "random"], "seeds": 2})
 # the comparison that `make bench` repeats: beam to its end, which is the same for every seed, and the random control to 256
 experiment.add_named_config("bench", {
@@ -72,13 +85,12 @@ experiment.add_named_config("ablations", {
 
 def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """All searches; each is kept in a file of its own as soon as it is done."""
+    settings = checked(settings)
+    guide = Guide.load(keep_guide(session, settings["checkpoint"])) if GUIDED & set(settings["strategies"]) else None
+    for name, path in settings["guides"].items():
+        keep(Path(path), session.out / f"guide-{name}")
     if settings["part"]:
         take_over(Path(settings["part"]), session.out)
-    names = settings["strategies"]
-    settings = {**settings, **{key: dict(settings[key]) for key in ("more", "fewer", "guides")}}
-    if unknown := {*settings["more"], *settings["fewer"], *settings["guides"]} - set(names):
-        raise UsageError(f"settings for {', '.join(sorted(unknown))}, which is not among the strategies")
-    guide = Guide.load(keep_guide(session, settings["checkpoint"])) if GUIDED & set(names) else None
     kernels, calls = kernels_of(session, settings)
     searches = Searches(session, settings, kernels, calls, guide)
     curves = list(tqdm(searches.all(), desc="searches", total=searches.count))
@@ -88,8 +100,28 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
             "curves": [asdict(c) for c in curves]}  # fmt: skip
 
 
+def checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, pairs as dictionaries. Raises UsageError for what would fail only after the first searches."""
+    check_types(DEFAULTS, settings)
+    settings = {**settings, **{key: _pairs(key, settings[key], kind) for key, kind in PAIRS.items()}}
+    check_names("strategy", settings["strategies"], [*STRATEGIES, *POOLS, *ABLATIONS, *LEARNED, *settings["guides"]])
+    if unknown := {*settings["more"], *settings["fewer"], *settings["guides"]} - set(settings["strategies"]):
+        raise UsageError(f"settings for {', '.join(sorted(unknown))}, which is not among the strategies")
+    check_counts(settings, "trials", "seeds")
+    for key in ("more", "fewer"):
+        check_counts(settings[key], *settings[key])
+    return settings
+
+
+def _pairs(key: str, pairs: Sequence[Any], kind: type) -> dict[str, Any]:
+    if all(isinstance(pair, list | tuple) and list(map(type, pair)) == [str, kind] for pair in pairs):
+        return dict(pairs)
+    raise UsageError(f"bad setting {key}: it is a list of pairs, each of a strategy and {kind.__name__}")
+
+
 def take_over(part: Path, out: Path) -> None:
-    """What an earlier run has measured and finished, its directory or the file in which it was kept. Raises UsageError."""
+    """What an earlier run has measured and finished, its directory or the file in which it was kept; but for searches that were led
+    by another checkpoint than this run's. Raises UsageError."""
     if not part.exists():
         raise UsageError(f"no run {part} to go on from; `part` names one of `runs/`, or a file of tools/keep_run.py")
     with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-part-") as folder:
@@ -97,28 +129,54 @@ def take_over(part: Path, out: Path) -> None:
             unpack(part, Path(folder))
             part = Path(folder)
             _unfold(part)
+        alike = cache(partial(_led_alike, part, out))
         for path in part.glob("curve-*.json"):
-            if not (out / path.name).exists():
+            if not (out / path.name).exists() and alike(json.loads(path.read_text())["strategy"]):
                 shutil.copy(path, out / path.name)
         if (part / "records.db").exists() and not (out / "records.db").exists():
             copy_records(part / "records.db", out / "records.db")
 
 
+def _led_alike(part: Path, out: Path, name: str) -> bool:
+    """Whether both runs keep the same checkpoint for a strategy; so it is taken where the earlier one keeps none."""
+    theirs, ours = guide_of(part, name), guide_of(out, name)
+    return theirs is None or (ours is not None and theirs.read_bytes() == ours.read_bytes())
+
+
+def guide_of(run: Path, name: str) -> Path | None:
+    """What a run's directory keeps to lead a strategy: its own checkpoint, else, where it needs one, that of all; or nothing."""
+    labels = [f"guide-{name}", *(["guide"] if name in GUIDED else [])]
+    found = [path for label in labels if (path := (run / label).with_suffix(".safetensors")).exists()]
+    return found[0] if found else None
+
+
 def _unfold(part: Path) -> None:
-    """The searches of a kept run, each into the file that the run itself had. Raises UsageError where there are none."""
+    """The searches of a kept run, each into the file that the run itself had; but for those led by a checkpoint or by the trials that
+    shipped then, neither of which is kept. Raises UsageError where there are none."""
     try:
         figures = json.loads((part / "result.json").read_text())["figures"]
         settings, curves = figures["settings"], figures["curves"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError("`part` holds no finished comparison: name a run of `curves`") from None
+    led = {*GUIDED, *LEARNED, *dict(settings.get("guides", {}))}
     for curve in curves:
-        budget = dict(settings["more"]).get(curve["strategy"], settings["trials"])
-        curve_file(part, curve["strategy"], curve["seed"], budget, curve["kernel"]).write_text(json.dumps(curve))
+        if (name := curve["strategy"]) not in led:
+            budget = dict(settings["more"]).get(name, settings["trials"])
+            curve_file(part, name, curve["seed"], budget, curve["kernel"], None).write_text(json.dumps(curve))
 
 
-def curve_file(folder: Path, name: str, seed: int, budget: int, key: str) -> Path:
-    """Where one search is kept: another budget is another search."""
-    return folder / f"curve-{name}-{seed}-{budget}-{key[:16]}.json"
+def pools_of(guides: Mapping[str, str]) -> set[str]:
+    """Strategies whose kernels share their trials, those of `guides` among them."""
+    return {*POOLS, *(name for name in guides if name.startswith(f"{POOLED}-"))}
+
+
+def curve_file(folder: Path, name: str, seed: int, budget: int, key: str, together: Mapping[str, int] | None) -> Path:
+    """Where one search is kept: another budget is another search. So are other kernels or calls of these, where kernels share their
+    trials: `together` is how often each of them is called."""
+    label = f"curve-{name}-{seed}-{budget}-{key[:16]}"
+    if together is not None:
+        label += f"-{hashlib.sha256(json.dumps(sorted(together.items())).encode()).hexdigest()[:8]}"
+    return folder / f"{label}.json"
 
 
 class Searches:
@@ -131,7 +189,7 @@ class Searches:
         self.controls.learn(settings["strategies"])
         self.guides = {name: Guide.load(keep(Path(path), session.out / f"guide-{name}"))
                        for name, path in settings["guides"].items()}  # fmt: skip
-        self.pools = {*POOLS, *(name for name in self.guides if name.startswith(f"{POOLED}-"))}
+        self.pools = pools_of(settings["guides"])
         self.seeds = {name: settings["fewer"].get(name, settings["seeds"]) for name in settings["strategies"]}
         self.count = sum(self.seeds.values()) * len(kernels)
 
@@ -184,7 +242,8 @@ class Searches:
 
     def _file(self, name: str, seed: int, key: str) -> tuple[Path, int]:
         budget = self.settings["more"].get(name, self.settings["trials"])
-        return curve_file(self.session.out, name, seed, budget, key), budget
+        together = self.calls if name in self.pools else None
+        return curve_file(self.session.out, name, seed, budget, key, together), budget
 
     def _shared(self, kernel: Kernel) -> Shared:
         return Shared(kernel, self.session.records(), self.session.measurer)

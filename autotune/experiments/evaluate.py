@@ -10,12 +10,13 @@ from sacred.run import Run
 
 from autotune import corpus
 from autotune.evaluation import Evaluator, summarise, table, to_json
-from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments import Session, check_names, check_types, command_line, make_experiment, session_of
 from autotune.experiments.train import keep, sample
 from autotune.guide import Guide, find_checkpoint
+from autotune.search import STRATEGIES
 
 experiment = make_experiment("evaluate")
-experiment.add_config({
+DEFAULTS: dict[str, Any] = {
     "checkpoint": "",  # empty: the newest of `make train`, else the one that ships; "shipped": that one in any case
     "split": "held_out",  # or validation
     "kernels": 24,  # drawn from the split
@@ -23,12 +24,15 @@ experiment.add_config({
     "strategies": ["mixed", "policy", "random"],
     "minutes": 30.0,  # stops after the kernel under way
     "seed": 0,
-})  # fmt: skip
+}  # fmt: skip
+experiment.add_config(DEFAULTS)
 experiment.add_named_config("fast", {"kernels": 2, "trials": 2, "strategies": ["mixed", "random"]})
 
 
 def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Compare strategies on a split. The checkpoint is copied into the run, so that a replay finds it."""
+    check_types(DEFAULTS, settings)
+    check_names("strategy", settings["strategies"], STRATEGIES)
     guide = Guide.load(keep_guide(session, settings["checkpoint"]))
     kernels = sample(corpus.load(settings["split"]), settings["kernels"], settings["seed"])
     evaluator = Evaluator(session.records, session.measurer, session.renderer, guide, settings["strategies"],
@@ -45,7 +49,7 @@ def keep_guide(session: Session, named: str) -> Path:
         return target
     if named == "shipped":
         return keep(find_checkpoint(None, session.device, runs=None), target)
-    return keep(find_checkpoint(Path(named) if named else None, session.device), target)
+    return keep(find_checkpoint(Path(named) if named else None, session.device, finetuned=False), target)
 
 
 @experiment.main

@@ -33,7 +33,15 @@ from agents.zoo import AGENTS, Settings
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.env import KernelVectorEnv, Task
 from autotune.errors import UsageError
-from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments import (
+    Session,
+    check_counts,
+    check_names,
+    check_types,
+    command_line,
+    make_experiment,
+    session_of,
+)
 from autotune.experiments.agents import ENVS, STEPS, play, references, scores_of, summarise, world
 from autotune.experiments.jobs import run_jobs
 from autotune.guide import Guide
@@ -49,7 +57,7 @@ KIND = AGENTS["ppo"]
 Choice = dict[str, Schedule]  # of each kernel, by its key
 
 experiment = make_experiment("imagination")
-experiment.add_config({
+DEFAULTS: dict[str, Any] = {
     "arms": list(ARMS),
     "trials": [250, 500, 1000, 2000],  # hardware trials that an arm may learn from
     "seeds": 5,
@@ -62,7 +70,8 @@ experiment.add_config({
     "draws": 4,  # schedules drawn of each kernel for the second score
     "processes": 2,
     "part": "",  # directory of an earlier run, whose finished jobs are taken over
-})  # fmt: skip
+}  # fmt: skip
+experiment.add_config(DEFAULTS)
 experiment.add_named_config("fast", {"trials": [150, 300], "seeds": 1, "env_steps": 512, "hidden": 8, "sim_steps": 10, "checks": 1,
                                      "draws": 2, "processes": 1})  # fmt: skip
 
@@ -217,8 +226,11 @@ def speed(rows: Sequence[dict[str, Any]], arm: str, env_steps: int) -> str:
 
 def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """All arms, numbers of trials and seeds, and the table."""
-    if unknown := set(settings["arms"]) - set(ARMS):
-        raise UsageError(f"unknown arm {sorted(unknown)[0]!r}; choose of {', '.join(ARMS)}")
+    check_types(DEFAULTS, settings)
+    check_names("arm", settings["arms"], ARMS)
+    check_counts(settings, "seeds", "env_steps", "hidden", "sim_steps", "draws", "processes")
+    if not settings["trials"] or not all(type(trials) is int for trials in settings["trials"]):
+        raise UsageError("bad setting trials: it is a list of whole numbers, like [250, 500]")
     for trials in settings["trials"]:
         world().draw("train", trials, 0)  # so many that there are not are refused before hours are spent
     jobs = list(itertools.product(settings["arms"], settings["trials"], range(settings["seeds"])))

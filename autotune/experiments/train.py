@@ -22,13 +22,13 @@ from autotune import corpus
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
-from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments import Session, check_counts, check_types, command_line, make_experiment, session_of
 from autotune.guide import Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.search import STRATEGIES
 from autotune.training import TrainConfig, Trainer, gently
 from autotune.world import SIMULATORS
-from sims import EnsembleConfig, TreesConfig
+from sims import Committee, EnsembleConfig, TreesConfig
 from sims.heads import HeadsConfig
 
 experiment = make_experiment("train")
@@ -44,8 +44,9 @@ def vars_of(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config)}
 
 
-experiment.add_config({**plain(DEFAULTS), "start": "shipped", "resume": "",
-                       "strategies": ["mixed", "policy", "random"], "eval_trials": 16, "eval_kernels": 24})  # fmt: skip
+SETTINGS: dict[str, Any] = {**plain(DEFAULTS), "start": "shipped", "resume": "", "strategies": ["mixed", "policy", "random"],
+            "eval_trials": 16, "eval_kernels": 24}  # fmt: skip
+experiment.add_config(SETTINGS)
 experiment.add_named_config("fast", {
     "minutes": 10.0, "start": "", "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False, "draft": True,
     "eval_trials": 2, "eval_kernels": 2, "strategies": ["mixed", "random"],
@@ -121,11 +122,15 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
         "trees": TreesConfig(),
         "heads": HeadsConfig(),
     }
+    check_types(SETTINGS, settings)
+    check_types(SETTINGS["heads"], settings["heads"])
+    check_counts(settings, "validate_every")
     flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in parts}
     try:
         config = TrainConfig(**flat, **{name: replace(part, **settings[name]) for name, part in parts.items()})
         for name in ("ppo", "simulator", "trees"):
             checked_config(parts[name], settings[name])  # else the checkpoint could not be read
+        Committee(1, config.simulator, config.trees)  # what does not fit together
     except (TypeError, ValueError) as error:
         raise UsageError(f"bad configuration: {error}") from None
     if not config.ppo.minibatches or config.ppo.n_envs % config.ppo.minibatches:

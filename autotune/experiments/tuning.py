@@ -12,25 +12,26 @@ from sacred.run import Run
 
 from autotune.budget import Budget
 from autotune.capture import Program
-from autotune.experiments import Session, command_line, make_experiment, session_of
+from autotune.experiments import Session, check_names, check_types, command_line, make_experiment, session_of
 from autotune.experiments.evaluate import keep_guide
 from autotune.guide import Guide
 from autotune.kernel import kernel_from_json, kernel_to_json
 from autotune.programs import captured
 from autotune.report import Report
 from autotune.script import kernels_of_script
-from autotune.search import NEEDS_GUIDE
+from autotune.search import NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner
 
 experiment = make_experiment("tuning")
-experiment.add_config({
+DEFAULTS: dict[str, Any] = {
     "program": "resnet",  # one of programs.PROGRAMS, or a script
     "trials": 16,  # times the number of distinct kernels
     "seconds": None,  # of wall time; None: no limit
     "strategy": "mixed",
     "checkpoint": "",  # empty: the newest of `make train`, else the shipped one
     "seed": 0,
-})  # fmt: skip
+}  # fmt: skip
+experiment.add_config(DEFAULTS)
 experiment.add_named_config("fast", {"program": "matmul", "trials": 2, "strategy": "random"})
 
 
@@ -54,6 +55,8 @@ def program_of(session: Session, name: str) -> Program:
 
 def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Tune one program from empty records; the figures that a replay must repeat."""
+    check_types(DEFAULTS, settings)
+    check_names("strategy", [settings["strategy"]], STRATEGIES)
     program = program_of(session, settings["program"])
     guide = Guide.load(keep_guide(session, settings["checkpoint"])) if settings["strategy"] in NEEDS_GUIDE else None
     tuner = Tuner(session.records(), session.measurer, session.renderer, trials=settings["trials"],

@@ -33,10 +33,6 @@ class Recording:
         ):
             self.duels[key, schedules].append(samples)
 
-    def schedules(self, kernel: Kernel) -> list[Schedule]:
-        """The closed set of recorded schedules of a kernel: what replay may ask for."""
-        return [schedule for key, schedule in self.trials if key == kernel.key]
-
     def baselines(self, kernel: Kernel) -> list[Trial]:
         found = self.base[kernel.key]
         if len(found) < 2:

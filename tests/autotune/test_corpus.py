@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from tiny import add_one, kernel_of
+from tiny import U2, U4, add_one, kernel_of
 from tinygrad import Tensor
 from tinygrad.nn.state import get_parameters
 
@@ -149,6 +149,18 @@ def test_exported_trials_come_back(tmp_path, monkeypatch):
     assert data.add_shipped(dataset, "CPU", [kernel]) == 2 and data.add_shipped(dataset, "CL", [kernel]) == 0
     assert np.allclose(2.0 ** dataset.arrays()[0], [8e-6, 4e-6])
     assert data.add_shipped(dataset, "CPU", [add_one()]) == 0
+
+
+def test_what_was_refuted_later_is_not_exported(tmp_path, monkeypatch):
+    kernel = corpus.load("train")[0]
+    records = measured(tmp_path, kernel, ((), "ok", 8e-6, "a"), ((U2,), "ok", 1e-6, "b"), ((U4,), "ok", 4e-6, "c"))
+    (own,) = records.fingerprints()
+    records.add_trial(own, Trial(kernel.key, (U2,), "wrong_output", kind="recheck"), 1)
+    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    path = data.shipped_path("CPU")
+    assert data.export_trials([records], path) == 2
+    with gzip.open(path, "rt") as file:
+        assert [micros for _, micros, *_ in json.loads(file.read())["trials"]] == [8.0, 4.0]
 
 
 def test_what_shipped_before_can_be_kept_as_a_source_of_its_own(tmp_path, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +29,7 @@ from autotune.curves import (
 )
 from autotune.experiments import curves as experiment
 from autotune.experiments.ablations import ABLATIONS
+from autotune.experiments.kept import pack
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Records, Trial
 from autotune.space import root_state
@@ -208,6 +211,61 @@ def test_each_search_pays_for_its_own_thinking(tmp_path: Path, monkeypatch: pyte
     assert asked == [0, 0, 0, 0] and guide._predicted and guide._leaves
     made = searches._make("auto-no-relatives", kernel, cpu, 0, guide)
     assert type(made) is ABLATIONS["no-relatives"]
+
+
+def searches_of(out: Path, calls: dict[str, int]) -> experiment.Searches:
+    """Of nothing, to see in which files they would keep what they find."""
+    session = SimpleNamespace(out=out, device="CPU", renderer=renderer_of("CPU"))
+    settings = {"strategies": ["auto", "mixed"], "seeds": 1, "fewer": {}, "guides": {}, "more": {}, "trials": 3}
+    return experiment.Searches(session, settings, [], calls, None)  # type: ignore[arg-type]
+
+
+def test_where_kernels_share_their_trials_another_program_is_another_search(tmp_path: Path):
+    own, turned, other, called = (
+        searches_of(tmp_path, calls) for calls in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1}, {"a": 1, "b": 3})
+    )
+    assert own._file("auto", 0, "a") == turned._file("auto", 0, "a")
+    assert len({s._file("auto", 0, "a") for s in (own, other, called)}) == 3
+    assert len({s._file("mixed", 0, "a") for s in (own, other, called)}) == 1
+
+
+def test_a_kept_run_is_taken_over_but_for_what_another_checkpoint_has_led(tmp_path: Path):
+    """Nor for what the trials that shipped then have taught: a file keeps neither."""
+    calls, names = {"a": 1, "b": 2}, ["auto", "beam", "mixed", "random", "auto-twin", "ranker"]
+    settings = {"checkpoint": "shipped", "guides": {"auto-twin": "x"}, "more": {"random": 2}, "trials": 3}
+    curves = [asdict(curve(name, 0, [1.0])) for name in names]
+    figures = {"settings": settings, "calls": calls, "curves": curves}
+    (tmp_path / "run.json").write_text('{"experiment": {"name": "curves"}}')
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "result.json").write_text(json.dumps({"figures": figures}))
+    pack(tmp_path, tmp_path / "kept.tar.xz")
+
+    (tmp_path / "new").mkdir()
+    experiment.take_over(tmp_path / "kept.tar.xz", tmp_path / "new")
+    found = {json.loads(path.read_text())["strategy"]: path for path in (tmp_path / "new").iterdir()}
+    assert sorted(found) == ["beam", "random"] and "-2-" in found["random"].name
+    assert searches_of(tmp_path / "new", calls)._file("beam", 0, "a")[0] == found["beam"]
+
+
+def test_a_run_goes_on_with_what_its_own_checkpoints_have_led(tmp_path: Path):
+    part, strategies = tmp_path / "part", ["random", "mixed", "auto", "twin"]
+    part.mkdir()
+    for name in strategies:
+        experiment.curve_file(part, name, 0, 3, "a", None).write_text(json.dumps(asdict(curve(name, 0, [1.0]))))
+
+    def taken(label: str, **guides: bytes) -> list[str]:
+        (tmp_path / label).mkdir()
+        for name, data in guides.items():
+            (tmp_path / label / f"{name.replace('_', '-')}.safetensors").write_bytes(data)
+        experiment.take_over(part, tmp_path / label)
+        return sorted(json.loads(path.read_text())["strategy"] for path in (tmp_path / label).glob("curve-*"))
+
+    assert taken("of a part without checkpoints", guide=b"1", guide_twin=b"2") == sorted(strategies)
+    (part / "guide.safetensors").write_bytes(b"1"), (part / "guide-twin.safetensors").write_bytes(b"2")
+    assert taken("the same", guide=b"1", guide_twin=b"2") == sorted(strategies)
+    assert taken("another twin", guide=b"1", guide_twin=b"1") == ["auto", "mixed", "random"]
+    assert taken("another", guide=b"2", guide_twin=b"2") == ["random", "twin"]
+    assert taken("led by none") == ["random"]  # else the next run would take them for its own
 
 
 def test_kernels_that_could_not_be_measured_are_named(monkeypatch: pytest.MonkeyPatch, capsys):

@@ -11,12 +11,14 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from shell import members, start
 
 from autotune import guide
 from autotune.errors import UsageError
+from autotune.experiments import agents, command_line, curves, evaluate, imagination, replay, train, tuning
 from autotune.experiments.jobs import run_jobs
 from autotune.experiments.kept import pack, unpack
 from autotune.experiments.replay import compare
@@ -210,12 +212,82 @@ def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_pa
     (["autotune.experiments.train", "with", "fast", "strategies=['mixd']"], "unknown strategy 'mixd'"),
     (["autotune.experiments.train", "with", "fast", "world=transfomer"], "unknown simulator 'transfomer'"),
     (["autotune.experiments.train", "with", "fast", "simulator.fast_bias=-1"], "-1 stands where something like"),
+    (["autotune.experiments.train", "with", "fast", "minutes=20m"], "bad setting minutes: '20m' stands where"),
+    (["autotune.experiments.curves", "with", "fast", "more=[['random']]"], "bad setting more: it is a list of pairs"),
+    (["autotune.experiments.curves", "with", "fast", "seed=3"], "it has no `seed`"),
     (["autotune", "replay", "nowhere"], "no directory of a recorded run"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str):
     done = python(tmp_path, *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if message in line]) == 1
+
+
+@pytest.mark.parametrize(("experiment", "changed", "message"), [
+    (curves, {"seeds": 0}, "bad setting seeds: 0 is no whole number above 0"),
+    (curves, {"seeds": "x"}, "bad setting seeds: 'x' stands where something like 5"),
+    (curves, {"trials": True}, "bad setting trials: True"),
+    (curves, {"kernels": -3}, "bad setting kernels: -3"),
+    (curves, {"strategies": []}, "no strategy is named; choose of auto"),
+    (curves, {"strategies": "mixed"}, "bad setting strategies: 'mixed'"),
+    (curves, {"strategies": ["random", "mixd"]}, "unknown strategy 'mixd'; choose of .*no-policy.*ranker"),
+    (curves, {"strategies": [["random"]]}, "unknown strategy a list of 1"),
+    (curves, {"more": [["random"]]}, "bad setting more: it is a list of pairs, each of a strategy and int"),
+    (curves, {"more": [["random", "x"]]}, "bad setting more"),
+    (curves, {"more": [["random", 0]]}, "bad setting random: 0 is no whole number"),
+    (curves, {"fewer": "random"}, "bad setting fewer: 'random'"),
+    (curves, {"guides": [["random", 3]]}, "bad setting guides: it is a list of pairs, each of a strategy and str"),
+    (agents, {"agents": []}, "no agent is named; choose of "),
+    (agents, {"processes": 0}, "bad setting processes: 0 is no whole number"),
+    (agents, {"seeds": 0}, "bad setting seeds"),
+    (imagination, {"processes": 0}, "bad setting processes: 0 is no whole number"),
+    (imagination, {"arms": []}, "no arm is named; choose of replay"),
+    (imagination, {"trials": []}, "bad setting trials: it is a list of whole numbers"),
+    (imagination, {"trials": ["x"]}, "bad setting trials: it is a list of whole numbers"),
+    (evaluate, {"strategies": ["mixd"]}, "unknown strategy 'mixd'"),
+    (evaluate, {"trials": "x"}, "bad setting trials: 'x'"),
+    (tuning, {"strategy": "mixd"}, "unknown strategy 'mixd'"),
+    (tuning, {"trials": "x"}, "bad setting trials: 'x'"),
+])  # fmt: skip
+def test_bad_settings_are_found_before_anything_is_done(experiment: ModuleType, changed: dict, message: str):
+    """No session is there yet to measure with."""
+    with pytest.raises(UsageError, match=message) as caught:
+        replay.EXPERIMENTS[experiment.experiment.path](None, {**experiment.DEFAULTS, **changed})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"minutes": "20m"}, "bad setting minutes: '20m' stands where something like 20.0"),
+    ({"minutes": "x"}, "bad setting minutes: 'x'"),
+    ({"minutes": -1}, "bad setting minutes: -1"),
+    ({"per_kernel": "a"}, "bad setting per_kernel: 'a' stands where something like 8"),
+    ({"per_kernel": 1.5}, "bad setting per_kernel: 1.5"),
+    ({"draft": 1}, "bad setting draft: 1 stands where something like False"),
+    ({"checks": True}, "bad setting checks: True"),
+    ({"ppo": 3}, "bad setting ppo: 3"),
+    ({"heads": {"steps": "x"}}, "bad setting steps: 'x'"),
+    ({"validate_every": 0}, "bad setting validate_every: 0"),
+    ({"eval_trials": "x"}, "bad setting eval_trials: 'x'"),
+])  # fmt: skip
+def test_bad_settings_of_a_training_are_named(changed: dict, message: str):
+    assert train.config_of({**train.SETTINGS, "minutes": 20}).minutes == 20  # a whole number is a number, too
+    with pytest.raises(UsageError, match=message):
+        train.config_of({**train.SETTINGS, **changed})
+
+
+def test_the_settings_of_all_kept_runs_are_good(tmp_path: Path):
+    kept = sorted((ROOT / "benchmarks").glob("bench-*.tar.xz"))
+    for file in kept:
+        unpack(file, tmp_path / file.stem)
+        name, settings, result = replay.read_run(tmp_path / file.stem)
+        assert name == "curves" and curves.checked(settings).items() >= result["figures"]["settings"].items()
+    assert kept
+
+
+@pytest.mark.parametrize("experiment", [agents, curves, imagination])
+def test_a_seed_that_would_do_nothing_is_refused(experiment: ModuleType, capsys):
+    assert command_line(experiment.experiment, ["with", "seed=3", "nonsense=3"]) == 2  # else that would be told
+    assert "it has no `seed`" in capsys.readouterr().err
 
 
 def test_a_damaged_file_is_no_run(tmp_path: Path):

@@ -13,7 +13,7 @@ from autotune import corpus
 from autotune.compiler import renderer_of
 from autotune.env import KernelVectorEnv
 from autotune.errors import UsageError
-from autotune.kernel import Schedule
+from autotune.kernel import Schedule, schedule_from_json
 from autotune.recorded import Recorded, recorded_path, row_of
 from autotune.records import History, Trial
 from autotune.search.tree import TreeSearch
@@ -95,6 +95,22 @@ def test_useless_kernels_are_left_out():
     slow = [t if t.kind != "trial" else Trial(kernel.key, t.schedule, "ok", (7.5,)) for t in whole.trials]
     assert row_of(kernel, "train", History(slow)) is None  # nothing is more than a tenth faster
     assert row_of(kernel, "train", History(whole.trials[1:])) is None  # a baseline is missing
+
+
+def test_what_was_refuted_later_has_failed():
+    """The fastest schedule, which was wrong when it was looked at again; its time would be the best of the kernel."""
+    kernel = KERNELS["train"][0]
+    whole, seconds = history(kernel)
+    fastest = min((s for s, t in seconds.items() if t is not None), key=lambda s: seconds[s])
+    recheck = Trial(kernel.key, fastest, "wrong_output", kind="recheck")
+    before, after = (
+        {
+            schedule_from_json(schedule): micros
+            for schedule, micros in row_of(kernel, "train", History(trials))["trials"]
+        }
+        for trials in (whole.trials, [*whole.trials, recheck])
+    )
+    assert before[fastest] is not None and after == {**before, fastest: None}
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
