@@ -42,13 +42,18 @@ class Spending:
                  promise: Callable[[Kernel, int], float | None], made: Callable[[Kernel], int]):  # fmt: skip
         self.accounts = {k.key: Account(k, calls[k.key]) for k in kernels}
         self.seconds, self.promise, self.made = seconds, promise, made
-        self.total = sum((seconds(k) or 0.0) * calls[k.key] for k in kernels)
-        self._savings: dict[str, float] = {}  # a visit changes those of its own kernel alone
+        # of the program, that each takes at present
+        self._seconds = {key: self._own(account) for key, account in self.accounts.items()}
+        # with each trial of a visit; what others' trials teach of a kernel is heard when it is asked anew, after its own next visit
+        self._savings: dict[str, float] = {}
 
     def next(self) -> Kernel | None:
         """The kernel whose visit saves most with each trial; None where there is nothing more to say of any that takes time."""
+        total = sum(self._seconds.values())
         for key, account in self.accounts.items():
-            if key not in self._savings:
+            if self._seconds[key] < FROZEN * total:
+                self._savings.pop(key, None)  # others may become as fast
+            elif key not in self._savings:
                 self._savings[key] = 0.0 if account.closed else self.saving(account) / self.size(account.kernel)
         best = max(self._savings, key=self._savings.__getitem__, default=None)
         return None if best is None or not self._savings[best] else self.accounts[best].kernel
@@ -59,9 +64,8 @@ class Spending:
         return VISIT if made >= BATCH else BATCH - made if made else 1
 
     def saving(self, account: Account) -> float:
-        """Seconds of the program that one more visit promises to save; 0 for a frozen kernel."""
-        own = account.calls * (self.seconds(account.kernel) or 0.0)
-        return own * (1.0 - 2.0 ** -self.gain(account)) if own >= FROZEN * self.total else 0.0
+        """Seconds of the program that one more visit promises to save."""
+        return self._seconds[account.kernel.key] * (1.0 - 2.0 ** -self.gain(account))
 
     def gain(self, account: Account) -> float:
         """Expected log2 speedup of a visit."""
@@ -72,7 +76,11 @@ class Spending:
     def visited(self, kernel: Kernel, before: float | None, trials: int) -> None:
         """Note a visit of so many trials, before which the kernel took `before` seconds."""
         account, after = self.accounts[kernel.key], self.seconds(kernel)
-        del self._savings[kernel.key]
+        self._seconds[kernel.key] = self._own(account)
+        self._savings.pop(kernel.key, None)
         account.closed = trials == 0
         gained = before is not None and after is not None and math.log2(before / after) >= LEAST
         account.dry = 0 if gained else account.dry + 1
+
+    def _own(self, account: Account) -> float:
+        return account.calls * (self.seconds(account.kernel) or 0.0)

@@ -19,7 +19,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.runner import RETRIED, Measurer, commit
-from autotune.records import History, Records, Trial
+from autotune.records import BASELINES, History, Records, Trial
 from autotune.records.claims import share
 from autotune.report import KernelResult, gains, refusal
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
@@ -66,7 +66,7 @@ class Tuner:
         self.beam = beam  # width of the beam search that goes on where the trials end; 0: none
         self._final_seconds: dict[str, float] = {}  # that the final timing of a kernel may take
         self._waiting: dict[str, bool] = {}  # whether a kernel has one to come
-        self._searches: dict[str, tuple[Strategy, int]] = {}  # with how much of its kernel's history each was told
+        self._searches: dict[str, tuple[Strategy, set[Trial]]] = {}  # with what of its kernel's history each was told
         self._cut = False  # whether time ended a visit
         # trials of a budget that kernels share, other tuners' among them
         self._on_record: Callable[[], int] = lambda: 0
@@ -130,9 +130,7 @@ class Tuner:
         history = self._history(kernel)
         known, tries = history.baselines, Counter(t.kind for t in history.trials)
         wanted = "hand_coded" not in known or any(
-            known[kind].verdict in RETRIED and tries[kind] < 2
-            for kind in ("unoptimized", "hand_coded")
-            if kind in known
+            known[kind].verdict in RETRIED and tries[kind] < 2 for kind in BASELINES if kind in known
         )
         if wanted:
             commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
@@ -205,11 +203,14 @@ class Tuner:
 
     def _opened(self, kernel: Kernel, history: History) -> Strategy:
         """The kernel's search, which has been told everything on record."""
-        strategy, told = self._searches.get(kernel.key) or (
-            make_strategy(self.strategy, kernel, self.renderer, self.seed, self.guide), 0
-        )  # fmt: skip
-        strategy.tell(history.trials[told:])
-        self._searches[kernel.key] = strategy, len(history.trials)
+        if kernel.key not in self._searches:
+            self._searches[kernel.key] = (
+                make_strategy(self.strategy, kernel, self.renderer, self.seed, self.guide),
+                set(),
+            )
+        strategy, told = self._searches[kernel.key]
+        strategy.tell([t for t in history.trials if t not in told])  # a merge may have put some before others
+        told.update(history.trials)
         return strategy
 
     def visit(self, kernel: Kernel, limit: int, budget: Budget, tick: Callable[[int], Any]) -> int:
@@ -238,7 +239,7 @@ class Tuner:
     def _remember(self, kernel: Kernel, history: History) -> None:
         """What was found of a kernel the searches of similar ones may recall."""
         if self.guide is not None and self.guide.memory is not None:
-            timed = [(t.schedule, t.seconds) for t in history.good if t.seconds is not None]
+            timed = [(t.schedule, t.seconds) for t in history.good if t.seconds is not None and t.kind not in BASELINES]
             if timed:  # else it may be a kernel of another device, which has no state here
                 self.guide.memory.add(root_state(kernel, self.renderer), timed)
 

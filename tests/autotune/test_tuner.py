@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from test_never_worse import Adversary
 from tiny import U2, add_one
@@ -21,7 +23,9 @@ from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.recheck import choose, recheck
 from autotune.measuring.runner import Unprepared
+from autotune.memory import Memory, traits
 from autotune.records import Final, Records, Trial
+from autotune.space import root_state
 from autotune.tuner import Tuner
 from autotune.winners import contenders
 
@@ -254,3 +258,32 @@ def test_beam_in_force_searches_nothing_of_ours(monkeypatch, tmp_path):
         autotune.tune([], records=tmp_path / "r.db", strategy="random")
         assert BEAM.value == 2
     assert found == [0]
+
+
+def test_a_search_hears_of_every_trial_once_though_a_merge_puts_some_before_others(records):
+    device = Told()
+    tuner = tuner_of(records, device)
+    tuner.baselines(KERNEL)
+    heard: list[Schedule] = []
+    strategy = tuner._opened(KERNEL, tuner._history(KERNEL))
+    strategy.tell = lambda trials: heard.extend(t.schedule for t in trials)  # type: ignore[method-assign]
+    seen(records, device, FIRST, 0.5)
+    tuner._opened(KERNEL, tuner._history(KERNEL))
+    seen(records, device, SECOND, 3.0)
+    records.db.execute("UPDATE trials SET created = 0 WHERE rowid = (SELECT max(rowid) FROM trials)")
+    tuner._opened(KERNEL, tuner._history(KERNEL))
+    assert heard == [FIRST, SECOND]
+
+
+def test_similar_kernels_hear_of_trials_as_the_benchmark_tells_them(records):
+    """Without the baselines, which are far from where searches go."""
+    device = Told()
+    tuner = tuner_of(records, device)
+    memory = Memory(np.zeros((1, len(traits(root_state(KERNEL, CPU))))), [[FIRST]])
+    tuner.guide = SimpleNamespace(memory=memory)  # type: ignore[assignment]
+    tuner.baselines(KERNEL)
+    tuner._remember(KERNEL, tuner._history(KERNEL))
+    assert not memory.added
+    seen(records, device, FIRST, 0.5)
+    tuner._remember(KERNEL, tuner._history(KERNEL))
+    assert memory.added[KERNEL.key].log_times == {FIRST: -1.0}
