@@ -77,8 +77,6 @@ class Axis:
     threadable: bool = False  # part of tinygrad's "globalizable" axes
     groupable: bool = True  # of a reduce axis: its reduce stands in no other reduce
     masked: bool = False  # some access or value is gated by this axis
-    origin: tuple[int, ...] = field(default=(), compare=False)  # id of the kernel's own loop of which it is a part ...
-    step: int = field(default=1, compare=False)  # ... and how far that one moves when this one advances by one
 
     def divides(self, amount: int) -> bool:
         return (self.factor or self.size) % amount == 0
@@ -142,7 +140,7 @@ def _state_of(kernel: Kernel, schedule: Schedule, scheduler: Scheduler) -> State
             id=tuple(r.arg[:-1]), kind=r.arg[-1], size=int(r.vmax) + 1,
             strides=tuple(a.strides.get(r, 0) for a in accesses),
             factor=0 if r.src[0].op is Ops.CONST else r.src[0].const_factor(),
-            threadable=r in threadable, groupable=r not in inner, masked=r in masked, origin=tuple(r.arg[:-1]),
+            threadable=r in threadable, groupable=r not in inner, masked=r in masked,
         )
         for r in scheduler.rngs
     )  # fmt: skip
@@ -212,9 +210,8 @@ def _split(axis: Axis, opt: Opt, new_id: int) -> list[Axis]:
     if opt.op in FROM_TOP:
         inner, outer = left, 1
     new = Axis((new_id,), SPLIT_TO[opt.op], amount, tuple(s * inner for s in axis.strides), groupable=axis.groupable,
-               masked=axis.masked, origin=axis.origin, step=axis.step * inner)  # fmt: skip
-    old = replace(axis, size=left, factor=axis.factor // amount, strides=tuple(s * outer for s in axis.strides),
-                  step=axis.step * outer)  # fmt: skip
+               masked=axis.masked)  # fmt: skip
+    old = replace(axis, size=left, factor=axis.factor // amount, strides=tuple(s * outer for s in axis.strides))
     return [a for a in (old, new) if a.size > 1 or a.factor]
 
 

@@ -94,12 +94,6 @@ class WithoutAway(MixedSearch):
     away = None
 
 
-class WithRepeats(MixedSearch):
-    """A program is measured again where another schedule comes to it."""
-
-    distinct = False
-
-
 class WithoutRelatives(MixedSearch):
     """Trials of other kernels do not correct the simulator; their fastest schedules are recalled all the same."""
 
@@ -127,7 +121,6 @@ ABLATIONS: dict[str, Make] = {
     "no-breeding": WithoutBreeding,
     "no-memory": WithoutMemory,
     "no-relatives": WithoutRelatives,
-    "with-repeats": WithRepeats,
     "no-even": WithoutEven,
     "no-away": WithoutAway,
     **{f"planner-{n}": partial(PlannerSearch, simulations=n) for n in SIMULATIONS},

@@ -10,7 +10,7 @@ never do may still be the fastest here.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from autotune.errors import IllegalAction
 from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.nest import nest
 from autotune.records import Trial
 from autotune.search.acquisition import AWAY, BATCH, check_kind, choose
 from autotune.search.breeding import POPULATION, Breeder
@@ -54,7 +53,6 @@ class MixedSearch(PolicySearch):
     `acquisition` is one of `acquisition.KINDS`. Raises UsageError for another."""
 
     directs = True  # whether the policies have a share of each batch
-    distinct = True  # whether a program is measured once, however many schedules come to it
     away: float | None = AWAY  # how far its last choice keeps from what was measured
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, acquisition: str = "thompson"):
@@ -67,7 +65,6 @@ class MixedSearch(PolicySearch):
         self.asked: set[Schedule] = set()
         self.tried: set[Schedule] = set()  # whoever asked for them; not the baselines
         self.breeder = Breeder(self.root, self.rng)
-        self.nests: dict[Schedule, Hashable] = {}
         self.stale = 0  # batches in a row that gained nothing
         self.grown = -1  # how much had been measured when the pool last grew; at first it has not
         self.advisors = {"policy": PolicySearch(kernel, renderer, seed, guide, self.root)}
@@ -102,19 +99,15 @@ class MixedSearch(PolicySearch):
         asked: list[Schedule] = []
         for _ in range(count):
             self.turns.append(name := self.turns.pop(0))
-            taken = self._taken()
-            while (found := self.advisors[name].ask(1)) and not self._new(found[0], taken):
+            while (found := self.advisors[name].ask(1)) and found[0] in self.seen:
                 pass  # measured before, whoever proposed it
             if found:
                 asked += found
                 self.seen.update(found)
+                self._state_of(found[0])
                 self.origins[found[0]] = name
             self.advisors[name].looked.clear()
         return asked
-
-    def _new(self, schedule: Schedule, taken: set[Hashable]) -> bool:
-        state = self._state_of(schedule)
-        return schedule not in self.seen and state is not None and self._nest(state) not in taken
 
     def _chosen(self, count: int) -> list[Schedule]:
         candidates = self._candidates()
@@ -155,10 +148,8 @@ class MixedSearch(PolicySearch):
                 self.failed.append(state)
             else:
                 self.measured.append((state, math.log2(trial.seconds)))
-        if self.fastest < before - STALE:
-            self.stale = 0
-        elif any(trial.kind == "trial" for trial in trials) and not self.waiting:  # else the batch is not over
-            self.stale += 1
+        if any(trial.kind == "trial" for trial in trials):
+            self.stale = 0 if self.fastest < before - STALE else self.stale + 1
 
     @property
     def fastest(self) -> float:
@@ -195,22 +186,7 @@ class MixedSearch(PolicySearch):
         return float(np.maximum(self.fastest - members[:, chosen].min(1), 0.0).mean())
 
     def _candidates(self) -> list[State]:
-        """What of the pool was not asked for, nor anything else that comes to the same program; each program once."""
-        taken, found = self._taken(), []
-        for state in self.pool.values():
-            if state.schedule not in self.seen and (own := self._nest(state)) not in taken:
-                taken.add(own)
-                found.append(state)
-        return found
-
-    def _taken(self) -> set[Hashable]:
-        """The programs that were asked for, or measured."""
-        return {self._nest(self.pool[s]) for s in self.seen if s in self.pool}
-
-    def _nest(self, state: State) -> Hashable:
-        if state.schedule not in self.nests:
-            self.nests[state.schedule] = nest(state) if self.distinct else state.schedule
-        return self.nests[state.schedule]
+        return [s for s in self.pool.values() if s.schedule not in self.seen]
 
     def _breed(self, count: int) -> list[State]:
         """Children of the fastest measured, which join the pool."""
@@ -222,11 +198,10 @@ class MixedSearch(PolicySearch):
 
     def _blind(self, count: int) -> list[Schedule]:
         """Children that no simulator has chosen."""
-        bred, taken = self._breed(2 * count) if count else [], self._taken()
-        new = {self._nest(c): c.schedule for c in bred if self._new(c.schedule, taken)}
-        chosen = list(new.values())[:count]
-        self.seen.update(chosen)
-        return chosen
+        new = [c.schedule for c in self._breed(2 * count) if c.schedule not in self.seen]
+        taken = list(dict.fromkeys(new))[:count]
+        self.seen.update(taken)
+        return taken
 
     def _refresh(self) -> None:
         """Let the pool grow, unless it has done so and nothing was measured since."""

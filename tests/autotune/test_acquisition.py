@@ -132,7 +132,7 @@ def grown(guide):
         again._grow = lambda: None  # it would draw from the generator that choices are compared on, and so would this
         again._breed = lambda count: []
         again.directs = False
-        candidates = again._candidates()
+        candidates = [s for s in again.pool.values() if s.schedule not in again.seen]
         return again, candidates, again._corrected(candidates)
 
     return make
