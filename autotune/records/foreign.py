@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autotune.records.store import Records, fingerprint_id
+from autotune.records.rows import fingerprint_id
+from autotune.records.store import Records
 
 
 @dataclass(frozen=True)

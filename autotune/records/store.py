@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -20,7 +19,6 @@ from autotune.records import schema
 from autotune.records.rows import (
     MAX_DETAIL,
     TABLES,
-    VERDICTS,
     Row,
     clean,
     fingerprint_id,
@@ -30,104 +28,8 @@ from autotune.records.rows import (
     to_stored,
 )
 from autotune.records.schema import SCHEMA, transaction
+from autotune.records.trials import Final, History, Trial
 from autotune.strict import one_line
-
-__all__ = ["SCHEMA", "VERDICTS", "Final", "History", "Records", "Trial", "default_path", "fingerprint_id"]
-
-
-BASELINES = ("unoptimized", "hand_coded")  # kinds of trials with which every kernel begins
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate schedule, compiled and, if that worked, verified and timed on one device."""
-
-    kernel: str  # key
-    schedule: Schedule
-    verdict: str
-    samples: tuple[float, ...] = ()  # seconds, all of them
-    compile_seconds: float = 0.0
-    code_hash: str = ""
-    detail: str = ""
-    kind: str = "trial"  # or "unoptimized", "hand_coded", "answer" (the strategy's, at zero trials): not counted
-    strategy: str = ""
-    seed: int = 0
-    verify_seconds: float = 0.0  # spent on running it to compare its outputs
-    timing_seconds: float = 0.0  # spent on timing it
-    input_seed: int = 0  # of the inputs that it was verified on
-
-    @property
-    def seconds(self) -> float | None:
-        """Median run time; None where there is none."""
-        return statistics.median(self.samples) if self.verdict == "ok" else None
-
-    @property
-    def counted(self) -> bool:
-        """Whether a tuning's budget counts it: no baseline, nor made by the beam that goes on where that ends, or to fine-tune."""
-        return (
-            self.kind == "trial" and not self.strategy.endswith("/beam") and not self.strategy.startswith("finetune/")
-        )
-
-    @property
-    def refutes(self) -> bool:
-        """Whether its schedule is not to be used, whatever another trial said of it."""
-        return self.verdict == "wrong_output" or (self.kind == "recheck" and self.verdict != "ok")
-
-
-@dataclass(frozen=True)
-class Final:
-    """The winner timed again, interleaved with hand-coded and a second hand-coded (the A/A control), in a fresh process."""
-
-    kernel: str
-    schedule: Schedule
-    tuned: tuple[float, ...]
-    hand_coded: tuple[float, ...]
-    control: tuple[float, ...]
-    accepted: bool
-    protocol: int = 1  # of the measurement; 1 where it was made before this was kept
-
-    @property
-    def ratio(self) -> float:
-        """Median tuned time over median hand-coded time of the same interleaved run."""
-        return statistics.median(self.tuned) / statistics.median(self.hand_coded)
-
-    @property
-    def noise(self) -> float:
-        """By which share hand-coded and its control differ, though they are the same."""
-        hand, control = statistics.median(self.hand_coded), statistics.median(self.control)
-        return max(abs(hand / control - 1.0), abs(control / hand - 1.0))
-
-
-@dataclass
-class History:
-    """What is known of one kernel on one device."""
-
-    trials: list[Trial] = field(default_factory=list)
-
-    @property
-    def spent(self) -> int:
-        return sum(t.counted for t in self.trials)
-
-    @property
-    def baselines(self) -> dict[str, Trial]:
-        return {t.kind: t for t in self.trials if t.kind not in ("trial", "recheck")}
-
-    @property
-    def runs(self) -> bool:
-        """Whether the kernel could be timed at all, as one of its baselines."""
-        return any(t.seconds is not None for t in self.baselines.values())
-
-    @property
-    def good(self) -> list[Trial]:
-        """Timed trials and baselines of all schedules but those that failed when they were looked at again, or were ever wrong."""
-        refuted = {t.schedule for t in self.trials if t.refutes}
-        return [t for t in self.trials if t.seconds is not None and t.kind != "recheck" and t.schedule not in refuted]
-
-    @property
-    def best(self) -> Trial | None:
-        """The fastest verified schedule, baselines included: the incumbent."""
-        return min(self.good, key=lambda t: t.seconds or 0.0, default=None)
-
 
 Made = TypeVar("Made", Trial, Final)
 
