@@ -5,6 +5,8 @@ Friedman 2001 with histograms, and squares of errors within each kernel: what mo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -162,7 +164,7 @@ def _boosted(rows: TrainingRows, counts: np.ndarray, config: TreesConfig, rounds
     """`rounds` times a tree for each member: its correction of what the ones before leave of the rows' targets within their
     kernels. counts [M, N]: how often a member drew a row."""
     edges = _edges(rows.features, config.bins)
-    bins, width = _binned(rows.features, edges), rows.features.shape[1]
+    bins, width = np.ascontiguousarray(_binned(rows.features, edges).T), rows.features.shape[1]  # [D, N]
     thresholds = np.append(edges, np.full((width, 1), NEVER, np.float32), axis=1)  # [D, bins]
     own = [np.flatnonzero(drawn) for drawn in counts]
     features = [rows.features[drawn] for drawn in own]
@@ -174,7 +176,7 @@ def _boosted(rows: TrainingRows, counts: np.ndarray, config: TreesConfig, rounds
             error = _within(rows.target[drawn] - said[member], rows.kernel[drawn])
             some, columns = _some(rng, len(drawn), config.rows), _some(rng, width, config.columns)
             weight = counts[member, drawn[some]]
-            found = _grow(bins[np.ix_(drawn[some], columns)], weight * error[some], weight, config)
+            found = _grow(bins[np.ix_(columns, drawn[some])], weight * error[some], weight, config)
             feature = columns[found.feature]
             tree = Tree(feature, thresholds[feature, found.threshold], (config.rate * found.value).astype(np.float32))
             said[member] += _answers(Tree(*(part[None] for part in tree)), features[member])[:, 0]
@@ -197,30 +199,37 @@ def _within(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def _grow(bins: np.ndarray, error: np.ndarray, weight: np.ndarray, config: TreesConfig) -> Tree:
-    """One tree, level by level, for weighted errors [n] of rows with bins [n, C]; its thresholds are bins yet: right where the
+    """One tree, level by level, for weighted errors [n] of rows with bins [C, n]; its thresholds are bins yet: right where the
     bin is above, `config.bins - 1` where a node does not split."""
-    node, numbers = np.zeros(len(bins), np.int64), np.arange(len(bins))
+    width, count = bins.shape
+    node, numbers = np.zeros(count, np.int64), np.arange(count)
+    sums = _tiled(width, error, weight)
     features, cuts = [], []
     for level in range(config.depth):
-        feature, cut = _splits(bins, node, 1 << level, error, weight, config)
+        feature, cut = _splits(bins, node, 1 << level, sums, config)
         features.append(feature)
         cuts.append(cut)
-        node = 2 * node + (bins[numbers, feature[node]] > cut[node])
+        node = 2 * node + (bins[feature[node], numbers] > cut[node])
     leaves = 1 << config.depth
     value = np.bincount(node, error, leaves) / (np.bincount(node, weight, leaves) + config.ridge)
     return Tree(np.concatenate(features), np.concatenate(cuts), value)
 
 
-def _splits(bins: np.ndarray, node: np.ndarray, nodes: int, error: np.ndarray, weight: np.ndarray,
+def _tiled(width: int, *values: np.ndarray) -> list[np.ndarray]:
+    """Each [n] once for each of `width` features [C * n]."""
+    return [np.tile(one.astype(np.float64), width) for one in values]
+
+
+def _splits(bins: np.ndarray, node: np.ndarray, nodes: int, sums: Sequence[np.ndarray],
             config: TreesConfig) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The split of each node that takes most from the squared errors: (feature [nodes], bin [nodes])."""
-    shape = (nodes, bins.shape[1], config.bins)
-    place = ((node[:, None] * shape[1] + np.arange(shape[1])) * shape[2] + bins).ravel()
-    size = nodes * shape[1] * shape[2]
+    """The split of each node that takes most from the squared errors: (feature [nodes], bin [nodes]). `sums`: errors and weights
+    [C * n]. One feature after the other, so that what is added up stays in the cache."""
+    shape = (len(bins), nodes, config.bins)
+    place = (np.arange(len(bins))[:, None] * nodes + node) * config.bins + bins  # [C, n]
     errors, weights = (
-        np.bincount(place, np.repeat(values, shape[1]), size).reshape(shape).cumsum(axis=2)
-        for values in (error, weight)
-    )
+        np.bincount(place.ravel(), values, math.prod(shape)).reshape(shape).swapaxes(0, 1).cumsum(axis=2)
+        for values in sums
+    )  # [nodes, C, bins]
     rest, lighter = errors[:, :, -1:] - errors, weights[:, :, -1:] - weights
     ridge = config.ridge
     gain = errors**2 / (weights + ridge) + rest**2 / (lighter + ridge)

@@ -9,7 +9,7 @@ import pytest
 from sims import NearestNeighbour, SimulatorError, Trees, TreesConfig, metrics
 from sims.base import TrainingRows
 from sims.toys import WIDTH, World, make_world, shuffled_within
-from sims.trees import CHUNK, NEVER, Tree, _answers, _binned, _boosted, _edges, _grow, _splits
+from sims.trees import CHUNK, NEVER, Tree, _answers, _binned, _boosted, _edges, _grow, _splits, _tiled
 
 BAR = 0.80  # pairwise accuracy of 120 trees; nearest neighbour 0.76, shuffled labels 0.5
 SMALL = TreesConfig(rounds=120)
@@ -51,15 +51,15 @@ def test_a_split_is_the_best_of_all(seed: int) -> None:
     """Squares of errors that each split of each node leaves, one by one."""
     rng = np.random.default_rng(seed)
     config = TreesConfig(bins=5, ridge=0.7, least=3)
-    bins, node = rng.integers(0, 5, (60, 3)).astype(np.uint8), rng.integers(0, 2, 60)
+    bins, node = rng.integers(0, 5, (3, 60)).astype(np.uint8), rng.integers(0, 2, 60)
     weight = rng.integers(1, 4, 60)
     error = weight * rng.standard_normal(60)
-    feature, cut = _splits(bins, node, 2, error, weight, config)
+    feature, cut = _splits(bins, node, 2, _tiled(3, error, weight), config)
     for n in range(2):
         inside = node == n
 
         def gain(f: int, c: int, inside: np.ndarray = inside) -> float:
-            left, right = inside & (bins[:, f] <= c), inside & (bins[:, f] > c)
+            left, right = inside & (bins[f] <= c), inside & (bins[f] > c)
             if min(weight[left].sum(), weight[right].sum()) < 3:
                 return 0.0
             score = lambda rows: error[rows].sum() ** 2 / (weight[rows].sum() + 0.7)  # noqa: E731
@@ -70,7 +70,7 @@ def test_a_split_is_the_best_of_all(seed: int) -> None:
 
 
 def test_where_nothing_is_gained_nothing_is_split() -> None:
-    tree = _grow(np.zeros((8, 2), np.uint8), np.ones(8), np.ones(8), TreesConfig(bins=4, depth=2, least=1, ridge=1e-6))
+    tree = _grow(np.zeros((2, 8), np.uint8), np.ones(8), np.ones(8), TreesConfig(bins=4, depth=2, least=1, ridge=1e-6))
     assert (tree.threshold == 3).all() and tree.value[0] == pytest.approx(1.0) and not tree.value[1:].any()
 
 
@@ -87,12 +87,12 @@ def test_two_steps_are_found_exactly() -> None:
 
 def test_a_row_drawn_twice_counts_as_two() -> None:
     rng = np.random.default_rng(0)
-    bins, error, weight = rng.integers(0, 8, (50, 4)).astype(np.uint8), rng.standard_normal(50), rng.integers(1, 3, 50)
+    bins, error, weight = rng.integers(0, 8, (4, 50)).astype(np.uint8), rng.standard_normal(50), rng.integers(1, 3, 50)
     again = np.repeat(np.arange(50), weight)
     config = TreesConfig(bins=8, depth=3)
     ours, theirs = (
         _grow(bins, weight * error, weight, config),
-        _grow(bins[again], error[again], np.ones(len(again)), config),
+        _grow(bins[:, again], error[again], np.ones(len(again)), config),
     )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b)
@@ -100,10 +100,11 @@ def test_a_row_drawn_twice_counts_as_two() -> None:
 
 @pytest.mark.parametrize("odd", [0, 1])
 def test_a_lone_row_is_no_leaf(odd: int) -> None:
-    bins, error = np.full((6, 1), 1 - odd, np.uint8), np.zeros(6)
-    bins[5], error[5] = odd, 100.0
-    assert _splits(bins, np.zeros(6, int), 1, error, np.ones(6), TreesConfig(bins=2, least=2))[1] == 1  # none
-    assert _splits(bins, np.zeros(6, int), 1, error, np.ones(6), TreesConfig(bins=2, least=1))[1] == 0
+    bins, error = np.full((1, 6), 1 - odd, np.uint8), np.zeros(6)
+    bins[0, 5], error[5] = odd, 100.0
+    sums = _tiled(1, error, np.ones(6))
+    assert _splits(bins, np.zeros(6, int), 1, sums, TreesConfig(bins=2, least=2))[1] == 1  # none
+    assert _splits(bins, np.zeros(6, int), 1, sums, TreesConfig(bins=2, least=1))[1] == 0
 
 
 def test_what_equals_a_threshold_goes_left() -> None:
