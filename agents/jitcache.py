@@ -176,11 +176,16 @@ def upload(array: np.ndarray) -> Tensor:
     As `Tensor(array).realize()`, which schedules and runs a program for it; that took longer than the small networks here.
     """
     tensor = Tensor.empty(*array.shape, dtype=DTYPES[array.dtype])
+    refill(tensor, array)
+    return tensor
+
+
+def refill(tensor: Tensor, array: np.ndarray) -> None:
+    """Another array of the same shape and type into a tensor that `upload` made. What was computed from it must be read by now."""
     if array.size:
         buffer: Any = tensor.uop.buffer
         own = np.array(array, order="C", ndmin=1)  # a device may copy later, from memory that nobody changes
         buffer.ensure_allocated().allocator._copyin(buffer._buf, own.data.cast("B"))
-    return tensor
 
 
 def cached_jit(

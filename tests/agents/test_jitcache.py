@@ -10,7 +10,7 @@ import pytest
 from tinygrad import Context, Tensor, helpers
 
 from agents import jitcache
-from agents.jitcache import CachedJit, upload
+from agents.jitcache import CachedJit, refill, upload
 
 
 def double(x):
@@ -131,6 +131,8 @@ def test_an_upload_is_a_copy_and_as_good_as_a_realized_tensor(array: np.ndarray,
     if array.flags.writeable:
         array[...] = 0
     np.testing.assert_array_equal(tensor.numpy(), before)
+    refill(tensor, other := np.ascontiguousarray(before[::-1]))
+    np.testing.assert_array_equal(tensor.numpy(), other)
     if array.size:
         jit = CachedJit(lambda t: t.cat(t).contiguous(), "twice", cache_dir=directory)
         twice = jit(Tensor(before).realize()).numpy().copy()

@@ -8,8 +8,9 @@ from tinygrad import Context, Tensor
 from agents import checkpoint
 from agents.learner import Diverged
 from agents.losses import METRICS, Batch, ppo_loss
-from agents.ppo import PPOConfig
+from agents.ppo import PPO, PPOConfig
 from agents.preferences import PreferencePPOConfig
+from agents.protocol import Observation
 from agents.returns import gae
 from agents.rollout import Runner
 
@@ -54,6 +55,22 @@ def test_each_side_of_the_clip(ratio, advantage, loss, slope):
     )
     assert found["entropy"] == pytest.approx(-(0.4 * np.log(0.4) + 0.6 * np.log(0.6)), rel=1e-5)
     assert total.gradient(log_probs)[0].numpy()[0, 0, 0] == pytest.approx(slope, rel=1e-5)
+
+
+def test_an_answer_is_of_this_question_alone(make, cache_dir):
+    """Whatever was asked before, though states and memories have one shape."""
+    new = lambda: PPO(16, 4, 2, make.config, 0, cache_dir)  # noqa: E731
+    rng, used = np.random.default_rng(0), new()
+    draw = lambda *shape: rng.standard_normal((2, *shape)).astype(np.float32)  # noqa: E731
+    asked = [
+        (Observation(draw(16), np.ones((2, 4), bool), draw(4, 2)), draw(16), np.zeros(2, np.float32)) for _ in range(3)
+    ]
+    answers = [used.evaluate(*question) for question in asked]
+    for question, answer in zip(asked, answers, strict=True):
+        for ours, theirs in zip(new().evaluate(*question), answer, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    swapped = asked[0][0]._replace(state=asked[0][1])
+    assert not np.allclose(used.evaluate(swapped, asked[0][0].state, asked[0][2])[0], answers[0][0])
 
 
 def test_before_any_step_the_ratio_is_one_and_afterwards_every_parameter_has_moved(make):
