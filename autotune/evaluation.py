@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,15 @@ class Comparison:
 
 
 class Evaluator:
-    """Each strategy searches from empty records (`records[name]`); the winners meet in one fresh process."""
+    """Each strategy searches from empty records (`records[name]`); the winners meet in one fresh process. `others`: guides that
+    lead a search of `mixed` each, under their names."""
 
     def __init__(self, records: Callable[[str], Records], measurer: Measurer, renderer: Renderer, guide: Guide | None,
-                 strategies: Sequence[str], trials: int, seed: int):  # fmt: skip
-        self.files = {name: records(name) for name in (*strategies, "final")}
+                 strategies: Sequence[str], trials: int, seed: int, others: Mapping[str, Guide] | None = None):  # fmt: skip
+        self.others = dict(others or {})
+        self.strategies, self.trials, self.seed = [*strategies, *self.others], trials, seed
+        self.files = {name: records(name) for name in (*self.strategies, "final")}
         self.measurer, self.renderer, self.guide = measurer, renderer, guide
-        self.strategies, self.trials, self.seed = list(strategies), trials, seed
 
     def compare(self, kernel: Kernel, calls: int = 1) -> Comparison:
         """Search with every strategy, then one duel of all winners with hand-coded."""
@@ -107,7 +109,8 @@ class Evaluator:
         """This strategy's trials, resumed from its own file. All strategies share the baselines, which are no trials."""
         file, fingerprint = self.files[name], self.measurer.fingerprint
         history = History(list(base.baselines.values()) + file.history(kernel.key, fingerprint).trials)
-        strategy = make_strategy(name, kernel, self.renderer, self.seed, self.guide)
+        kind, guide = ("mixed", self.others[name]) if name in self.others else (name, self.guide)
+        strategy = make_strategy(kind, kernel, self.renderer, self.seed, guide)
         strategy.tell(history.trials)
         while (count := min(BATCH, self.trials - history.spent)) > 0 and (asked := strategy.ask(count)):
             best = history.best

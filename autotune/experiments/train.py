@@ -1,6 +1,7 @@
 """`python -m autotune.experiments.train with minutes=20`, which is what `make train` runs.
 
-Ends with a table on held-out kernels: the trained strategies beside random schedules at equal trials, beside hand-coded.
+Ends with a table on held-out kernels: the trained strategies beside random schedules at equal trials, beside hand-coded, and
+beside `mixed` as it was led before this training.
 Its policy begins as the one that ships, so that minutes suffice; `with start=` begins from nothing. `with fast` is a
 configuration of seconds for tests; `with resume=runs/3/last` goes on from a checkpoint.
 """
@@ -33,6 +34,7 @@ from sims.heads import HeadsConfig
 
 experiment = make_experiment("train")
 DEFAULTS = TrainConfig()
+BEFORE = "before"  # name of the search that is led by what the training began with
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
@@ -71,12 +73,15 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     trained = trainer.run()
     best = Guide.load(session.out / "best")
     held_out = sample(kernels["held_out"], settings["eval_kernels"], config.seed)
+    before = {} if guide is None else {BEFORE: Guide.load(session.out / "start")}
     evaluator = Evaluator(session.records, session.measurer, session.renderer, best, settings["strategies"],
-                          settings["eval_trials"], config.seed)  # fmt: skip
+                          settings["eval_trials"], config.seed, before)  # fmt: skip
     compared = evaluator.compare_all(held_out, over=lambda: session.clock.over("evaluate", 0.98 * trainer.seconds))
     print(
         f"\n{len(compared)} held-out kernels, {settings['eval_trials']} trials each, time over hand-coded:\n{table(compared)}"
     )
+    if before:
+        print(f"`{BEFORE}` is `mixed`, led by what this training began with")
     return {"shipped_rows": shipped, **trained, "checkpoint": digest(session.out / "best.safetensors"),
             "summary": summarise(compared), "kernels": to_json(compared)}  # fmt: skip
 

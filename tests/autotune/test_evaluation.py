@@ -11,6 +11,7 @@ from tinygrad import Tensor
 
 from autotune.collect import collect_kernel
 from autotune.evaluation import Evaluator
+from autotune.guide import SHIPPED, Guide
 from autotune.measuring.runner import Refuted
 from autotune.records import Records, Trial
 
@@ -82,3 +83,19 @@ def test_a_kernel_that_cannot_be_prepared_is_left_out_without_a_trial(tmp_path: 
 def test_where_hand_coded_itself_fails_the_kernel_is_left_out(tmp_path: Path, capsys):
     assert [c.kernel for c in compared(tmp_path, Refuting(1, hand=True))] == KERNELS[1:]
     assert "is left out" in capsys.readouterr().out
+
+
+def test_a_guide_beside_searches_by_itself_and_by_its_own_lights(tmp_path: Path):
+    """The same guide under another name finds the same with trials of its own; one with other trees finds something else."""
+    guide, other = (Guide.load(SHIPPED / "guide-cpu") for _ in range(2))
+    forest = other.simulator.trees.state()
+    other.simulator.trees.load_state(forest | {"value": -forest["value"]})
+    with ExitStack() as stack:
+        records = lambda name: stack.enter_context(closing(Records(tmp_path / f"{name}.db")))  # noqa: E731
+        others = {"same": guide, "contrary": other}
+        evaluator = Evaluator(records, Adversary(0, failing=0.0, lying=0.0), CPU, guide, ["mixed"], 4, 0, others)
+        (found,) = evaluator.compare_all(KERNELS[:1])
+        made = {name: {t.schedule for t in file.history(KERNELS[0].key, Adversary.fingerprint).trials if t.kind == "trial"}
+                for name, file in evaluator.files.items()}  # fmt: skip
+    assert list(found.seconds) == ["mixed", "same", "contrary"] and set(found.trials.values()) == {4}
+    assert made["mixed"] == made["same"] != made["contrary"]
