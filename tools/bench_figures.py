@@ -1,5 +1,6 @@
 """The tables of docs/benchmarks.md, from the runs of `experiments.curves` on programs that were kept in `benchmarks/` (`bench-*.tar.xz`,
-tools/keep_run.py): each strategy beside beam search to its end, and beside random schedules.
+tools/keep_run.py): each strategy beside beam search to its end, and beside random schedules; and from those of 64 trials a kernel, of which
+the figures alone were kept (`curves-*-64-*.json`).
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from autotune.experiments.kept import unpack
 
 SHOWN = ("1", "4", "10", "16", "32", "64")  # budgets of the tables
 PROFILED = 10  # trials at which performance profiles are drawn ...
+FAR = "curves-*-64-*.json"
 RATIOS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0)  # ... and the points of them that are tabled
 # trials a kernel, whom they are held against, with how many of its trials, and the ratio that is asked for
 BARS = ((10, "beam", math.inf, 1.0), (10, "random", 128, 1.0), (64, "beam", math.inf, 0.85), (64, "random", 256, 0.90))
 
 
 def benchmarks(folder: Path) -> str:
-    """An overview, then every program, one after another."""
+    """An overview, what more trials come to, then every program, one after another."""
     paths = sorted(folder.glob("bench-*.tar.xz"))
-    return "\n\n".join([_overview([result_of(path) for path in paths]), *(_program(path) for path in paths)])
+    overview = _overview([result_of(path) for path in paths])
+    return "\n\n".join([overview, *_far(folder), *(_program(path) for path in paths)])
 
 
 def result_of(path: Path) -> dict[str, Any]:
@@ -159,6 +162,27 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
             "wall-clock over BEAM=4's (0.25)", "worst kernel over BEAM=4's (1.05)", "over random's",
             "first schedule, speed over hand-coded (1.3)", "best fixed recipe's")  # fmt: skip
     return table(head, rows)
+
+
+def _far(folder: Path) -> list[str]:
+    """`auto` at the trials of the second bar, in each program of which there is a file."""
+    (trials, _, _, beam_bar), (_, _, draws, random_bar) = BARS[-2:]
+    head = ("program", "kernels", "seeds of `auto`", "after 16 trials, time over BEAM=4's", f"after {trials} ({beam_bar:.2f})",
+            f"over {draws} random schedules' ({random_bar:.2f})", "the fastest of all searches over BEAM=4's",
+            "worst kernel over BEAM=4's", "wall-clock over BEAM=4's", "file")  # fmt: skip
+    rows = []
+    for path in sorted(folder.glob(FAR)):
+        figures = json.loads(path.read_text())["figures"]
+        curves, calls = curves_of({"figures": figures}), figures["calls"]
+        before, beam = (_held("auto", curves, calls, n, "beam", math.inf) for n in (16, trials))
+        random = _held("auto", curves, calls, trials, "random", draws)
+        fastest = {key: min(2.0 ** c.best_after(math.inf) for c in curves if c.kernel == key) for key in calls}
+        beams = _times("beam", curves, math.inf)
+        limit = sum(calls[key] * fastest[key] for key in calls) / sum(calls[key] * beams[key] for key in calls)
+        seeds = len({c.seed for c in curves if c.strategy == "auto"})
+        rows.append(line([figures["settings"]["program"], str(len(calls)), str(seeds), f"{before.total:.2f}", f"{beam.total:.2f}",
+                          f"{random.total:.2f}", f"{limit:.2f}", f"{beam.worst:.2f}", f"{beam.seconds:.2f}", f"`{path.name}`"]))  # fmt: skip
+    return [f"{trials} trials of each kernel:", table(head, rows)] if rows else []
 
 
 def _bars(curves: Sequence[Curve]) -> list[tuple[float, str, float, float | None]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench_figures import budgets_of
+from bench_figures import FAR, budgets_of
 from tables import interval, line, table
 
 
@@ -26,7 +26,10 @@ def planning(folder: Path) -> str:
         ("planning-speed", _speed),
         ("own-nets", _own),
     ):
-        parts += [text(json.loads(path.read_text()), path.name) for path in sorted(folder.glob(f"{kind}-*.json"))]
+        paths = [
+            path for path in sorted(folder.glob(f"{kind}-*.json")) if not path.match(FAR)
+        ]  # those are in docs/benchmarks.md
+        parts += [text(json.loads(path.read_text()), path.name) for path in paths]
     return "\n\n".join(parts)
 
 

@@ -72,6 +72,18 @@ def test_the_overview_has_a_row_for_each_program_that_was_searched_with_all_thre
         assert len(figures._overview([{**result, "figures": without}]).splitlines()) == 2
 
 
+def test_what_64_trials_come_to_stands_beside_what_anyone_found(figures, tmp_path: Path):
+    """Kernel b is twice as fast after sixteen trials: 3 times .25 and .5 s beside beam's 1.75 and random's 3.5. Someone has found .125 for a."""
+    curves = [c for c in CURVES if (c.strategy, c.kernel) != ("auto", "b")]
+    curves += [curve("auto", "b", [0.0] * 16 + [-1.0] * 48), curve("evolution", "a", [-3.0])]
+    found = {"settings": {"program": "two"}, "calls": CALLS, "curves": [asdict(c) for c in curves]}
+    (tmp_path / "curves-two-64-cpu.json").write_text(json.dumps({"figures": found}))
+    (tmp_path / "curves-two-cpu.json").write_text("not asked for")
+    (row,) = figures._far(tmp_path)[1].splitlines()[2:]
+    assert row == "| two | 2 | 1 | 1.00 | 0.71 | 0.36 | 0.50 | 1.00 | 1.00 | `curves-two-64-cpu.json` |"
+    assert figures._far(tmp_path / "nothing") == []
+
+
 def test_a_strategy_has_no_figures_beyond_its_trials(figures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`policy` had one trial, `auto` ten; what they came to is not shown as that of 4, or of 16."""
     settings = {"program": "two", "trials": 10, "strategies": ["auto", "policy"], "more": [["policy", 1]], "least": 0.0}
