@@ -31,6 +31,7 @@ from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
 from autotune.install import apply, export_beam
 from autotune.kernel import schedule_to_json
+from autotune.measuring.recheck import ENOUGH
 from autotune.measuring.recording import Recording
 from autotune.programs import PROGRAMS
 from autotune.records import Records, default_path, fingerprint_id, foreign
@@ -51,8 +52,7 @@ CAPTURE_HELP = "stop the script after this long and tune what it ran so far (def
 CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
 LARGEST = 1e9  # of any number here: timers take no more seconds
 INTERRUPTED = 130  # status of a script that Ctrl-C has ended, as a shell has it
-VERIFIED = 20  # records that `verify` looks at
-VERIFY_HELP = "how many (default: %(default)s)"
+VERIFY_HELP = f"how many (default: all that are served, and {ENOUGH} at least)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
 COLLECTORS_HELP = f"they take turns at each kernel: {', '.join(COLLECTORS)} (default: {', '.join(COLLECTING)})"
 
@@ -147,7 +147,7 @@ def _add_records_commands(command: Callable[..., argparse.ArgumentParser]) -> No
     importing = command("import", import_command, "take over such an export, all of it or nothing")
     importing.add_argument("file", type=Path, metavar="IN")
     verifying = command("verify", verify_command, "compile, verify and time recorded schedules again, winners first")
-    verifying.add_argument("-n", dest="count", type=_at_least(1, int), default=VERIFIED, metavar="N", help=VERIFY_HELP)
+    verifying.add_argument("-n", dest="count", type=_at_least(1, int), metavar="N", help=VERIFY_HELP)
     verifying.add_argument("--seed", type=_at_least(0, int), default=0, metavar="S", help="of the choice (default: 0)")
 
 

@@ -24,6 +24,7 @@ from autotune import corpus
 from autotune.compiler import Opt, OptOps, default_device, renderer_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import RecordsError
+from autotune.guide import FEATURES
 from autotune.paths import ROOFLINE, action_row, paths_from
 from autotune.records import Records
 from autotune.space import root_of
@@ -177,7 +178,7 @@ def main() -> None:
     held_out = f"{HELD_OUT:.0%} of the kernels" if model is None else args.held_out_model.stem
     held_kernels = None if model is None else len(np.unique(model.paths.kernel))
     about = {"device": device, "held_out": held_out, "held_kernels": held_kernels, "paths": len(pool.paths),
-             "kernels": len(np.unique(pool.paths.kernel)), "steps": args.steps}  # fmt: skip
+             "kernels": len(np.unique(pool.paths.kernel)), "steps": args.steps, "features": FEATURES}  # fmt: skip
     units = {str(seed): pool.units(seed) for seed in args.seeds} if model is None else None
     results = Results(args.json, about, units)
     for seed in args.seeds:

@@ -9,6 +9,7 @@ configuration of seconds for tests; `with resume=runs/3/last` goes on from a che
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -89,7 +90,12 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 def first(session: Session, settings: dict[str, Any], config: TrainConfig, kernel: Kernel) -> Guide | None:
     """What a training begins with: all of a checkpoint (`resume`), or the policy of one (`start`), or nothing."""
     if settings["resume"]:
-        guide = Guide.load(keep(Path(settings["resume"]), session.out / "start"))
+        guide = Guide.load(source := keep(Path(settings["resume"]), session.out / "start"))
+        learned = json.loads(source.with_suffix(".json").read_text()).get("backend", session.device)
+        if learned.split(":")[0] != session.device.split(":")[0]:
+            raise UsageError(
+                f"{settings['resume']} was trained on {learned}, and this is {session.device}: set DEV={learned}"
+            )
         own = guide.agent.config
         if own.anneal_updates and guide.agent.updates >= own.anneal_updates:
             guide.agent.config = gently(own)

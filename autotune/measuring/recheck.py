@@ -15,6 +15,7 @@ from autotune.records import Records, Trial
 # A time counts as moved beyond this ratio. Medians of one machine differ by some percent from day to day (clocks, memory
 # layout, neighbours), and a process that has measured others before was seen to time 6 to 8 % slower than a fresh one.
 SLOWER = 1.10
+ENOUGH = 20  # claims to look at where nobody says how many, though fewer be served
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class Checked:
         return self.ratio > SLOWER
 
 
-def choose(records: Records, fingerprint: str, count: int, seed: int) -> list[Claim]:
-    """Up to `count` claims of a device, in random order: winners that are served first, then others that were right."""
+def choose(records: Records, fingerprint: str, count: int | None, seed: int) -> list[Claim]:
+    """Up to `count` claims of a device, in random order: winners that are served first, then others that were right. None: all
+    winners, and ENOUGH claims at least."""
     kernels = {k.key: k for k in records.kernels()}
     rng = random.Random(seed)
     winners = [Claim(kernels[key], f.schedule, statistics.median(f.tuned), True)
@@ -69,7 +71,7 @@ def choose(records: Records, fingerprint: str, count: int, seed: int) -> list[Cl
             others[name] = Claim(kernels[trial.kernel], trial.schedule, trial.seconds, False)
     rest = list(others.values())
     rng.shuffle(rest)
-    return [*winners, *rest][:count]
+    return [*winners, *rest][: max(ENOUGH, len(winners)) if count is None else count]
 
 
 def recheck(claims: list[Claim], measurer: Measurer) -> Iterator[Checked]:

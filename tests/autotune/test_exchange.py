@@ -278,7 +278,7 @@ def claimed(tmp_path) -> Records:
     return records
 
 
-def test_winners_are_chosen_first_and_each_schedule_once(claimed):
+def test_winners_are_chosen_first_and_each_schedule_once(claimed, monkeypatch: pytest.MonkeyPatch):
     own = fingerprint_id(FIELDS)
     claims = choose(claimed, own, 10, seed=0)
     assert [c.winner for c in claims] == [True, True, False]
@@ -286,6 +286,9 @@ def test_winners_are_chosen_first_and_each_schedule_once(claimed):
         (add_one().key, (U2,), 1e3), (total(930).key, PAD_UNROLL, 1e-3), (add_one().key, (U4,), 1e-12),
     }  # fmt: skip
     assert {choose(claimed, own, 1, seed)[0].kernel.key for seed in range(20)} == {add_one().key, total(930).key}
+    assert choose(claimed, own, None, 0) == claims  # fewer than enough
+    monkeypatch.setattr("autotune.measuring.recheck.ENOUGH", 1)
+    assert choose(claimed, own, None, 0) == claims[:2]  # all that are served
     assert choose(claimed, own, 10, 0) == claims and choose(claimed, "elsewhere", 10, 0) == []
 
 

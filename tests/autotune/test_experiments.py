@@ -11,7 +11,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from shell import members, start
@@ -273,6 +273,12 @@ def test_bad_settings_of_a_training_are_named(changed: dict, message: str):
     assert train.config_of({**train.SETTINGS, "minutes": 20}).minutes == 20  # a whole number is a number, too
     with pytest.raises(UsageError, match=message):
         train.config_of({**train.SETTINGS, **changed})
+
+
+def test_a_training_goes_on_where_it_began(tmp_path: Path):
+    session = SimpleNamespace(out=tmp_path, device="CL")
+    with pytest.raises(UsageError, match="was trained on CPU, and this is CL: set DEV=CPU"):
+        train.first(session, {"resume": str(guide.SHIPPED / "guide-cpu")}, train.DEFAULTS, kernel=None)  # type: ignore[arg-type]
 
 
 def test_the_settings_of_all_kept_runs_are_good(tmp_path: Path):
