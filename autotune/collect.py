@@ -18,7 +18,7 @@ from autotune.compiler import renderer_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Measurer, Runner, commit
-from autotune.records import Records, Trial
+from autotune.records import History, Records, Trial
 from autotune.search import make_strategy
 
 DEFAULT = ("random", "ucb", "greedy", "beam")  # none of them needs to have been trained
@@ -41,16 +41,21 @@ def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device:
     if "hand_coded" not in history.baselines:
         commit(records, measurer, kernel, measurer.baselines(kernel))
         history = records.history(kernel.key, measurer.fingerprint)
-    if history.spent >= count or not history.runs:  # a run that resumes meets many of the former
+    if _made(history) >= count or not history.runs:  # a run that resumes meets many of the former
         return 0
     search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)
     search.tell(history.trials)
     done = functools.partial(commit_one, records, measurer, kernel, label or strategy, seed)
-    missing, new = count - history.spent, 0
+    missing, new = count - _made(history), 0
     while new < missing and (asked := search.ask(min(batch, missing - new))):
         search.tell(measurer.measure(kernel, asked, None, done))
         new += len(asked)
     return new
+
+
+def _made(history: History) -> int:
+    """All trials, whoever made them: to learn from, all of them count."""
+    return sum(trial.kind == "trial" for trial in history.trials)
 
 
 def commit_one(records: Records, measurer: Measurer, kernel: Kernel, strategy: str, seed: int, trial: Trial) -> None:
@@ -62,7 +67,7 @@ def collect(kernels: Sequence[Kernel], records: Records, runner: Runner, per_ker
             seed: int, minutes: float, guide: Guide | None = None) -> int:  # fmt: skip
     """Visit the kernels until each has `per_kernel` trials, or until the time is up. Returns how many trials were new."""
     deadline, order, new = time.monotonic() + 60 * minutes, np.random.default_rng(seed).permutation(len(kernels)), 0
-    done = [records.history(kernels[i].key, runner.fingerprint).spent for i in order]
+    done = [_made(records.history(kernels[i].key, runner.fingerprint)) for i in order]
     with tqdm(
         total=per_kernel * len(kernels), initial=sum(done), desc=runner.device, unit="trial", smoothing=0.05
     ) as bar:
@@ -75,6 +80,8 @@ def collect(kernels: Sequence[Kernel], records: Records, runner: Runner, per_ker
                 found = collect_kernel(
                     kernels[i], records, runner, runner.device, wanted, seed, strategy, VISIT // 2, guide
                 )
+                if guide is not None:
+                    guide.forget()  # what it said of this kernel is not asked for again
                 bar.update(found)
                 new += found
     return new

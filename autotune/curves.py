@@ -144,12 +144,7 @@ class Search:
 
     def promise(self, trials: int) -> float | None:
         """As `Spending` asks for it."""
-        if not isinstance(self.strategy, MixedSearch):
-            return None
-        began = time.perf_counter()
-        promised = self.strategy.promise(trials)
-        self.spent += time.perf_counter() - began
-        return promised
+        return self.strategy.promise(trials) if isinstance(self.strategy, MixedSearch) else None
 
     def curve(self, turns: list[float] | None = None) -> Curve:
         hand = self.shared.hand_coded
@@ -190,7 +185,13 @@ def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, r
     spending = Spending([shared.kernel for shared in kernels], calls, lambda k: searches[k.key].best,
                         lambda k, trials: searches[k.key].promise(trials), lambda k: len(searches[k.key].times))  # fmt: skip
     done, total = 0, budget * len(kernels)
-    while done < total and (kernel := spending.next()) is not None:
+    while done < total:
+        began = time.perf_counter()
+        if (kernel := spending.next()) is None:
+            break
+        searches[kernel.key].spent += (
+            time.perf_counter() - began
+        )  # what choosing costs, all kernels' promises, is the chosen one's
         before = searches[kernel.key].best
         made = searches[kernel.key].visit(min(spending.size(kernel), total - done))
         turns[kernel.key] += [(done + 1 + i) / len(kernels) for i in range(made)]

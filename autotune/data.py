@@ -22,7 +22,7 @@ from autotune.compiler import Renderer, default_device
 from autotune.errors import IllegalAction, UsageError
 from autotune.kernel import Kernel, schedule_from_json, schedule_to_json
 from autotune.records import Records, Trial
-from autotune.space import State, apply_to_state, root_state
+from autotune.space import MAX_STEPS, State, apply_to_state, root_state
 
 
 @dataclass
@@ -38,11 +38,12 @@ class Dataset:
     _codes: set[tuple[int, str]] = field(default_factory=set)
 
     def add(self, kernel: Kernel, trials: Iterable[Trial], source: str) -> None:
-        """Add a kernel's timed trials. Times of different sources (machines) are never compared with each other."""
+        """Add a kernel's timed trials, but for schedules of more than MAX_STEPS actions, which hand-coded may be: no path holds them.
+        Times of different sources (machines) are never compared with each other."""
         group = self._sources.setdefault(f"{source}/{kernel.key}", len(self._sources))
         root = self._roots.setdefault(kernel.key, root_state(kernel, self.renderer))
         for trial in trials:
-            if trial.seconds is None or (group, trial.code_hash) in self._codes:
+            if trial.seconds is None or len(trial.schedule) > MAX_STEPS or (group, trial.code_hash) in self._codes:
                 continue
             state = root
             try:

@@ -27,6 +27,9 @@ SHIPPED = Path(__file__).parent / "data"
 LARGEST = float(np.finfo(np.float32).max)  # of any learned number
 MAX_SETTING = 1_000_000  # of any number in a config
 FINETUNED = "finetuned-"  # begins the names of their directories under `runs/`
+REMEMBERED = (
+    1 << 17
+)  # states whose predictions are kept, at about 1 KB each: a training passes through hundreds of thousands
 FEATURES = 2  # version of autotune.features: another version's numbers mean other things
 
 
@@ -81,6 +84,8 @@ class Guide:
         its trees alone."""
         judge = self.simulator if asked is None else asked
         known = self._predicted.setdefault(judge, {})
+        if len(known) > REMEMBERED:
+            known.clear()
         wanted = {(s.kernel.key, s.schedule): s for s in states}
         for state in states:
             wanted.setdefault((state.kernel.key, ()), root_of(state))
@@ -92,6 +97,8 @@ class Guide:
 
     def leaves(self, states: Sequence[State]) -> np.ndarray:
         """To which leaves of the committee's trees some states come [N, T], by which they are alike; remembered."""
+        if len(self._leaves) > REMEMBERED:
+            self._leaves.clear()
         missing = {key: s for s in states if (key := (s.kernel.key, s.schedule)) not in self._leaves}
         if missing:
             found = self.simulator.trees.leaves(np.stack([summary(s) for s in missing.values()]))

@@ -23,7 +23,7 @@ from agents.rollout import Runner as Rollouts
 from autotune.collect import collect_kernel, commit_one
 from autotune.compiler import Renderer
 from autotune.data import Dataset
-from autotune.env import KernelVectorEnv, Task
+from autotune.env import REMEMBERED, KernelVectorEnv, Task
 from autotune.episodes import Seen, sample_episodes
 from autotune.errors import TrainingError, UsageError
 from autotune.guide import Guide
@@ -69,7 +69,7 @@ class TrainConfig:
     """Every setting of a training run, with its reason."""
 
     minutes: float = 20.0  # whole run, the final table included
-    seed: int = 0  # of everything random
+    seed: int = 0  # of everything random; committee and heads have one of their own where it is named
     measure_share: float = 0.15  # of the time goes to random schedules of training kernels on this device
     measure_share_alone: float = 0.4  # the same where no trials ship for the backend
     train_share: float = 0.66  # of the time is over when PPO ends; the rest is the world, and the final table
@@ -230,6 +230,8 @@ class Trainer:
     def _score(self, agent: PPO) -> float:
         n = agent.config.n_envs
         rng = np.random.default_rng(self.config.seed)
+        if len(self.seen) > REMEMBERED:
+            self.seen.clear()
         ends: list[State] = []
         for i in range(0, len(self.validation), n):
             chunk = self.validation[i : i + n]  # of a short one the episodes begin again: each kernel counts once

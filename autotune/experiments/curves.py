@@ -138,7 +138,10 @@ def take_over(part: Path, out: Path) -> None:
 
 
 def _led_alike(part: Path, out: Path, name: str) -> bool:
-    """Whether both runs keep the same checkpoint for a strategy; so it is taken where the earlier one keeps none."""
+    """Whether both runs keep the same checkpoint for a strategy; so it is taken where the earlier one keeps none. What learns from the
+    trials that ship may have learned from others."""
+    if name in LEARNED:
+        return False
     theirs, ours = guide_of(part, name), guide_of(out, name)
     return theirs is None or (ours is not None and theirs.read_bytes() == ours.read_bytes())
 
@@ -179,6 +182,11 @@ def curve_file(folder: Path, name: str, seed: int, budget: int, key: str, togeth
     return folder / f"{label}.json"
 
 
+def _made_here(path: Path, shared: Shared) -> bool:
+    """Whether a search is kept, and beside the same baselines: times of another device are no match for ours."""
+    return path.exists() and bool(json.loads(path.read_text())["hand_coded"] == shared.hand_coded)
+
+
 class Searches:
     """The searches of some kernels, each made once and kept in a file."""
 
@@ -205,11 +213,10 @@ class Searches:
 
     def _alone(self, name: str, seed: int, kernel: Kernel) -> Curve:
         path, budget = self._file(name, seed, kernel.key)
-        if not path.exists():
+        shared = self._shared(kernel)
+        if not _made_here(path, shared):
             self._forget()
-            found = search(
-                self._shared(kernel), name, self.session.renderer, seed, self._guide(name), budget, self._make
-            )
+            found = search(shared, name, self.session.renderer, seed, self._guide(name), budget, self._make)
             path.write_text(json.dumps(asdict(found)))
         return Curve(**json.loads(path.read_text()))
 
@@ -223,12 +230,12 @@ class Searches:
 
     def _together(self, name: str, seed: int) -> list[Curve]:
         budget, paths = 0, []
+        shared = [self._shared(k) for k in self.kernels]
         for kernel in self.kernels:
             path, budget = self._file(name, seed, kernel.key)
             paths.append(path)
-        if not all(path.exists() for path in paths):
+        if not all(_made_here(path, own) for path, own in zip(paths, shared, strict=True)):
             self._forget()
-            shared = [self._shared(k) for k in self.kernels]
             renderer, guide = self.session.renderer, self._guide(name)
             for curve in pooled(shared, self.calls, name, renderer, seed, guide, budget, self._make):
                 self._file(name, seed, curve.kernel)[0].write_text(json.dumps(asdict(curve)))

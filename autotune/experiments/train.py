@@ -25,7 +25,7 @@ from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
 from autotune.experiments import Session, check_counts, check_types, command_line, make_experiment, session_of
-from autotune.guide import Guide, checked_config, find_checkpoint
+from autotune.guide import MAX_SETTING, Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.search import STRATEGIES
 from autotune.training import TrainConfig, Trainer, gently
@@ -137,8 +137,12 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
     check_types(SETTINGS["heads"], settings["heads"])
     check_counts(settings, "validate_every")
     flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in parts}
+    seed = {"seed": flat["seed"] % MAX_SETTING}  # a larger one could not be read again
+    own = {name: seed if name != "ppo" and not settings[name].get("seed") else {} for name in parts}
     try:
-        config = TrainConfig(**flat, **{name: replace(part, **settings[name]) for name, part in parts.items()})
+        config = TrainConfig(
+            **flat, **{name: replace(part, **{**settings[name], **own[name]}) for name, part in parts.items()}
+        )
         for name in ("ppo", "simulator", "trees"):
             checked_config(parts[name], settings[name])  # else the checkpoint could not be read
         Committee(1, config.simulator, config.trees)  # what does not fit together

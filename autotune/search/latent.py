@@ -7,6 +7,7 @@ read on the exact dynamics, up to its first illegal action, and joins the pool. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.paths import paths_of
 from autotune.search.mixed import MixedSearch
-from autotune.space import ACTIONS, MAX_STEPS, State, legal_mask, may_take, root_of, step
+from autotune.space import ACTIONS, MAX_STEPS, State, apply_to_state, legal_mask, may_take, root_of, step
 
 ROWS, SIMULATIONS, CONSIDERED = 16, 64, 16  # of one search; a plan is looked at once it has ended, or as far as it goes
 CONTINUED = 3  # fastest schedules whose prefixes become roots, once something was measured
@@ -41,7 +42,7 @@ class LatentSearch(MixedSearch):
         self._plan([self.root])
         if self.measured:
             best = sorted(self.measured, key=lambda pair: pair[1])[:CONTINUED]
-            self._plan([prefix for state, _ in best for prefix in self._prefixes(state)])
+            self._plan([p for state, _ in best for p in self._prefixes(state) if len(p.schedule) <= MAX_STEPS])
 
     def _plan(self, starts: Sequence[State]) -> None:
         """Search from `starts` in turn; the pool keeps all that any search looked at, as far as it is legal."""
@@ -68,6 +69,7 @@ class LatentSearch(MixedSearch):
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
         """Draws from what the simulator believes of each schedule [DRAWS, N]: a normal of its mean and spread."""
+        states = [_short(s) for s in states]
         wanted = {key: s for s in [*states, root_of(states[0])] if (key := _key(s)) not in self.beliefs}
         if wanted:
             paths = paths_of(list(wanted.values()))
@@ -77,6 +79,13 @@ class LatentSearch(MixedSearch):
             beliefs = found.relative[at] + draws * found.spread[at]
             self.beliefs.update(zip(wanted, beliefs.T, strict=True))
         return np.stack([self.beliefs[_key(s)] for s in states], axis=1)
+
+
+def _short(state: State) -> State:
+    """What of a schedule fits a path: hand-coded ones may have more actions."""
+    if len(state.schedule) <= MAX_STEPS:
+        return state
+    return functools.reduce(apply_to_state, state.schedule[:MAX_STEPS], root_of(state))
 
 
 def _key(state: State) -> tuple[str, Schedule]:

@@ -80,7 +80,8 @@ class PlannerSearch(MixedSearch):
         """What policy, critic and ensemble say of some states; row i believes member i mod M."""
         observation = self._observe(states)
         log_probs, value, after = self.guide.agent.evaluate(observation, hidden, reset)
-        members = self._corrected(list(states))  # [M, B]
+        # no failure pushes back its like here: how alike two states are is measured by those beside them, and a reward is not
+        members = self._members(states) + self._errors(list(states))  # [M, B]
         times = members[np.arange(len(states)) % len(members), np.arange(len(states))]
         nodes = [Node(s, h, float(t)) for s, h, t in zip(states, after, times, strict=True)]
         logits = log_probs / self.temperatures[:, None]

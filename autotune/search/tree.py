@@ -6,8 +6,8 @@ rescaled to [0, 1] over the tree. Descending from the root takes the child with 
     worth + c sqrt(ln(visits of the parent) / visits)       UCB1 (Auer et al. 2002)
 
 until a node has fewer children than WIDENING sqrt(visits) (progressive widening, Coulom 2007): there a legal action that
-was not tried yet is taken at random. `greedy` is c = 0. All prefixes of what is asked for are measured too, so a recording
-of such a search is a closed world in which an episode may stop anywhere.
+was not tried yet is taken at random. `greedy` is c = 0. All prefixes of what is asked for are measured first, hand-coded's and
+those of others' trials, too, so a recording of such a search is a closed world in which an episode may stop anywhere.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Node:
     visits: int = 0
     best: float = math.inf  # the least log2 seconds in the subtree; infinite: none is known yet
     failed: bool = False  # then nothing is built on it
+    tried: bool = False  # whether it was asked for, or had a trial; a baseline is none
+    closed: bool = False  # whether nothing is left to try from here
 
 
 class TreeSearch:
@@ -46,6 +48,7 @@ class TreeSearch:
         self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
         self.exploration = exploration
         self.fastest, self.slowest = math.inf, -math.inf  # log2 seconds of all that was told
+        self.asked: set[Schedule] = set()
         self.root = self._node(root_state(kernel, renderer))
 
     def ask(self, count: int) -> list[Schedule]:
@@ -54,7 +57,9 @@ class TreeSearch:
         while len(asked) < count and (path := self._descend()):
             for node in path:
                 node.visits += 1
+            path[-1].tried = True
             asked.append(path[-1].state.schedule)
+        self.asked.update(asked)
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -63,34 +68,40 @@ class TreeSearch:
             if (path := self._walk(trial.schedule)) is None:
                 continue
             leaf = path[-1]
+            leaf.tried |= trial.kind == "trial"
+            if trial.schedule not in self.asked:
+                for node in path:
+                    node.visits += 1
             if trial.seconds is None:
                 leaf.failed = bool(trial.schedule)  # the root is always built on
                 continue
             log_time = math.log2(trial.seconds)
             self.fastest, self.slowest = min(self.fastest, log_time), max(self.slowest, log_time)
             for node in path:
-                node.visits, node.best = max(1, node.visits), min(node.best, log_time)
+                node.best = min(node.best, log_time)
 
     def _node(self, state: State) -> Node:
         legal = np.flatnonzero(legal_mask(state)[:-1])
         return Node(state, [int(a) for a in self.rng.permutation(legal)])
 
     def _descend(self) -> list[Node] | None:
-        """The path to a new node; None where nothing is left to try. A dead end is closed, and the descent begins anew."""
+        """The path to a new node, or to one that has had no trial; None where nothing is left to try. A dead end is closed, and the
+        descent begins anew."""
         while True:
             path = [self.root]
             while not self._grows(node := path[-1]):
-                open_children = [c for c in node.children.values() if not c.failed and (c.untried or c.children)]
-                if not open_children:
+                if not (open_children := [c for c in node.children.values() if _open(c)]):
                     break
                 path.append(max(open_children, key=lambda child: self._bound(child, node)))
+                if not path[-1].tried:
+                    return path
             if node.untried:
                 action = node.untried.pop()
                 child = node.children[action] = self._node(step(node.state, action))
                 return [*path, child]
             if node is self.root:
                 return None
-            node.children.clear()  # neither actions nor open children: closed
+            node.closed = True
 
     def _grows(self, node: Node) -> bool:
         return bool(node.untried) and len(node.children) < WIDENING * math.sqrt(max(1, node.visits))
@@ -112,3 +123,7 @@ class TreeSearch:
                 node.children[action] = self._node(step(node.state, action))
             path.append(node.children[action])
         return path
+
+
+def _open(node: Node) -> bool:
+    return not (node.failed or node.closed) and bool(not node.tried or node.untried or node.children)

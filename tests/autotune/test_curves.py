@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +33,9 @@ from autotune.experiments import curves as experiment
 from autotune.experiments.ablations import ABLATIONS
 from autotune.experiments.kept import pack
 from autotune.guide import SHIPPED, Guide
+from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, Trial
+from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 
 
@@ -175,6 +179,52 @@ def test_a_program_spends_where_it_pays_and_never_more_than_it_has(tmp_path: Pat
     assert of[big.key].best_after(math.inf) < of[big.key].hand_coded
 
 
+class Slow(MixedSearch):
+    """It asks at once, and takes a tenth of a second to promise."""
+
+    def __init__(self, kernel: Kernel):
+        self.left, self.promises = [(U2,), (U4,), (U2, U2), (U4, U2)], 0
+
+    def ask(self, count: int) -> list[Schedule]:
+        return [self.left.pop() for _ in range(min(count, len(self.left)))]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        pass
+
+    def promise(self, count: int) -> float:
+        self.promises += 1
+        time.sleep(0.1)
+        return 1.0
+
+
+class Instant(Shared):
+    """Every trial takes no time at all."""
+
+    def __init__(self, kernel: Kernel):
+        self.kernel, self.known = kernel, {}
+        self.baselines = {
+            kind: Trial(kernel.key, (), "ok", (1.0,), kind=kind) for kind in ("unoptimized", "hand_coded")
+        }
+
+    def trials(self, schedules: Sequence[Schedule]) -> list[Trial]:
+        return [Trial(self.kernel.key, s, "ok", (0.5,)) for s in schedules]
+
+
+def test_choosing_where_trials_go_is_charged():
+    """To the kernel that is chosen: all promises are among the seconds of the last trials, whosever they are."""
+    shared = [Instant(kernel_of(Tensor.empty(64, n).sum(1))) for n in (32, 48)]
+    made: list[Slow] = []
+
+    def make(name: str, kernel: Kernel, *_) -> Slow:
+        made.append(Slow(kernel))
+        return made[-1]
+
+    found = pooled(shared, {s.kernel.key: 1 for s in shared}, "auto", renderer_of("CPU"), 0, None, 2, make)
+    assert sum(len(c.times) for c in found) == 4
+    spent, promised = sum(c.seconds[-1] for c in found), 0.1 * sum(own.promises for own in made)
+    assert promised >= 0.2 and promised <= spent < promised + 0.1
+
+
 def test_each_search_pays_for_its_own_thinking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Those of one kernel and those that share their trials; an ablation of `auto` is of the second kind."""
     kernel, cpu = kernel_of(Tensor.empty(8, 8).sum(1)), renderer_of("CPU")
@@ -220,6 +270,17 @@ def searches_of(out: Path, calls: dict[str, int]) -> experiment.Searches:
     return experiment.Searches(session, settings, [], calls, None)  # type: ignore[arg-type]
 
 
+def test_a_search_beside_other_baselines_is_made_again(tmp_path: Path):
+    """A part of another device: its times are no match for ours."""
+    own = curve("random", 0, [1.0])
+    path = experiment.curve_file(tmp_path, "random", 0, 3, "a", None)
+    here = SimpleNamespace(hand_coded=own.hand_coded)
+    assert not experiment._made_here(path, here)  # type: ignore[arg-type]
+    path.write_text(json.dumps(asdict(own)))
+    assert experiment._made_here(path, here)  # type: ignore[arg-type]
+    assert not experiment._made_here(path, SimpleNamespace(hand_coded=own.hand_coded + 1e-9))  # type: ignore[arg-type]
+
+
 def test_where_kernels_share_their_trials_another_program_is_another_search(tmp_path: Path):
     own, turned, other, called = (
         searches_of(tmp_path, calls) for calls in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1}, {"a": 1, "b": 3})
@@ -252,6 +313,8 @@ def test_a_run_goes_on_with_what_its_own_checkpoints_have_led(tmp_path: Path):
     part.mkdir()
     for name in strategies:
         experiment.curve_file(part, name, 0, 3, "a", None).write_text(json.dumps(asdict(curve(name, 0, [1.0]))))
+    learned = experiment.curve_file(part, "ranker", 0, 3, "a", None)  # from the trials that shipped then
+    learned.write_text(json.dumps(asdict(curve("ranker", 0, [1.0]))))
 
     def taken(label: str, **guides: bytes) -> list[str]:
         (tmp_path / label).mkdir()

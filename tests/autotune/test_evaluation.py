@@ -85,6 +85,17 @@ def test_where_hand_coded_itself_fails_the_kernel_is_left_out(tmp_path: Path, ca
     assert "is left out" in capsys.readouterr().out
 
 
+def test_all_trials_of_a_kernel_count_where_they_are_collected(tmp_path: Path):
+    """Those to fine-tune, too, which no budget counts: a second time there is nothing to do."""
+    with closing(Records(tmp_path / "collected.db")) as records:
+        made = [
+            collect_kernel(KERNELS[0], records, Refuting(0), "CPU", count, 0, label="finetune/random")
+            for count in (4, 4, 6)
+        ]
+        assert made == [4, 0, 2]
+        assert records.history(KERNELS[0].key, Adversary.fingerprint).spent == 0
+
+
 def test_a_guide_beside_searches_by_itself_and_by_its_own_lights(tmp_path: Path):
     """The same guide under another name finds the same with trials of its own; one with other trees finds something else."""
     guide, other = (Guide.load(SHIPPED / "guide-cpu") for _ in range(2))

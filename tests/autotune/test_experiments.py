@@ -275,6 +275,14 @@ def test_bad_settings_of_a_training_are_named(changed: dict, message: str):
         train.config_of({**train.SETTINGS, **changed})
 
 
+def test_the_seed_is_of_everything_random():
+    """A part that was given one keeps it."""
+    parts = ("simulator", "trees", "heads")
+    seeds = lambda **changed: [getattr(train.config_of({**train.SETTINGS, **changed}), part).seed for part in parts]  # noqa: E731
+    assert seeds() == [0, 0, 0] and seeds(seed=5) == seeds(seed=3_000_005) == [5, 5, 5]
+    assert seeds(seed=5, trees={**train.SETTINGS["trees"], "seed": 2}) == [5, 2, 5]
+
+
 def test_a_training_goes_on_where_it_began(tmp_path: Path):
     session = SimpleNamespace(out=tmp_path, device="CL")
     with pytest.raises(UsageError, match="was trained on CPU, and this is CL: set DEV=CPU"):

@@ -11,13 +11,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny import U2, U4, kernel_of
+from tinygrad import Tensor
 
 from agents import checkpoint
 from agents.ppo import PPOConfig
+from autotune import guide as guide_module
+from autotune.compiler import renderer_of
 from autotune.errors import UsageError
 from autotune.experiments.evaluate import keep_guide
 from autotune.guide import FEATURES, SHIPPED, Guide, find_checkpoint
-from autotune.space import VOCABULARY
+from autotune.space import VOCABULARY, state_after
 from sims import EnsembleConfig, TreesConfig
 
 SHAPES = {"nets.p0": (2, 16, 4), "nets.p1": (2, 1, 4), "nets.p2": (2, 4, 4), "nets.p3": (2, 1, 4), "nets.p4": (2, 4, 1),
@@ -50,6 +54,21 @@ def test_a_guide_comes_back_whole(saved, tmp_path):
     arrays, meta = checkpoint.load(tmp_path / "b")
     assert meta == saved[1] and arrays.keys() == saved[0].keys()
     assert all(np.array_equal(arrays[name], array) for name, array in saved[0].items())
+
+
+def test_what_was_predicted_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch):
+    """And is the same when it is asked for again."""
+    shipped = Guide.load(guide_module.SHIPPED / "guide-cpu")
+    kernel, cpu = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48)), renderer_of("CPU")
+    states = [state_after(kernel, schedule, cpu) for schedule in ((U2,), (U4,), (U2, U2), (U4, U2))]
+    before = shipped.members(states), shipped.leaves(states)
+    monkeypatch.setattr(guide_module, "REMEMBERED", 2)
+    for state in states * 2:
+        shipped.members([state])
+        shipped.leaves([state])
+        assert len(shipped._predicted[shipped.simulator]) <= 4 and len(shipped._leaves) <= 3
+    np.testing.assert_allclose(shipped.members(states), before[0], atol=1e-5)
+    np.testing.assert_array_equal(shipped.leaves(states), before[1])
 
 
 @pytest.mark.parametrize("seed", [20_261_231, 2**63 - 1])

@@ -59,6 +59,19 @@ def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
         assert root.embedding[i].log_time - once.reward[i] == pytest.approx(times[member, i], abs=1e-5)
 
 
+def test_a_reward_is_of_its_state_whoever_stands_beside_it(guide):
+    """Though a trial has failed: how alike states are depends on those that are compared."""
+    search = planner(guide)
+    n = search.rows
+    failing = search.ask(1)[0]
+    search.tell([Trial(KERNEL.key, failing, "crashed")])
+    hidden, reset = guide.agent.initial_hidden(n), np.ones(n, np.float32)
+    others = [s for s in search.pool.values() if s is not search.root][: n - 1]
+    alone = search._look([search.root] * n, hidden, reset).embedding[0].log_time
+    assert search._look([search.root, *others], hidden, reset).embedding[0].log_time == pytest.approx(alone, abs=1e-6)
+    assert len(search.failed) == 1 and len(others) == n - 1
+
+
 def test_search_improves_on_a_policy_that_knows_nothing(guide):
     """Mean log2 time believed of all that was looked at. The control: episodes of the same untrained policy, as many."""
     nets, trees = guide.simulator.nets.config, guide.simulator.trees.config

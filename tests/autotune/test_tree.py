@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from autotune.kernel import Schedule
 from autotune.records import Trial
 from autotune.search import make_strategy
 from autotune.search.tree import TreeSearch
-from autotune.space import ACTIONS
+from autotune.space import ACTIONS, legal_mask, state_after
 
 CPU = renderer_of("CPU")
 KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
@@ -76,6 +77,40 @@ def test_told_schedules_are_not_asked_for_again_and_foreign_ones_are_passed_over
     pad = next(a for a in ACTIONS if a is not None and a.op.name == "TC")  # not offered on this device
     other.tell([trial((pad,), 1.0)])
     assert other.root.visits == before
+
+
+def test_what_a_told_schedule_passes_through_is_measured_too():
+    """Hand-coded is a baseline and the fastest by far, so the tree goes there; a trial of others needs no trial of its own."""
+    first, second = grown(8, lambda s: 1.0 + len(s))[1][:2]
+    hand = (*first, ACTIONS[next(i for i in range(len(ACTIONS)) if legal_mask(state_after(KERNEL, first, CPU))[i])])
+    search, asked = TreeSearch(KERNEL, CPU, 0), []
+    search.tell([trial((), 8.0), replace(trial(hand, 2.0**-9), kind="hand_coded"), trial(second, 4.0)])
+    for _ in range(12):
+        batch = search.ask(4)
+        search.tell([trial(s, 1.0) for s in batch])
+        asked += batch
+    assert {s[:-1] for s in asked} <= {*asked, second, ()}
+    assert {first, hand} <= set(asked) and len(asked) == len(set(asked)) == 48 and second not in asked
+
+
+def test_what_others_have_tried_counts_as_visited():
+    _, asked = grown(20, lambda s: 1.0)
+    told = TreeSearch(KERNEL, CPU, 0)
+    told.tell([trial((), 1.0), *(trial(s, 1.0) for s in asked)])
+    assert told.root.visits == 21
+    assert sum(child.visits for child in told.root.children.values()) == 20
+    own, asked = grown(20, lambda s: 1.0)
+    assert own.root.visits == 21  # as many where it has asked itself
+
+
+def test_what_a_dead_end_was_worth_is_not_forgotten():
+    """The last schedule of a small space is the fastest, and is told when nothing is left to try."""
+    kernel = add_one(2)
+    search = make_strategy("ucb", kernel, CPU, 0, None)
+    asked = search.ask(100)
+    assert asked and search.ask(1) == []
+    search.tell([trial(s, 2.0 ** (1 - i), kernel) for i, s in enumerate(asked)])
+    assert search.root.best == search.fastest == 2 - len(asked)
 
 
 def test_a_small_space_is_walked_to_its_end():

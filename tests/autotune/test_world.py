@@ -10,14 +10,14 @@ from tiny import U2, U4, kernel_of
 from tinygrad import Tensor
 
 from autotune import corpus
-from autotune.compiler import renderer_of
+from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.guide import SHIPPED, Guide
 from autotune.paths import paths_of
 from autotune.records import Trial
 from autotune.search import make_strategy
-from autotune.space import ACTION_INDEX, STOP_INDEX, legal_mask, root_state, state_after
+from autotune.space import ACTION_INDEX, MAX_STEPS, STOP_INDEX, legal_mask, root_state, state_after
 from autotune.world import SOFTNESS, World, positions_of
 from sims import SimulatorError
 from sims.heads import HeadsConfig
@@ -101,6 +101,19 @@ def test_a_schedule_that_was_measured_fast_lends_its_time_to_its_like(guide: Gui
     search.tell([Trial(KERNEL.key, first[0], "ok", (2.0**-20,)), Trial(KERNEL.key, first[1], "ok", (2.0**-10,))])
     after = search._corrected(states).mean(0)
     assert (after - before)[0] < (after - before)[1]
+
+
+def test_a_schedule_that_no_path_holds_is_judged_by_its_beginning(guide: Guide):
+    """Hand-coded may have more actions than a path: it is told, and stands among the fastest."""
+    small = [Opt(OptOps.UPCAST, axis, 2) for axis in (0, 1)] * 3 + [Opt(OptOps.UNROLL, 0, 2)] * 3
+    assert len(small) > MAX_STEPS and state_after(KERNEL, tuple(small), CPU)
+    search = make_strategy("muzero", KERNEL, CPU, 0, guide)
+    hand = Trial(KERNEL.key, tuple(small), "ok", (2.0**-12,), kind="hand_coded")
+    search.tell([Trial(KERNEL.key, (), "ok", (2.0**-6,), kind="unoptimized"), hand])
+    assert search.ask(4) and search.fastest == -12
+    data = Dataset(CPU)
+    data.add(KERNEL, [hand, Trial(KERNEL.key, (U2,), "ok", (2.0**-7,), code_hash="b")], "here")
+    assert [s.schedule for s in data.states] == [(U2,)]
 
 
 def test_the_same_schedule_of_another_kernel_is_judged_by_itself(guide: Guide):
