@@ -229,7 +229,8 @@ def tune_command(args: argparse.Namespace) -> int:
                       checkpoint=guide, seed=args.seed, beam=args.beam)  # fmt: skip
     print(report.table(), flush=True)
     if report.stopped:
-        what = f"with {report.left} trials left" if report.left else "before the beam had ended"
+        rest = "the beam had ended" if args.beam else "every kernel had its answer"
+        what = f"with {report.left} trials left" if report.left else f"before {rest}"
         say(f"stopped by --seconds {what}; the same command goes on from there")
     write_json(args.json, report.to_json())
     return 0

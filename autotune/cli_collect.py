@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Sequence
 
 import numpy as np
+from tinygrad import Context
 
 from autotune import corpus
 from autotune.card import card_of
@@ -32,7 +33,11 @@ def collect_command(args: argparse.Namespace) -> int:
         raise UsageError("--unseen is for the corpus: no trials ship of a script's or a program's kernels")
     if args.script is not None:
         check_script(args.script)
-    with contextlib.closing(Records(args.records)) as records, contextlib.closing(Runner(device)) as runner:
+    with (
+        contextlib.closing(Records(args.records)) as records,
+        contextlib.closing(Runner(device)) as runner,
+        Context(BEAM=0),  # neither the script nor our own nets shall be searched by BEAM
+    ):
         records.add_fingerprint(runner.fields)
         kernels = _some(_kernels(args, device), args.kernels, args.seed)
         guided = NEEDS_GUIDE.intersection(args.strategies)

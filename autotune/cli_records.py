@@ -13,7 +13,7 @@ from tqdm import tqdm
 from autotune.compiler import default_device, fingerprint
 from autotune.errors import DeviceError
 from autotune.kernel import schedule_to_json
-from autotune.measuring.noise import QUANTILE, REPEATS, Length, curve_of, measure_noise
+from autotune.measuring import noise
 from autotune.measuring.recheck import SLOWER, Checked, choose, recheck
 from autotune.measuring.runner import Runner, commit
 from autotune.records import Records, fingerprint_id, foreign
@@ -60,13 +60,21 @@ def verify_command(args: argparse.Namespace) -> int:
     if not claims:
         print(f"{args.records} holds nothing for {device} (fingerprint {own}); tune a script first")
         return 0
-    with contextlib.closing(Runner(device)) as runner, contextlib.closing(Records(args.records)) as records:
-        checked = []
-        for one in tqdm(recheck(claims, runner), total=len(claims), desc="verifying", unit="record"):
-            print(_line(one), flush=True)
-            checked.append(one)
+    checked: list[Checked] = []
+    with (
+        contextlib.closing(Runner(device)) as runner,
+        contextlib.closing(Records(args.records)) as records,
+        tqdm(total=len(claims), desc="verifying", unit="record") as bar,
+    ):
+
+        def tell(one: Checked) -> None:
             if not one.holds:
                 commit(records, runner, one.claim.kernel, [one.now])
+            print(_line(one), flush=True)
+            checked.append(one)
+            bar.update()
+
+        recheck(claims, runner, tell)
     wrong, slower = sum(not c.holds for c in checked), sum(c.slower for c in checked)
     unknown = sum(not c.judged for c in checked)
     print(f"{len(checked)} checked, of them winners: {sum(c.claim.winner for c in checked)}; no longer right: {wrong}; "
@@ -79,14 +87,19 @@ def verify_command(args: argparse.Namespace) -> int:
 
 def noise_command(device: str, path: Path) -> None:
     """Measure and keep how far apart timings of the same kernel come out; later tuning asks its winners for more than that."""
-    print(f"{device}: {REPEATS} comparisons of each kernel with itself; the floor is their {QUANTILE:.0%} quantile")
+    print(
+        f"{device}: {noise.REPEATS} comparisons of each kernel with itself; the floor is their {noise.QUANTILE:.0%} quantile"
+    )
     print(f"{'kernel':>12} {'median':>8} {'floor':>8} {'worst':>8}")
     with contextlib.closing(Runner(device)) as runner, contextlib.closing(Records(path)) as records:
         records.add_fingerprint(runner.fields)
-        records.add_noise(runner.fingerprint, curve_of(measure_noise(runner, tell=_tell_noise)))
+        lengths = noise.measure_noise(runner, tell=_tell_noise)
+        records.add_noise(runner.fingerprint, noise.curve_of(lengths))
+    if len(lengths) < len(noise.SIZES):
+        say("longer kernels could not be measured here: the last floor stands for them too")
 
 
-def _tell_noise(length: Length) -> None:
+def _tell_noise(length: noise.Length) -> None:
     median, worst = statistics.median(length.differences), max(length.differences)
     print(f"{length.seconds * 1e3:9.3f} ms {median:8.2%} {length.floor:8.2%} {worst:8.2%}", flush=True)
 

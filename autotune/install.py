@@ -41,12 +41,10 @@ class Applied:
 def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[Applied]:
     """While active, kernels with an accepted schedule for this very device and settings are compiled with it.
 
-    Everything else runs as tinygrad would run it. A TinyJit keeps the schedules that it was captured with.
+    Everything else runs as tinygrad would run it. A TinyJit keeps the schedules that it was captured with. Of open records
+    the file is opened once more: the program may compile in another thread than the one that they belong to.
     """
-    if not isinstance(records, Records):
-        with contextlib.closing(Records(records or default_path(), read_only=True)) as opened, apply(opened) as applied:
-            yield applied
-        return
+    path = records.absolute if isinstance(records, Records) else records or default_path()
     winners: dict[tuple[str, Settings], dict[str, Schedule]] = {}
     chosen: dict[tuple[UOp, Settings], Schedule | None] = {}
     applied = Applied()
@@ -56,13 +54,13 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
         now = targets(), *settings().values()  # a Context inside the block may change them
         if (raw, now) not in chosen:
             if (device, now) not in winners:
-                winners[device, now] = records.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
+                winners[device, now] = opened.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
             chosen[raw, now] = _found(winners[device, now], raw, renderer)
             applied.tuned += chosen[raw, now] is not None
             applied.plain += chosen[raw, now] is None
         return chosen[raw, now]
 
-    with substitute_schedules(schedule_of):
+    with contextlib.closing(Records(path, read_only=True)) as opened, substitute_schedules(schedule_of):
         yield applied
 
 
@@ -73,28 +71,36 @@ def _found(winners: Mapping[str, Schedule], raw: UOp, renderer: Renderer) -> Sch
         return None
     try:
         kernel = Kernel.from_ast(canonical(raw, renderer))
-        schedule = winners.get(kernel.key)
-        if schedule is not None:
-            functools.reduce(apply_opt, schedule, root_scheduler(kernel.ast, renderer))
     except IllegalAction:
         return None
-    return schedule
+    schedule = winners.get(kernel.key)
+    return schedule if schedule is not None and _is_legal(schedule, kernel, renderer) else None
+
+
+def _is_legal(schedule: Schedule, kernel: Kernel, renderer: Renderer) -> bool:
+    """Whether tinygrad takes a schedule that is on record: a file of another machine, or a damaged one, may hold any."""
+    try:
+        functools.reduce(apply_opt, schedule, root_scheduler(kernel.ast, renderer))
+    except IllegalAction:
+        return False
+    return True
 
 
 def export_beam(records: Records, width: int) -> int:
     """Write all accepted schedules into tinygrad's BEAM cache under `width`; returns how many.
 
-    Kernels without an accepted schedule get their hand-coded one, so that BEAM=`width` searches nothing at all; but those that
-    could not be measured, of which nothing is known.
+    Kernels without an accepted schedule, or with one that tinygrad refuses, get their hand-coded one, so that BEAM=`width`
+    searches nothing at all; but those that could not be measured, of which nothing is known.
     """
     device = default_device()
     renderer, own = renderer_of(device), fingerprint_id(fingerprint(device))
     winners = records.winners(own, PROTOCOL)
     exported = 0
     for kernel in records.kernels():
-        history = records.history(kernel.key, own)
-        hand = history.baselines.get("hand_coded")
-        if hand is not None and (kernel.key in winners or hand.seconds is not None):
-            write_beam_cache(kernel.ast, winners.get(kernel.key, hand.schedule), width, renderer)
+        hand = records.history(kernel.key, own).baselines.get("hand_coded")
+        known = [winners.get(kernel.key), hand.schedule if hand is not None and hand.seconds is not None else None]
+        legal = [s for s in known if s is not None and _is_legal(s, kernel, renderer)]
+        if legal:
+            write_beam_cache(kernel.ast, legal[0], width, renderer)
             exported += 1
     return exported

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -78,6 +78,7 @@ class Tuner:
         bar = tqdm(total=len(kernels) * (self.trials + 2), desc="tuning", unit="trial", disable=not self.progress)
         where = self.records.path, self.measurer.fingerprint
         finished = True  # the beams
+        searched: set[str] = set()
         if self.guide is not None and self.guide.memory is not None:
             for kernel in self.records.kernels():  # tuned before, though it be in another program
                 self._remember(kernel, self._history(kernel))
@@ -93,6 +94,7 @@ class Tuner:
             def search(kernel: Kernel) -> None:
                 bar.set_postfix_str(kernel.name)
                 self.search(kernel, budget, bar.update)
+                searched.add(kernel.key)
 
             def beam(kernel: Kernel) -> None:
                 nonlocal finished
@@ -103,6 +105,10 @@ class Tuner:
             order = sorted(kernels, key=lambda k: -self.hand_coded_seconds(k) * calls[k.key])
             if self.strategy == POOLED and self.trials:
                 self.spend(order, calls, budget, bar)
+            elif self._answers:
+                share(*where, order, search, budget.in_time)
+                # another tuner may have held some until time was over
+                self._cut |= any(k.key not in searched for k in order)
             else:
                 share(*where, order, search, lambda: budget.left(1) > 0)
             if self.beam:
@@ -111,6 +117,11 @@ class Tuner:
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
             share(*where, order, lambda kernel: (self.winners.finish(kernel), bar.update(1)), budget.in_time)
         return [self.result(k, calls[k.key]) for k in order], tried and finished
+
+    @property
+    def _answers(self) -> bool:
+        """Whether each kernel gets the strategy's single answer, and no trials."""
+        return self.trials == 0 and self.guide is not None
 
     def left(self, kernels: Sequence[Kernel], budget: Budget) -> int:
         """Trials that are allowed and were not made. Under `auto` the budget counts what was on record, too; any other strategy
@@ -143,8 +154,11 @@ class Tuner:
             tick(self.trials)
             return
         tick(min(history.spent, self.trials))
-        if self.trials == 0 and self.guide is not None and "answer" not in history.baselines and budget.in_time():
-            self._answer(kernel, history)
+        if self._answers:
+            if budget.in_time():
+                self._answer(kernel, history)
+            else:
+                self._cut = True
         made = self.visit(kernel, self.trials - history.spent, budget, tick)
         if budget.left(1) > 0:
             tick(self.trials - history.spent - made)
@@ -156,8 +170,6 @@ class Tuner:
         spending = Spending(
             self._open_to(kernels, calls, budget), calls, self.best_seconds, self._promise, self.history_spent
         )
-        elsewhere = self._made(kernels) - budget.spent  # under other programs, beyond what counts for this one
-        self._on_record = lambda: self._made(kernels) - elsewhere
         bar.update(min(budget.spent, self.trials * len(kernels)))
 
         def visit(kernel: Kernel) -> None:
@@ -168,10 +180,10 @@ class Tuner:
         while self._left(budget, 1) > 0 and (kernel := spending.next()) is not None:
             share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: self._left(budget, 1) > 0)
 
-    def _made(self, kernels: Sequence[Kernel]) -> int:
-        """Trials of these kernels on record."""
+    def _made(self, keys: Iterable[str]) -> int:
+        """Trials of kernels on record."""
         spent = self.records.spent(self.measurer.fingerprint)
-        return sum(spent[k.key] for k in kernels)
+        return sum(spent[key] for key in keys)
 
     def _left(self, budget: Budget, wanted: int) -> int:
         """How many of `wanted` trials may still be made; what other tuners made meanwhile is spent, too."""
@@ -179,7 +191,7 @@ class Tuner:
         return budget.left(wanted)
 
     def _open_to(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget) -> Sequence[Kernel]:
-        """Count what is on record as spent; returns the kernels on which the rest may go.
+        """Count what is on record as spent, and from now on what others add; returns the kernels on which the rest may go.
 
         What was made before all kernels of this program were known was made under another one. Kernels that had no trials
         by then, and take time, bring their own allowance: where the others had used up theirs, it is for these alone.
@@ -195,6 +207,8 @@ class Tuner:
         new = [k for k in kernels if not before[k.key] and seconds[k.key] and seconds[k.key] >= least]
         allowed = self.trials * (len(kernels) - len(new))
         budget.spent += min(before.total(), allowed) + since
+        elsewhere = before.total() + since - budget.spent  # under other programs, beyond what counts for this one
+        self._on_record = lambda: self._made(own) - elsewhere
         return kernels if before.total() <= allowed else new
 
     def _promise(self, kernel: Kernel, trials: int) -> float | None:
@@ -230,16 +244,18 @@ class Tuner:
                 preparing = budget.elapsed() - began - sum(t.verify_seconds + t.timing_seconds for t in trials)
                 self._final_seconds[kernel.key] = preparing + FRESH
                 self._reserve(kernel, budget, True)
-        self._cut |= made < limit and not budget.in_time()
+        self._cut |= made < limit and budget.spent < budget.trials and not budget.in_time()
         self._opened(kernel, history)
         self._remember(kernel, history)
         self._reserve(kernel, budget, self._has_winner(kernel))
         return made
 
     def _remember(self, kernel: Kernel, history: History) -> None:
-        """What was found of a kernel the searches of similar ones may recall."""
+        """What was found of a kernel the searches of similar ones may recall; but no answer where answers are asked for, so
+        that the same command again asks for the same."""
         if self.guide is not None and self.guide.memory is not None:
-            timed = [(t.schedule, t.seconds) for t in history.good if t.seconds is not None and t.kind not in BASELINES]
+            untold = {*BASELINES, "answer"} if self._answers else BASELINES
+            timed = [(t.schedule, t.seconds) for t in history.good if t.seconds is not None and t.kind not in untold]
             if timed:  # else it may be a kernel of another device, which has no state here
                 self.guide.memory.add(root_state(kernel, self.renderer), timed)
 
@@ -289,8 +305,12 @@ class Tuner:
         budget.reserved = sum(known.get(key, other) for key, waits in self._waiting.items() if waits)
 
     def _answer(self, kernel: Kernel, history: History) -> None:
-        """Zero trials: the strategy's single answer, compiled and verified, held against hand-coded like any winner."""
-        for trial in self.measurer.measure(kernel, self._opened(kernel, history).ask(1), None):
+        """Zero trials: the strategy's single answer, compiled and verified, held against hand-coded like any winner. It hears
+        of no earlier answer, so the same guide and seed give the same one, which is on record then."""
+        untold = History([t for t in history.trials if t.kind != "answer"])
+        known = {t.schedule for t in history.trials}
+        asked = [s for s in self._opened(kernel, untold).ask(1) if s not in known]
+        for trial in self.measurer.measure(kernel, asked, None) if asked else ():
             commit(self.records, self.measurer, kernel, [replace(self._labelled(trial, "answer"), kind="answer")])
 
     def _labelled(self, trial: Trial, origin: str) -> Trial:

@@ -2,8 +2,9 @@
 
 Protocol 2. One set of guarded buffers holds each case of inputs in turn (inputs.py). Outputs are poisoned before every
 run, timed ones too; in-place buffers get their inputs back. A candidate is verified on all cases, then timed on the last
-with warm caches and the full grid, then verified once more: what its last timed run left, and the case before. All
-samples are kept, the median ranks. Symbolic sizes are timed at tinygrad's middle value.
+with warm caches and the full grid, then verified once more: what its last timed run left, and a case that it has not seen.
+The first timed run only tells whether the candidate is too slow to be timed further; all others are kept, the median ranks.
+Symbolic sizes are timed at tinygrad's middle value.
 """
 
 from __future__ import annotations

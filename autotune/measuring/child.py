@@ -72,7 +72,8 @@ class Child:
             self._died()
 
     def receive(self, timeout: float) -> dict[str, Any]:
-        """The next answer. Raises ChildFailed when the child died, hung, took too much memory, or met an error.
+        """The next answer. Raises ChildFailed when the child died, hung, took too much memory, or met an error; one that runs
+        candidates does not outlive it: on a GPU an illegal access spoils all that its process does from then on.
 
         Raises DeviceError where a compiler cannot work at all: it is missing, the disk is full, the cache is broken.
         """
@@ -99,6 +100,8 @@ class Child:
         if "error" in answer:
             if answer["environment"] and not self.runs_candidates:
                 raise DeviceError(f"{self.device} cannot compile: {answer['error']}; all finished trials are kept")
+            if self.runs_candidates:
+                self.kill()
             raise ChildFailed("crashed", answer["error"])
         return answer
 

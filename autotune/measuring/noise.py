@@ -13,7 +13,7 @@ from tinygrad import Tensor
 from autotune.compiler import Ops, canonical, renderer_of
 from autotune.kernel import Kernel
 from autotune.measuring.bench import DUEL_SECONDS
-from autotune.measuring.runner import NOISE_FLOOR, Runner
+from autotune.measuring.runner import NOISE_FLOOR, Refuted, Runner, Unprepared
 
 SIZES = tuple(
     1 << power for power in (8, 12, 15, 18, 21, 24)
@@ -41,20 +41,29 @@ def measure_noise(
     """Compare kernels of several lengths with themselves, for as long as the final timing does, and `tell` of each length.
 
     The two sides of a comparison are loaded apart, so that where a binary happens to lie counts as noise too. Takes
-    about half a second a comparison.
+    about half a second a comparison. Ends before a length that cannot be measured; where that is the first, raises
+    Refuted or Unprepared. Raises DeviceError.
     """
-    found = []
+    found: list[Length] = []
     for size in SIZES:
-        kernel = kernel_of_size(size, runner.device)
-        hand = runner.baselines(kernel)[-1]
-        differences, seconds = [], []
-        for _ in range(repeats):
-            one, other = (statistics.median(s) for s in runner.duel(kernel, [hand.schedule] * 2, False, DUEL_SECONDS))
-            differences.append(abs(math.log(one / other)))
-            seconds += [one, other]
-        found.append(Length(statistics.median(seconds), tuple(differences)))
+        try:
+            found.append(_compare(runner, kernel_of_size(size, runner.device), repeats))
+        except (Refuted, Unprepared):
+            if not found:
+                raise
+            break
         tell(found[-1])
     return found
+
+
+def _compare(runner: Runner, kernel: Kernel, repeats: int) -> Length:
+    hand = runner.baselines(kernel)[-1]
+    differences, seconds = [], []
+    for _ in range(repeats):
+        one, other = (statistics.median(s) for s in runner.duel(kernel, [hand.schedule] * 2, False, DUEL_SECONDS))
+        differences.append(abs(math.log(one / other)))
+        seconds += [one, other]
+    return Length(statistics.median(seconds), tuple(differences))
 
 
 def kernel_of_size(size: int, device: str) -> Kernel:
@@ -65,7 +74,8 @@ def kernel_of_size(size: int, device: str) -> Kernel:
 
 
 def curve_of(lengths: list[Length]) -> Curve:
-    return tuple(sorted((length.seconds, length.floor) for length in lengths))
+    """Rising in seconds; of lengths that took the same, the largest floor."""
+    return tuple(dict(sorted((length.seconds, length.floor) for length in lengths)).items())
 
 
 def floor_at(curve: Curve | None, seconds: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from autotune.kernel import Kernel, Schedule
@@ -56,16 +56,18 @@ class Checked:
 
 
 def choose(records: Records, fingerprint: str, count: int | None, seed: int) -> list[Claim]:
-    """Up to `count` claims of a device, in random order: winners that are served first, then others that were right. None: all
-    winners, and ENOUGH claims at least."""
+    """Up to `count` claims of a device, in random order: winners that are served first, then others that were right and
+    were never refuted. None: all winners, and ENOUGH claims at least."""
     kernels = {k.key: k for k in records.kernels()}
     rng = random.Random(seed)
     winners = [Claim(kernels[key], f.schedule, statistics.median(f.tuned), True)
                for key, f in sorted(records.served(fingerprint, PROTOCOL).items()) if key in kernels]  # fmt: skip
     rng.shuffle(winners)
     seen = {(c.kernel.key, c.schedule) for c in winners}
+    trials = [trial for _, trial in records.all_trials(fingerprint)]
+    seen |= {(t.kernel, t.schedule) for t in trials if t.refutes}
     others: dict[tuple[str, Schedule], Claim] = {}
-    for _, trial in records.all_trials(fingerprint):
+    for trial in trials:
         name = trial.kernel, trial.schedule
         if trial.seconds is not None and trial.kernel in kernels and name not in seen:
             others[name] = Claim(kernels[trial.kernel], trial.schedule, trial.seconds, False)
@@ -74,12 +76,25 @@ def choose(records: Records, fingerprint: str, count: int | None, seed: int) -> 
     return [*winners, *rest][: max(ENOUGH, len(winners)) if count is None else count]
 
 
-def recheck(claims: list[Claim], measurer: Measurer) -> Iterator[Checked]:
-    """Measure each claim again, kernel by kernel; the trials are of kind "recheck". An accident is tried once more, and so is what
-    did not compile: that may be one."""
+def recheck(claims: list[Claim], measurer: Measurer, tell: Callable[[Checked], None]) -> None:
+    """Measure each claim again, kernel by kernel, and `tell` of it as soon as it is known, so that what comes in between loses
+    nothing. The trials are of kind "recheck". An accident is tried once more, and so is what did not compile: that may be one."""
     for key in dict.fromkeys(c.kernel.key for c in claims):
         own = [c for c in claims if c.kernel.key == key]
-        for claim, now in zip(own, measurer.measure(own[0].kernel, [c.schedule for c in own], None), strict=True):
-            if now.verdict in RETRIED:
-                (now,) = measurer.measure(claim.kernel, [claim.schedule], None)
-            yield Checked(claim, replace(now, kind="recheck"))
+        _recheck(own[0].kernel, {c.schedule: c for c in own}, measurer, tell)
+
+
+def _recheck(
+    kernel: Kernel, waiting: dict[Schedule, Claim], measurer: Measurer, tell: Callable[[Checked], None]
+) -> None:
+    def known(now: Trial) -> None:
+        tell(Checked(waiting.pop(now.schedule), replace(now, kind="recheck")))
+
+    def done(now: Trial) -> None:
+        if now.verdict not in RETRIED:
+            known(now)
+
+    measurer.measure(kernel, list(waiting), None, done)
+    for schedule in list(waiting):
+        (now,) = measurer.measure(kernel, [schedule], None)
+        known(now)

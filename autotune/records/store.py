@@ -33,6 +33,13 @@ from autotune.strict import one_line
 
 Made = TypeVar("Made", Trial, Final)
 
+# Trials that refute a schedule as in `History.refuted`, found by SQLite: trials are many, and so are failures. Of those that
+# share a binary with what was wrong only the accepted schedules' are wanted.
+_REFUTING = """verdict = 'wrong_output' OR (kind = 'recheck' AND verdict != 'ok') OR
+  (kernel, schedule) IN (SELECT kernel, schedule FROM finals {where} AND accepted) AND
+  (kernel, nullif(code_hash, '')) IN (SELECT kernel, code_hash FROM trials {where} AND (kernel, schedule) IN
+    (SELECT kernel, schedule FROM trials {where} AND verdict = 'wrong_output'))"""
+
 
 def default_path() -> Path:
     """The records file under the user's cache directory."""
@@ -49,6 +56,7 @@ class Records:
 
     def __init__(self, path: str | os.PathLike[str], read_only: bool = False):
         self.path = Path(path)
+        self.absolute = self.path.absolute()  # scripts change their folder
         self._checked_kernels: set[str] = set()
         if read_only and not self.path.exists():
             raise RecordsError(f"no records file {self.path}; run `python -m autotune tune SCRIPT` first")
@@ -241,15 +249,13 @@ class Records:
         """By kernel key (or of one kernel alone) the verdict on the schedule that may be applied on this device.
 
         Of each schedule the latest verdict counts, and of those that were accepted the newest: a schedule that was refused
-        withdraws no other. Verdicts of an older protocol do not count, nor schedules that failed when they were looked at
-        again, or were ever wrong.
+        withdraws no other. Verdicts of an older protocol do not count, nor schedules that are refuted (`History.refuted`).
         """
-        where, arguments = "WHERE fingerprint = ?", [fingerprint]
+        where, arguments = "WHERE fingerprint = ?1", [fingerprint]
         if kernel is not None:
-            where, arguments = f"{where} AND kernel = ?", [fingerprint, kernel]
-        refuting = "AND (verdict = 'wrong_output' OR (kind = 'recheck' AND verdict != 'ok'))"  # as `Trial.refutes`: failures are many
-        again = self.rows("trials", f"{where} {refuting}", arguments).values()
-        refuted = {(row["kernel"], row["schedule"]) for row in again}
+            where, arguments = f"{where} AND kernel = ?2", [fingerprint, kernel]
+        refuting = self.rows("trials", f"{where} AND ({_REFUTING.format(where=where)})", arguments).values()
+        refuted = {(row["kernel"], row["schedule"]) for row in refuting}
         latest: dict[tuple[str, Schedule], Final] = {}
         for row in self.rows("finals", where, arguments).values():
             if row["protocol"] >= protocol:

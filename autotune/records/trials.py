@@ -90,9 +90,17 @@ class History:
         return any(t.seconds is not None for t in self.baselines.values())
 
     @property
+    def refuted(self) -> set[Schedule]:
+        """Schedules not to be used: those that failed when they were looked at again, those that were ever wrong, and all that
+        give the same binary as one of the latter. An accident is no property of a binary."""
+        wrong = {t.schedule for t in self.trials if t.verdict == "wrong_output"}
+        binaries = {t.code_hash for t in self.trials if t.schedule in wrong and t.code_hash}  # a recheck may have none
+        return {t.schedule for t in self.trials if t.refutes or t.code_hash in binaries}
+
+    @property
     def good(self) -> list[Trial]:
-        """Timed trials and baselines of all schedules but those that failed when they were looked at again, or were ever wrong."""
-        refuted = {t.schedule for t in self.trials if t.refutes}
+        """Timed trials and baselines of all schedules that are not refuted."""
+        refuted = self.refuted
         return [t for t in self.trials if t.seconds is not None and t.kind != "recheck" and t.schedule not in refuted]
 
     @property

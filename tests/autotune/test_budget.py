@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from test_never_worse import KERNELS, Adversary
 
+from autotune import cli
 from autotune.budget import Budget
+from autotune.capture import Program
 from autotune.compiler import renderer_of
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, Trial
+from autotune.report import Report
 from autotune.tuner import FRESH, Tuner
 
 PREPARED, TRIAL, DUEL = 3.0, 1.0, 2.0  # seconds of the clock below
@@ -74,6 +77,19 @@ def test_a_program_is_done_in_time(tmp_path: Path, seconds: float, resumed: bool
     """Within a batch of four trials and one comparison; the control, which keeps nothing back, is late by its finals."""
     bound = 4 * TRIAL + DUEL
     assert late(tmp_path, seconds, True, resumed) <= bound < late(tmp_path, seconds, False, resumed)
+
+
+@pytest.mark.parametrize(("left", "beam", "says"), [(3, 2, "with 3 trials left"), (0, 2, "before the beam had ended"),
+                                                    (0, 0, "before every kernel had its answer")])  # fmt: skip
+def test_what_time_left_out_is_told(tmp_path: Path, monkeypatch, capsys, left: int, beam: int, says: str) -> None:
+    script = tmp_path / "script.py"
+    script.touch()
+    monkeypatch.setattr(cli, "capture_script", lambda *_: Program())
+    monkeypatch.setattr(cli, "check_captured", lambda *_: None)
+    monkeypatch.setattr(cli, "tune", lambda *_, **__: Report("CPU", 1.0, 0, [], "seconds", left))
+    command = ["tune", "--records", tmp_path / "r.db", "--strategy", "random", "--beam", beam, script]
+    assert cli.main([str(part) for part in command]) == 0
+    assert f"stopped by --seconds {says}; the same command" in capsys.readouterr().err
 
 
 def test_what_is_kept_back_by_hand() -> None:

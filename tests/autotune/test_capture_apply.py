@@ -234,14 +234,15 @@ def test_another_renderer_within_the_block_is_given_nothing(tmp_path):
         assert (applied.tuned, applied.plain) == (1, 1)
 
 
-def test_a_program_may_do_its_work_in_another_thread(tmp_path):
-    """All of it: tinygrad's own cache belongs to the thread that compiles first."""
+@pytest.mark.parametrize("records", ["sys.argv[1]", "Records(sys.argv[1])"])
+def test_a_program_may_do_its_work_in_another_thread(tmp_path, records):
+    """All of it: tinygrad's own cache belongs to the thread that compiles first. Open records belong to this one."""
     x = array(36, 21)
     with autotune.capture() as program:
         (x - 7).realize()
     records_with(tmp_path / "r.db", program).close()
-    code = ("import sys, threading\nfrom test_capture_apply import array, autotune\n"
-            "with autotune.apply(sys.argv[1]) as applied:\n"
+    code = ("import sys, threading\nfrom test_capture_apply import Records, array, autotune\n"
+            f"with autotune.apply({records}) as applied:\n"
             "    thread = threading.Thread(target=lambda: (array(36, 21) - 7).realize())\n"
             "    thread.start(), thread.join()\nprint(applied.tuned)")  # fmt: skip
     command = [sys.executable, "-c", code, str(tmp_path / "r.db")]
@@ -249,6 +250,16 @@ def test_a_program_may_do_its_work_in_another_thread(tmp_path):
         command, cwd=Path(__file__).parent, env=dict(os.environ), capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip() == "1", done.stderr[-2000:]
+
+
+def test_open_records_are_found_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(Records("r.db")) as records:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with autotune.apply(records) as applied:
+            pass
+    assert applied.tuned == 0 and list(Path.cwd().iterdir()) == []
 
 
 def test_a_jit_keeps_its_schedules(tmp_path):
@@ -396,6 +407,24 @@ def test_a_kernel_without_a_winner_is_exported_hand_coded(tmp_path, monkeypatch)
     records.db.execute("DELETE FROM trials")  # nothing is left but a hand-coded form that could not be prepared
     records.add_trial(own, Trial(kernel.key, (), "crashed", kind="hand_coded"), PROTOCOL)
     assert export_beam(records, 2) == 0 and written.total() == 1
+
+
+@pytest.mark.parametrize("hand_coded_runs", [True, False])
+def test_a_winner_that_tinygrad_refuses_is_not_exported(tmp_path, monkeypatch, hand_coded_runs):
+    """A program under BEAM would end in an error. Where hand-coded could not be measured either, nothing is known."""
+    x = array(31, 22)
+    with autotune.capture() as program:
+        (x * 3 - 1).realize()
+    written = []
+    monkeypatch.setattr("autotune.install.write_beam_cache", lambda ast, schedule, *_: written.append(schedule))
+    monkeypatch.setitem(globals(), "WINNER", (Opt(OptOps.UPCAST, 0, 7),))  # 682 elements are no multiple of 7
+    records = records_with(tmp_path / "r.db", program)
+    (kernel,) = program.kernels.values()
+    hand = hand_coded(kernel.ast, renderer_of(DEVICE))
+    if not hand_coded_runs:
+        own = fingerprint_id(fingerprint(DEVICE))
+        records.add_trial(own, Trial(kernel.key, hand, "crashed", kind="hand_coded"), PROTOCOL)
+    assert export_beam(records, 2) == len(written) == hand_coded_runs and written == [hand] * hand_coded_runs
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from tiny import U2, add_one, total
 
 from autotune import cli
 from autotune.compiler import default_device, fingerprint
+from autotune.errors import DeviceError
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.runner import UNPREPARED, Runner
-from autotune.records import Final, Records, Trial
+from autotune.records import Final, Records, Trial, fingerprint_id
 
 __all__ = ["folder"]  # the fixture
 
@@ -90,14 +91,30 @@ def test_verify_tells_what_holds(folder, tmp_path):
     )
     with closing(Records(filled)) as records:
         records.add_kernel(total(930))
-        records.add_final(
-            records.rows("trials")[1]["fingerprint"],
-            Final(total(930).key, PAD_UNROLL, (1e-9,), (1.0,), (1.0,), True, PROTOCOL),
-        )
+        own = records.rows("trials")[1]["fingerprint"]
+        records.add_trial(own, Trial(total(930).key, PAD_UNROLL, "ok", (1e-9,)), PROTOCOL)
+        records.add_final(own, Final(total(930).key, PAD_UNROLL, (1e-9,), (1.0,), (1.0,), True, PROTOCOL))
     status, printed, err = autotune(folder, "verify", "-n", "2", "--records", filled)
     assert status == 1, err
     assert "wrong_output" in printed and "1 of 1 elements differ" in printed
     assert printed.splitlines()[-1].startswith("2 checked, of them winners: 2; no longer right: 1;")
+    status, printed, err = autotune(folder, "verify", "--records", filled)
+    assert status == 0 and "2 checked, of them winners: 1; no longer right: 0;" in printed, err  # it is served no more
+
+
+def test_what_verify_has_found_is_on_record_though_the_device_fails_then(filled, capsys, monkeypatch):
+    def fail(self, kernel, schedules, cutoff, done=None):
+        assert len(schedules) == 2
+        done(Trial(kernel.key, schedules[0], "wrong_output", input_seed=1))
+        raise DeviceError("it is gone")
+
+    monkeypatch.setattr(Runner, "measure", fail)
+    assert main("verify", "--records", filled) == 1
+    assert "it is gone" in capsys.readouterr().err
+    with closing(Records(filled)) as records:
+        own = fingerprint_id(fingerprint(default_device()))
+        (found,) = [t for _, t in records.all_trials(own) if t.kind == "recheck"]
+        assert (found.schedule, found.verdict) == ((U2,), "wrong_output") and not records.served(own, PROTOCOL)
 
 
 def test_verify_of_what_cannot_be_prepared_says_so_and_refutes_nothing(filled, capsys, monkeypatch):

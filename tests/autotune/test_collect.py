@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from shell import autotune, count, fails, folder
 from tiny import U2, U4, add_one, total
+from tinygrad import Context
+from tinygrad.helpers import BEAM
 
-from autotune import corpus
+from autotune import cli, corpus
 from autotune.card import card_of
 from autotune.cli_collect import _some
 from autotune.data import shipped_kernels
+from autotune.errors import UsageError
 from autotune.records import Records, Trial
 
 __all__ = ["folder"]  # the fixture
@@ -87,6 +90,24 @@ def test_only_kernels_without_shipped_trials_are_visited(folder: Path):
     assert held <= shipped_kernels("CPU") and not shipped_kernels("NONE")
     status, out, err = autotune(folder, "collect", "--unseen", "--records", folder / "unseen.db")
     assert status == 0 and "0 new trials of 0 kernels" in err and "no trials on record" in out
+
+
+@pytest.mark.parametrize("where", ["--script", "--program"])
+def test_beam_in_force_searches_nothing_of_what_is_captured(monkeypatch, tmp_path: Path, where: str):
+    found = []
+
+    def capture(*_):
+        found.append(BEAM.value)
+        raise UsageError("that is enough")
+
+    for name in ("kernels_of_script", "captured"):
+        monkeypatch.setattr(f"autotune.cli_collect.{name}", capture)
+    (tmp_path / "matmul").touch()
+    monkeypatch.chdir(tmp_path)
+    with Context(BEAM=2):
+        assert cli.main(["collect", "--records", "r.db", where, "matmul"]) == 2
+        assert BEAM.value == 2
+    assert found == [0]
 
 
 def test_bad_input_is_one_line(capsys, tmp_path: Path):

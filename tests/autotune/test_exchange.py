@@ -294,11 +294,10 @@ def test_winners_are_chosen_first_and_each_schedule_once(claimed, monkeypatch: p
 
 def test_claims_are_put_to_the_device(claimed, runner):
     before = content(claimed)
-    checked = {
-        (c.claim.kernel.key, c.claim.schedule): c
-        for c in recheck(choose(claimed, fingerprint_id(FIELDS), 9, 0), runner)
-    }
-    assert len(checked) == 3
+    told: list[Checked] = []
+    recheck(choose(claimed, fingerprint_id(FIELDS), 9, 0), runner, told.append)
+    checked = {(c.claim.kernel.key, c.claim.schedule): c for c in told}
+    assert len(checked) == len(told) == 3
     fast, lie, slow = (
         checked[name] for name in ((add_one().key, (U2,)), (total(930).key, PAD_UNROLL), (add_one().key, (U4,)))
     )

@@ -13,7 +13,7 @@ from autotune.budget import Budget
 from autotune.compiler import fingerprint
 from autotune.measuring import noise
 from autotune.measuring.noise import Length, curve_of, floor_at, measure_noise
-from autotune.measuring.runner import NOISE_FLOOR
+from autotune.measuring.runner import NOISE_FLOOR, Runner, Unprepared
 from autotune.records import Records, fingerprint_id
 from autotune.tuner import Tuner
 
@@ -33,6 +33,14 @@ def test_the_floor_is_the_95_percent_quantile():
     assert curve_of([Length(2.0, (0.5,)), Length(1.0, (0.25,))]) == ((1.0, 0.25), (2.0, 0.5))
 
 
+def test_lengths_that_took_the_same_count_as_one_with_the_largest_floor(tmp_path):
+    curve = curve_of([Length(2.0, (0.5,)), Length(1.0, (0.25,)), Length(1.0, (0.75,)), Length(1.0, (0.5,))])
+    assert curve == ((1.0, 0.75), (2.0, 0.5))
+    with closing(Records(tmp_path / "r.db")) as records:
+        records.add_noise("f", curve)
+        assert records.noise("f") == curve
+
+
 def test_noise_is_measured_on_kernels_of_rising_length(runner, monkeypatch):
     monkeypatch.setattr(noise, "SIZES", (1 << 8, 1 << 16))
     told = []
@@ -41,12 +49,49 @@ def test_noise_is_measured_on_kernels_of_rising_length(runner, monkeypatch):
     assert all(len(n.differences) == 3 and all(0 <= d < math.inf for d in n.differences) for n in (short, long))
 
 
+def failing_from(monkeypatch, number: int) -> None:
+    """The un-optimized kernel cannot be prepared any more, from the `number`-th size on."""
+    duel, seen = Runner.duel, []
+
+    def fail(self, kernel, *more):
+        if kernel.key not in seen:
+            seen.append(kernel.key)
+        if len(seen) >= number:
+            raise Unprepared("took too much memory")
+        return duel(self, kernel, *more)
+
+    monkeypatch.setattr(Runner, "duel", fail)
+
+
+def test_a_length_that_cannot_be_measured_ends_it_and_loses_no_other(runner, monkeypatch):
+    monkeypatch.setattr(noise, "SIZES", (1 << 8, 1 << 14, 1 << 16))
+    failing_from(monkeypatch, 2)
+    told = []
+    assert measure_noise(runner, 2, told.append) == told and len(told) == 1
+    failing_from(monkeypatch, 1)
+    with pytest.raises(Unprepared):
+        measure_noise(runner, 2)
+
+
+def test_the_command_keeps_what_could_be_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(noise, "SIZES", (1 << 8, 1 << 14))
+    monkeypatch.setattr(cli_devices, "DEVICES", ("CPU",))
+    monkeypatch.setenv("DEV", "CPU")
+    failing_from(monkeypatch, 2)
+    assert cli.main(["devices", "--noise", "--records", str(tmp_path / "r.db")]) == 0
+    assert "longer kernels could not be measured" in capsys.readouterr().err
+    with closing(Records(tmp_path / "r.db", read_only=True)) as records:
+        assert len(records.noise(fingerprint_id(fingerprint("CPU")))) == 1
+
+
 def test_the_command_prints_and_keeps_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(noise, "SIZES", (1 << 8, 1 << 14))
     monkeypatch.setattr(cli_devices, "DEVICES", ("CPU",))
     monkeypatch.setenv("DEV", "CPU")
     assert cli.main(["devices", "--noise", "--records", str(tmp_path / "r.db")]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert "could not be measured" not in printed.err
     assert "20 comparisons of each kernel with itself" in lines[-4] and all("%" in line for line in lines[-2:])
     with closing(Records(tmp_path / "r.db", read_only=True)) as records:
         curve = records.noise(fingerprint_id(fingerprint("CPU")))

@@ -133,6 +133,41 @@ def test_a_winner_that_was_ever_wrong_is_served_no_more(records):
     assert records.winners(own) == {} and records.history("k", own).good == []
 
 
+def served(records: Records, own: str) -> set[str]:
+    """Which kernels have a winner; however it is asked, and by `History.good`, it is the same."""
+    found = set(records.winners(own))
+    for key in ("k", "other"):
+        good = {t.kernel for t in records.history(key, own).good}
+        assert set(records.served(own, 1, key)) == found & {key} == good
+    return found
+
+
+@pytest.mark.parametrize("kind", ["trial", "recheck"])
+def test_a_binary_that_was_ever_wrong_is_served_under_no_name(records, kind):
+    """(U4,) was accepted, and (U2, U4) gives the same binary. What looks at it again leaves no hash."""
+    own, others = records.add_fingerprint(FIELDS), records.add_fingerprint(OTHER)
+    for device, key in ((own, "k"), (own, "other"), (others, "k")):
+        records.add_final(device, final(True, (U4,), key))
+        records.add_trial(device, Trial(key, (U4,), "ok", (1.0,), code_hash="h"), 2)
+    records.add_trial(own, Trial("k", (U2, U4), "crashed" if kind == "recheck" else "wrong_output", code_hash="h"), 2)
+    if kind == "recheck":
+        records.add_trial(own, Trial("k", (U2, U4), "timeout", kind="recheck"), 2)
+        assert served(records, own) == {"k", "other"}  # accidents of another schedule
+        records.add_trial(own, Trial("k", (U2, U4), "wrong_output", kind="recheck"), 2)
+    assert served(records, own) == {"other"} and set(records.winners(others)) == {"k"}
+
+
+def test_what_has_no_hash_is_no_binary(records):
+    own = records.add_fingerprint(FIELDS)
+    records.add_final(own, final(True))
+    for schedule, verdict in (((U4,), "ok"), ((U2,), "wrong_output"), ((U2, U4), "wrong_output")):
+        records.add_trial(own, Trial("k", schedule, verdict, (1.0,) * (verdict == "ok")), 2)
+    records.add_trial(own, Trial("k", (U2,), "crashed", code_hash="h"), 2)
+    assert served(records, own) == {"k"}
+    records.add_trial(own, Trial("k", (U4,), "crashed", code_hash="h"), 2)  # in a trial that did not go well
+    assert served(records, own) == set()
+
+
 def test_what_a_budget_counts_is_counted_without_being_read(records):
     own = records.add_fingerprint(FIELDS)
     for kind, strategy in (("trial", "auto"), ("trial", "auto/beam"), ("trial", "finetune/random"), ("hand_coded", ""),

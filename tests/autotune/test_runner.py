@@ -97,6 +97,35 @@ def test_a_kernel_that_runs_too_long_is_a_timeout(runner, monkeypatch):
     assert runner.measure(add_one(), [(U4,)], None)[0].verdict == "ok"
 
 
+def spoil(monkeypatch, what: str) -> None:
+    """From the next request of a kind on, its child does nothing but load kernels, and lives: so does a GPU's context after an
+    illegal access."""
+    send, sick = Child.send, []
+
+    def send_what_it_cannot(self, request):
+        if request["do"] == what and not sick:
+            sick.append(self.pipe)
+        failing = self.pipe in sick and request["do"] in ("prepare", "measure", "duel")
+        send(self, {"do": "launch"} if failing else request)
+
+    monkeypatch.setattr(Child, "send", send_what_it_cannot)
+
+
+def test_a_bench_that_one_candidate_has_spoilt_is_replaced(runner, monkeypatch):
+    kernel = add_one()
+    runner.measure(kernel, [(U4,)], None)
+    spoil(monkeypatch, "measure")
+    first, second = runner.measure(kernel, [(U2,), (U3,)], None)
+    assert (first.verdict, first.detail, second.verdict) == ("crashed", "KeyError: 'launch'", "ok")
+
+
+def test_a_bench_that_one_duel_has_spoilt_is_replaced(runner, monkeypatch):
+    kernel = add_one()
+    runner.measure(kernel, [(U4,), ()], None)
+    spoil(monkeypatch, "duel")
+    assert len(runner.duel(kernel, [(U4,), ()], fresh=False)) == 2
+
+
 def test_a_child_that_takes_too_much_memory_is_killed(monkeypatch):
     monkeypatch.setattr(child_module, "MEMORY_LIMIT", 1 << 20)
     child = Child("CPU")
@@ -185,6 +214,20 @@ def test_baselines_of_a_kernel_that_cannot_be_prepared_are_tried_once(runner, mo
     assert (plain.kind, hand.kind) == ("unoptimized", "hand_coded") and hand.schedule != () == plain.schedule
     assert {plain.verdict, hand.verdict} == ({"ok"} if patient else {"timeout"}) and runner.compiled == compiled
     assert asked.count("prepare") == 1 and asked.count("measure") == 2 * patient
+
+
+@pytest.mark.parametrize("times, verdict, prepared", [(9, "crashed", 2), (1, "ok", 2)])
+def test_baselines_of_a_kernel_that_memory_cannot_hold_are_tried_twice(runner, monkeypatch, times, verdict, prepared):
+    """The control meets one accident: the second try is the last, and both are measured."""
+    asked, ask = [], Child.ask
+    strike(monkeypatch, "prepare", signal.SIGKILL, times)
+    monkeypatch.setattr(Child, "ask", lambda self, *request: asked.append(request[0]["do"]) or ask(self, *request))
+    compiled = runner.compiled
+    plain, hand = runner.baselines(add_one(80))
+    assert (plain.kind, hand.kind) == ("unoptimized", "hand_coded") and hand.schedule != () == plain.schedule
+    assert [t.verdict for t in (plain, hand)] == [verdict] * 2 and runner.compiled == compiled
+    assert asked.count("prepare") == prepared
+    assert all(t.detail.startswith(UNPREPARED) == (verdict == "crashed") for t in (plain, hand))
 
 
 @pytest.mark.parametrize("how", ["a Context", "the environment"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_never_worse import Adversary
 from tiny import add_one, kernel_of
 from tinygrad import Tensor
 
@@ -187,6 +188,40 @@ def test_what_another_tuner_makes_meanwhile_is_spent_too(tmp_path: Path, runner,
         tuner.spend(kernels, {MATMUL.key: 1000, A.key: 1}, budget, SimpleNamespace(update=tick, set_postfix_str=str))
         assert budget.spent == 8 and sum(records.spent(own).values()) == 8 and tuner.history_spent(A) >= 3
         assert tuner.left(kernels, budget) == 0
+
+
+def test_what_another_tuner_makes_while_this_one_counts_is_spent_too(tmp_path: Path, runner, guide: Guide):
+    """Three trials of the second kernel come in as soon as what is on record was read."""
+    with closing(Records(tmp_path / "auto.db")) as records:
+        own = records.add_fingerprint(runner.fields)
+        tuner = Tuner(records, runner, CPU, trials=4, strategy="auto", guide=guide, progress=False)
+        kernels, budget, read = [MATMUL, A], Budget(8), records.all_trials
+        for kernel in kernels:
+            tuner.baselines(kernel)
+
+        def all_trials(fingerprint: str) -> list[tuple[float, Trial]]:
+            found = read(fingerprint)
+            for _ in range(3):
+                records.add_trial(own, Trial(A.key, (), "ok", (1.0,)), PROTOCOL)
+            return found
+
+        records.all_trials = all_trials  # type: ignore[method-assign]
+        nothing = SimpleNamespace(update=lambda made: None, set_postfix_str=str)
+        tuner.spend(kernels, {MATMUL.key: 1000, A.key: 1}, budget, nothing)
+        assert budget.spent == 8 and sum(records.spent(own).values()) == 8
+
+
+def test_the_same_answers_are_asked_for_again(tmp_path: Path):
+    """Though what they came to is on record by then."""
+    device, kernels = Adversary(0, 0.0, 0.0), [MATMUL, A]
+    with closing(Records(tmp_path / "auto.db")) as records:
+        answers = []
+        for _ in range(2):
+            guide = Guide.load(SHIPPED / "guide-cpu")  # as in a new process
+            tuner = Tuner(records, device, CPU, trials=0, strategy="auto", guide=guide, progress=False)
+            tuner.run(kernels, dict.fromkeys([k.key for k in kernels], 1), Budget(0))
+            answers.append([t.schedule for _, t in records.all_trials(device.fingerprint) if t.kind == "answer"])
+        assert len(answers[0]) == 2 and answers[0] == answers[1]
 
 
 def test_trials_under_another_program_take_nothing_from_new_kernels(tmp_path: Path, runner, guide: Guide):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +21,8 @@ from autotune.compiler import hand_coded, renderer_of
 from autotune.errors import UsageError
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
-from autotune.measuring.recheck import choose, recheck
-from autotune.measuring.runner import Unprepared
+from autotune.measuring.recheck import Checked, choose, recheck
+from autotune.measuring.runner import Refuted, Unprepared
 from autotune.memory import Memory, traits
 from autotune.records import Final, Records, Trial
 from autotune.space import root_state
@@ -88,6 +88,28 @@ def accepted(records: Records, device: Told) -> Tuner:
     final = tuner.winners.finish(KERNEL)
     assert final is not None and final.accepted and device.duels == 1
     return tuner
+
+
+class Says:
+    """A strategy with one answer, whatever it hears; `heard` holds the kinds of trials that it had been told by then."""
+
+    def __init__(self, answer: Schedule):
+        self.answer = answer
+        self.told: list[str] = []
+        self.heard: list[str] = []
+
+    def ask(self, count: int) -> list[Schedule]:
+        self.heard = list(self.told)
+        return [self.answer]
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self.told += [t.kind for t in trials]
+
+
+def answering(records: Records, device: Told, says: Says, monkeypatch: pytest.MonkeyPatch) -> Tuner:
+    """At zero trials, by a strategy that needs a guide."""
+    monkeypatch.setattr("autotune.tuner.make_strategy", lambda *_: says)
+    return tuner_of(records, device, trials=0, guide=SimpleNamespace(memory=None))
 
 
 def test_a_refusal_withdraws_no_other_schedule(records):
@@ -209,7 +231,76 @@ def test_what_was_refuted_is_not_shown_as_tuned(records):
     records.add_trial(device.fingerprint, Trial(KERNEL.key, FIRST, "wrong_output", kind="recheck"), PROTOCOL)
     result = tuner.result(KERNEL, 1)
     assert result.schedule is None and result.tuned_seconds == result.hand_coded_seconds == 1.0
-    assert not any(c.winner for c in choose(records, device.fingerprint, 9, 0))
+    assert choose(records, device.fingerprint, 9, 0)
+    assert FIRST not in [c.schedule for c in choose(records, device.fingerprint, 9, 0)]  # nor as a trial that was right
+
+
+def test_a_binary_that_is_refuted_is_not_accepted_under_another_name(records):
+    """The fastest is wrong on new inputs. Another order of its actions, which gives the same binary, is the next best."""
+    device, other = Told(), (U2, U2, U2)
+    tuner = tuner_of(records, device)
+    tuner.baselines(KERNEL)
+    for schedule, seconds in ((other, 0.4), (FIRST, 0.5)):
+        records.add_trial(device.fingerprint, Trial(KERNEL.key, schedule, "ok", (seconds,), code_hash="same"), PROTOCOL)
+    duel = device.duel
+
+    def refuting(kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
+        if other in schedules:
+            raise Refuted(Trial(kernel.key, other, "wrong_output", kind="recheck"))
+        return duel(kernel, schedules, fresh)
+
+    device.duel = refuting  # type: ignore[method-assign]
+    assert tuner.winners.finish(KERNEL) is None and device.duels == 0
+    assert records.winners(device.fingerprint, PROTOCOL) == {} and tuner.result(KERNEL, 1).schedule is None
+
+
+def test_each_guide_has_its_answer_once(records, monkeypatch):
+    """A repeat measures nothing, and what another guide says is measured too; neither hears of earlier answers."""
+    device = Told()
+    for answer in (FIRST, FIRST, SECOND, SECOND, FIRST, HAND):
+        says = Says(answer)
+        (result,), done = answering(records, device, says, monkeypatch).run([KERNEL], {KERNEL.key: 1}, Budget(0))
+        assert done and result.trials == 0 and says.heard == ["unoptimized", "hand_coded"]
+    trials = records.history(KERNEL.key, device.fingerprint).trials
+    assert [t.schedule for t in trials if t.kind == "answer"] == [FIRST, SECOND] and device.asked == 2
+
+
+def test_an_answer_that_time_left_out_is_told(records, monkeypatch):
+    device = Told()
+    tuner = answering(records, device, Says(FIRST), monkeypatch)
+    (result,), done = tuner.run([KERNEL], {KERNEL.key: 1}, Budget(0, 0.0))
+    assert not done and device.asked == 0 and tuner.left([KERNEL], Budget(0)) == 0
+    (result,), done = answering(records, device, Says(FIRST), monkeypatch).run([KERNEL], {KERNEL.key: 1}, Budget(0))
+    assert done and device.asked == 1 and result.schedule == FIRST
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_kernels_of_another_tuner_get_their_answers_in_time_or_are_told(records, monkeypatch, late):
+    """The baselines find the kernel free, the search does not; then it is, or time is over."""
+    device, now, free = Told(), [0.0], iter([True, False])
+
+    @contextmanager
+    def claim(*_):
+        if not (mine := next(free, True)):
+            now[0] = 9.0 * late
+        yield mine
+
+    monkeypatch.setattr("autotune.records.claims.claim", claim)
+    monkeypatch.setattr("autotune.records.claims.PAUSE", 0.0)
+    tuner = answering(records, device, Says(FIRST), monkeypatch)
+    _, done = tuner.run([KERNEL], {KERNEL.key: 1}, Budget(0, 9.0, lambda: now[0]))
+    assert done is not late and device.asked == (not late)
+
+
+@pytest.mark.parametrize(("trials", "cut"), [(2, False), (8, True)])
+def test_a_visit_that_ends_with_the_budget_was_not_cut_by_time(records, trials, cut):
+    """Of eight trials it may make two, or time is over after four."""
+    device, now = Told(), [0.0]
+    tuner = tuner_of(records, device, trials=8)
+    tuner.baselines(KERNEL)
+    budget = Budget(trials, 10.0, lambda: now[0])
+    made = tuner.visit(KERNEL, 8, budget, lambda n: now.__setitem__(0, 20.0))
+    assert made == min(trials, 4) and tuner._tried([KERNEL], budget) is not cut
 
 
 @pytest.mark.parametrize(("accidents", "verdict"), [(1, "ok"), (2, "timeout")])
@@ -218,7 +309,9 @@ def test_an_accident_is_tried_once_more_before_a_winner_is_lost(records, acciden
     accepted(records, device)
     claims = [c for c in choose(records, device.fingerprint, 9, 0) if c.winner]
     device.accidents = accidents
-    (checked,) = recheck(claims, device)
+    told: list[Checked] = []
+    recheck(claims, device, told.append)
+    (checked,) = told
     assert (checked.now.verdict, checked.now.kind, device.asked) == (verdict, "recheck", 2)
 
 
@@ -287,3 +380,15 @@ def test_similar_kernels_hear_of_trials_as_the_benchmark_tells_them(records):
     seen(records, device, FIRST, 0.5)
     tuner._remember(KERNEL, tuner._history(KERNEL))
     assert memory.added[KERNEL.key].log_times == {FIRST: -1.0}
+
+
+@pytest.mark.parametrize("trials", [0, 4])
+def test_answers_are_recalled_where_trials_follow(records, trials):
+    """Where answers are asked for each kernel's would otherwise be another one once those of similar kernels are on record."""
+    device = Told()
+    tuner = tuner_of(records, device, trials=trials)
+    memory = Memory(np.zeros((1, len(traits(root_state(KERNEL, CPU))))), [[FIRST]])
+    tuner.guide = SimpleNamespace(memory=memory)  # type: ignore[assignment]
+    records.add_trial(device.fingerprint, Trial(KERNEL.key, FIRST, "ok", (0.5,), kind="answer"), PROTOCOL)
+    tuner._remember(KERNEL, tuner._history(KERNEL))
+    assert bool(memory.added) is bool(trials)
