@@ -142,7 +142,7 @@ def test_a_finished_training_is_resumed_at_a_rate_at_which_something_is_learned(
         out = tmp_path / str(updates)
         out.mkdir()
         settings = {"resume": str(tmp_path / f"after-{updates}"), "start": ""}
-        resumed = first(SimpleNamespace(out=out), settings, TrainConfig(), KERNEL)
+        resumed = first(SimpleNamespace(out=out, device="CPU"), settings, TrainConfig(), KERNEL)
         assert resumed is not None and resumed.agent.updates == updates and resumed.agent.lr == pytest.approx(rate)
 
 
