@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tinygrad import Context
+
 from autotune.capture import Program, capture
 from autotune.errors import ScriptError, UsageError
 
@@ -54,7 +56,8 @@ def kernels_of_script(script: Path, device: str) -> Program:
     """What a script runs in CAPTURE_SECONDS. Raises UsageError where there is no such script, ScriptError where it fails or
     runs nothing that can be tuned on this device."""
     check_script(script)
-    program = capture_script(script, [], CAPTURE_SECONDS)
+    with Context(BEAM=0):  # an environment may ask for it
+        program = capture_script(script, [], CAPTURE_SECONDS)
     check_captured(program, device, script)
     return program
 

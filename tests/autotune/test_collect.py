@@ -12,7 +12,7 @@ from tiny import U2, U4, add_one, total
 from tinygrad import Context
 from tinygrad.helpers import BEAM
 
-from autotune import cli, corpus
+from autotune import cli, corpus, script
 from autotune.card import card_of
 from autotune.cli_collect import _some
 from autotune.data import shipped_kernels
@@ -108,6 +108,16 @@ def test_beam_in_force_searches_nothing_of_what_is_captured(monkeypatch, tmp_pat
         assert cli.main(["collect", "--records", "r.db", where, "matmul"]) == 2
         assert BEAM.value == 2
     assert found == [0]
+
+
+def test_a_script_is_captured_without_beam_whoever_asks(monkeypatch, tmp_path: Path):
+    def capture(*_):
+        raise UsageError(f"BEAM={BEAM.value}")
+
+    monkeypatch.setattr(script, "capture_script", capture)
+    (tmp_path / "net.py").touch()
+    with Context(BEAM=2), pytest.raises(UsageError, match="BEAM=0"):
+        script.kernels_of_script(tmp_path / "net.py", "CPU")
 
 
 def test_bad_input_is_one_line(capsys, tmp_path: Path):
