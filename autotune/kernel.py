@@ -83,11 +83,13 @@ class Kernel:
     def work(self) -> tuple[float, float]:
         """(arithmetic operations, bytes of all its buffers), symbolic sizes at their largest."""
         nodes = self.ast.toposort()
-        ranges = {u: math.prod(int(r.vmax) + 1 for r in u.ranges) for u in nodes}
-        flops = float(sum(n for u, n in ranges.items() if u.op.name in ARITHMETIC and u.dtype in FLOATS))
-        flops += sum(ranges[u.src[0]] for u in nodes if u.op is Ops.REDUCE)
         size = float(sum(u.max_numel() * u.dtype.itemsize for u in nodes if u.op is Ops.PARAM and u.arg.slot >= 0))
-        return flops, size
+        return _operations(self.ast), size
+
+    @functools.cached_property
+    def operations(self) -> float:
+        """Arithmetic operations of a launch as it is timed: symbolic sizes at their middle value."""
+        return _operations(self.ast.substitute({v: v.const_like((v.vmin + v.vmax) // 2) for v in self.ast.variables()}))
 
     @functools.cached_property
     def iterations(self) -> float:
@@ -117,6 +119,13 @@ class Kernel:
 # operations that become polynomials or rounds of bit mixing on backends without them
 LOWERED = {"EXP2": 36.0, "LOG2": 40.0, "SIN": 160.0, "POW": 80.0, "THREEFRY": 24.0}
 FLOATS = {DTYPES[n] for n in ("float16", "bfloat16", "float32", "float64", "weakfloat")}
+
+
+def _operations(ast: UOp) -> float:
+    """Arithmetic operations of a launch, each loop as long as it can be."""
+    ranges = {u: math.prod(int(r.vmax) + 1 for r in u.ranges) for u in ast.toposort()}
+    flops = sum(n for u, n in ranges.items() if u.op.name in ARITHMETIC and u.dtype in FLOATS)
+    return float(flops + sum(ranges[u.src[0]] for u in ranges if u.op is Ops.REDUCE))
 
 
 def describe(ast: UOp) -> str:

@@ -90,8 +90,9 @@ def compare(variants: Mapping[str, Variant], rounds: int = 15) -> dict[str, Late
             for _ in tqdm(range(rounds), desc="whole program"):
                 for name, child in children.items():
                     assert child.stdin is not None
-                    child.stdin.write("\n")
-                    child.stdin.flush()
+                    with contextlib.suppress(BrokenPipeError):  # it is gone, which its silence will tell
+                        child.stdin.write("\n")
+                        child.stdin.flush()
                     seconds, outputs[name] = json.loads(_line(child, name))
                     samples[name].append(seconds)
     finally:

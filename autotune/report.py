@@ -94,7 +94,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The contract of `tune --json`."""
         rows = [{"key": k.kernel.key, "name": k.kernel.name, "calls": k.calls, "hand_coded_ms": k.hand_coded_seconds * 1e3,
-                 "tuned_ms": k.tuned_seconds * 1e3, "gflop": k.kernel.work[0] / 1e9, "trials": k.trials,
+                 "tuned_ms": k.tuned_seconds * 1e3, "gflop": k.kernel.operations / 1e9, "trials": k.trials,
                  "schedule": None if k.schedule is None else schedule_to_json(k.schedule), "verdicts": k.verdicts,
                  "refused": k.refused}
                 for k in self.kernels]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -31,6 +32,9 @@ from autotune.report import Report
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner
 
+# what --train has no use for, and its default
+OF_INFER = {"trials": 16, "seconds": None, "control": False, "beam": 0, "json": None, "pytorch": False}
+
 
 def options(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
@@ -38,7 +42,10 @@ def options(description: str) -> argparse.ArgumentParser:
     mode.add_argument("--infer", action="store_true", help="tune this network's kernels and time the whole network")
     mode.add_argument("--train", action="store_true", help="fine-tune the policy to this network's kernels")
     parser.add_argument(
-        "--trials", type=int, default=16, help="trials, times the number of kernels, for all together (default 16)"
+        "--trials",
+        type=int,
+        default=OF_INFER["trials"],
+        help="trials, times the number of kernels, for all together (default 16)",
     )
     parser.add_argument("--seconds", type=float, help="stop tuning after this time")
     parser.add_argument("--records", type=Path, default=default_path(), help="records file")
@@ -128,6 +135,9 @@ def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -
 
 def train(args: argparse.Namespace, program: Program, name: str) -> None:
     """Train the checkpoint further on this network's kernels, measured here; later --infer finds the result."""
+    given = vars(args)
+    if unused := [name for name, default in OF_INFER.items() if given.get(name, default) != default]:
+        raise UsageError(f"--{unused[0]} is of --infer: --train makes a checkpoint, and ends")
     device = default_device()
     if (guide := find_guide(args)) is None:
         raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to train")
@@ -173,5 +183,8 @@ def main(body: Callable[[], None]) -> int:
         return error.status
     except KeyboardInterrupt:
         print("interrupted; every finished trial is in the records, run the same command to go on", file=sys.stderr)
+        return 1
+    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
+        print(f"{Path(sys.argv[0]).name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -35,7 +35,7 @@ def run() -> None:
             step = TinyJit(lambda x: net(x).realize())
             latency.serve(lambda: step(image).numpy())
         return
-    with autotune.capture() as program:
+    with Context(BEAM=0), autotune.capture() as program:
         net(image).realize()
     print(
         f"ResNet-{args.depth}, batch {args.batch}: {len(program.kernels)} kernels in {sum(program.calls.values())} calls"

@@ -37,7 +37,7 @@ def run() -> None:
             inputs = (prompt, 0) if args.phase == "prefill" else (token, position)
             latency.serve(lambda: step(*inputs).numpy())
         return
-    with autotune.capture() as program:
+    with Context(BEAM=0), autotune.capture() as program:
         call().realize()
     print(f"GPT, {args.phase}: {len(program.kernels)} kernels in {sum(program.calls.values())} calls")
     if args.train:

@@ -24,6 +24,8 @@ def example(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess
 @pytest.mark.parametrize("arguments, says", [
     (("--infer", "--json", "missing/x.json"), "cannot be written"),
     (("--train", "--strategy", "random"), "nothing to train"),
+    (("--train", "--json", "x.json"), "--json is of --infer"),
+    (("--train", "--trials", "8"), "--trials is of --infer"),
 ])  # fmt: skip
 def test_what_would_be_lost_in_the_end_is_refused_at_once(tmp_path, arguments, says):
     done = example(tmp_path, *arguments)

@@ -21,7 +21,8 @@ def accounts(folder: Path) -> str:
 
 def _account(name: str, run: dict[str, Any]) -> str:
     peak, whole = run["peak_gflops"], {way: row["ms"] for way, row in run["latency"].items()}
-    kernels = sorted(run["tune"]["kernels"], key=lambda k: -k["calls"] * k["tuned_ms"])
+    timed = [k for k in run["tune"]["kernels"] if k["tuned_ms"]]  # the others were refused
+    kernels = sorted(timed, key=lambda k: -k["calls"] * k["tuned_ms"])
     total = sum(k["calls"] * k["tuned_ms"] for k in kernels)
     rows = [_row(k["name"], k["calls"], [k], total, peak) for k in kernels[:SHOWN]]
     if rest := kernels[SHOWN:]:

@@ -62,10 +62,15 @@ class Noise:
         return Observation(state, np.ones((self.n_envs, ACTIONS), bool))
 
 
-def first_update(cache_dir: str | Path) -> tuple[PPO, Rollout]:
-    """A fresh agent, a rollout, one update."""
+def begun(cache_dir: str | Path) -> tuple[PPO, Rollout]:
+    """A fresh agent and a rollout."""
     agent = PPO(STATE, ACTIONS, 0, CONFIG, 0, cache_dir)
-    rollout, _ = Runner(Noise(), agent).collect(CONFIG.steps)
+    return agent, Runner(Noise(), agent).collect(CONFIG.steps)[0]
+
+
+def first_update(cache_dir: str | Path) -> tuple[PPO, Rollout]:
+    """These, and one update."""
+    agent, rollout = begun(cache_dir)
     agent.update(rollout)
     return agent, rollout
 
@@ -97,15 +102,16 @@ def flops_of(agent: PPO, rollout: Rollout) -> tuple[float, int]:
 def roofline(folder: Path, trials: int, seconds: float) -> dict[str, Any]:
     """The update with default schedules, with tuned ones, and one matmul of numpy's as the peak."""
     plain, rollout = first_update(folder / "plain")
-    flops, kernels = flops_of(plain, rollout)
     records = folder / "records.db"
+    seen, tuned = (begun(folder / name)[0] for name in ("seen", "tuned"))
     with autotune.capture() as program:
-        first_update(folder / "seen")
+        seen.update(rollout)
     report = autotune.tune(program, records=records, trials=trials, seconds=seconds)
     with autotune.apply(records) as applied:
-        tuned, _ = first_update(folder / "tuned")
+        tuned.update(rollout)
     medians = interleaved({"default": lambda: plain.update(rollout), "tuned": lambda: tuned.update(rollout)})
-    difference = np.abs(plain.policy.theta.numpy() - tuned.policy.theta.numpy()).max()
+    difference = np.abs(plain.policy.theta.numpy() - tuned.policy.theta.numpy()).max()  # after as many updates
+    flops, kernels = flops_of(plain, rollout)
     peak = core_peak() / 1e9
     rates = {name: flops / s / 1e9 for name, s in medians.items()}
     batch = sum(x.nbytes for x in (rollout.state, rollout.mask, rollout.reset))
@@ -117,7 +123,7 @@ def roofline(folder: Path, trials: int, seconds: float) -> dict[str, Any]:
         "kernel_ms": {"hand_coded": report.hand_coded_seconds * 1e3, "tuned": report.tuned_seconds * 1e3},
         "parameters_differ_by": float(difference),
         "slowest": [{"kernel": k.kernel.name, "calls": k.calls, "ms": k.calls * k.tuned_seconds * 1e3,
-                     "gflops": k.kernel.work[0] / k.tuned_seconds / 1e9} for k in slowest],
+                     "gflops": k.kernel.operations / k.tuned_seconds / 1e9} for k in slowest],
     }  # fmt: skip
 
 

@@ -30,7 +30,9 @@ def accounts(monkeypatch: pytest.MonkeyPatch):
 
 def test_time_and_rates_of_kernels_and_of_the_whole(tmp_path: Path, accounts):
     """The matmul takes 6 of 10 ms at 50 GFLOP/s, the sum 4 at 1; 0.304 GFLOP in all."""
-    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    refused = {"name": "odd", "calls": 1, "tuned_ms": 0.0, "gflop": 0.1, "schedule": None, "refused": "it has no time"}
+    kernels = [refused, *RUN["tune"]["kernels"]]
+    (tmp_path / "run.json").write_text(json.dumps({**RUN, "tune": {"device": "CPU", "kernels": kernels}}))
     (tmp_path / "other.json").write_text("{}")
     text = accounts.accounts(tmp_path)
     assert "| matmul | 3 | 6.00 | 60.0% | 50.0 | 50.0% |\n| sum | 1 | 4.00 | 40.0% | 1.0 | 1.0% |" in text

@@ -47,6 +47,12 @@ def test_work_by_hand():
     assert matmul.work == (2 * 8 * 16 * 4, 4 * (8 * 16 + 16 * 4 + 8 * 4))
     assert add_one(300).work == (300, 2 * 4 * 300)
     assert kernel_of(Tensor.empty(50, dtype="half").sum()).work[1] == 2 * 51
+    assert matmul.operations == 2 * 8 * 16 * 4
+
+
+def test_operations_are_of_the_sizes_that_are_timed():
+    """The first n of 64 rows of 32; the middle of 1 to 64 is 32."""
+    assert symbolic().operations == 32 * 32 and symbolic().work[0] == 64 * 32
 
 
 def test_signature_leaves_strides_out_and_sizes_in():
