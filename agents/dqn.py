@@ -252,6 +252,11 @@ class DQN(NetworkAgent):
             "invalid_actions": float(1 - legal.mean()),
         }
 
+    def start_from(self, other: NetworkAgent) -> None:
+        """As any agent's; the target network begins there, too."""
+        super().start_from(other)
+        self._copy_to_target()
+
     def _copy_to_target(self) -> None:
         self.target = Tensor(self.policy.theta.numpy().copy()).realize()  # [P]
 

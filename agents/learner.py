@@ -214,7 +214,10 @@ class NetworkAgent:
         return self.annealed(self.config.lr, self.config.lr_end)
 
     def start_from(self, other: NetworkAgent) -> None:
-        """The acting policy of another agent; Adam and the annealing begin anew. Raises ValueError where it has another shape."""
+        """The acting policy of another agent, for one that has learned nothing yet. Raises ValueError where it has another shape,
+        or this one has learned."""
+        if self.updates:
+            raise ValueError(f"this one has learned already, in {self.updates} updates")
         if self.policy.dims != other.policy.dims:
             raise ValueError(f"the policy has the shape {other.policy.dims}, this one {self.policy.dims}")
         self.policy.theta.assign(Tensor(other.policy.theta.numpy())).realize()

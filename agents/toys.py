@@ -166,6 +166,10 @@ class DelayedMemory(Toy):
         self.delay, self.previous = delay, previous
         self.cue, self.answer = np.zeros(n_envs, np.int64), np.zeros(n_envs, np.int64)
 
+    def reset(self, seed: int) -> Observation:
+        self.cue[:] = 0  # a seed is a run, whatever was played before
+        return super().reset(seed)
+
     def begin(self, rows: np.ndarray) -> None:
         before = self.cue[rows].copy()
         self.cue[rows] = self.rng.integers(0, 2, len(rows))

@@ -324,8 +324,11 @@ def train_offline(agent: Learner, sample: Callable[[np.random.Generator], Rollou
                   log: Log | None = None, seed: int | None = None, resume: bool = False) -> Result:  # fmt: skip
     """The same loop for agents that learn from a log: `updates` updates on rollouts that `sample(rng)` gives.
 
-    No episode is played: there is no score, so neither convergence nor `best`, and no return; `max_steps` is not used.
+    No episode is played: there is no score, so neither convergence nor `best`, and no return; `max_steps` is not used. Raises
+    ValueError for an agent that scales rewards by running returns: rollouts of a log do not go on from one another.
     """
+    if getattr(getattr(agent, "normalisation", None), "reward", None) == "scale":
+        raise ValueError('rollouts of a log do not go on from one another: normalise rewards by "log", not by "scale"')
     c = config or TrainingConfig()
     c = c if seed is None else replace(c, seed=seed)
     return Training(agent, lambda s: Logged(sample, s), c, updates, 0, out, log).run(resume)

@@ -53,6 +53,7 @@ class Kind:
     build: Callable[[Settings], Learner]
     offline: bool = False  # it learns from a log of random play, as long as what the others play themselves
     frames: int = 1  # that it sees at once
+    steps: int | None = None  # of a rollout, where it needs longer ones: as many fewer of them
 
     def wrap(self, env: VectorEnv) -> VectorEnv:
         """The environment as this kind of agent sees it."""
@@ -101,7 +102,9 @@ def _explorer(s: Settings, **switches: float) -> Explorer:
 
 AGENTS: dict[str, Kind] = {
     "random": Kind(lambda s: Uniform(*s.dims, None, s.seed)),
-    "frequency": Kind(lambda s: Frequency(*s.dims, FrequencyConfig(limit=s.steps + 1), s.seed)),
+    "frequency": Kind(
+        lambda s: Frequency(*s.dims, FrequencyConfig(limit=s.steps + 1), s.seed), steps=FrequencyConfig.steps
+    ),
     "ppo-lstm": Kind(_ppo),
     "ppo": Kind(lambda s: _ppo(s, memory=False)),
     "ppo-stacked": Kind(lambda s: _ppo(s, memory=False), frames=FRAMES),
@@ -129,6 +132,6 @@ def teach(agent: Learner, kind: Kind, env: VectorEnv, settings: Settings) -> Non
         for _ in range(settings.updates):
             agent.update(log.sample(rng, settings.n_envs))
         return
-    runner = Runner(env, agent, settings.seed)
-    for _ in range(settings.updates):
-        agent.update(runner.collect(settings.steps)[0])
+    runner, steps = Runner(env, agent, settings.seed), kind.steps or settings.steps
+    for _ in range(max(1, settings.updates * settings.steps // steps)):
+        agent.update(runner.collect(steps)[0])

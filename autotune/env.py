@@ -222,8 +222,10 @@ class KernelEnv:
         return self._observation(), float(reward[0]), stopped, truncated, self._info()
 
     def _observation(self) -> dict[str, np.ndarray]:
-        state, actions = observe(self.episode.state, self.episode.mask)
-        return {"state": state, "mask": self.episode.mask.astype(np.int8), "actions": actions}
+        state, actions = self.task.view(
+            self.episode.state, self.episode.mask
+        )  # remembered: a caller may change its own
+        return {"state": state.copy(), "mask": self.episode.mask.astype(np.int8), "actions": actions.copy()}
 
     def _info(self) -> dict[str, Any]:
         return {"kernel": self.episode.state.kernel.key, "schedule": self.episode.state.schedule}

@@ -101,7 +101,15 @@ class StateSimulator:
     def fit(
         self, paths: Paths, *, steps: int | None = None, deadline: Callable[[], bool] | None = None
     ) -> dict[str, float]:
-        """Learn from the measured prefixes; returns training metrics."""
+        """Learn from the measured prefixes; returns training metrics. What was learned before stays where it raises."""
+        before = vars(self).copy()
+        try:
+            return self._fit(paths, steps, deadline)
+        except SimulatorError:
+            vars(self).update(before)
+            raise
+
+    def _fit(self, paths: Paths, steps: int | None, deadline: Callable[[], bool] | None) -> dict[str, float]:
         points = Points.build(paths, self.widths)
         rows, (row, step) = points.rows, transitions(paths)
         self._fit_encoder(rows.features)

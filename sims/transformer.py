@@ -125,10 +125,16 @@ class Transformer:
         began, c = time.perf_counter(), self.config
         points = Points.build(paths, self.widths)
         rng = np.random.default_rng(c.seed)
+        counts, before = bootstrap(points.rows, c.members, rng), self._scaling
         self._measure(paths)
-        counts = bootstrap(points.rows, c.members, rng)
         start = attention.initial(self.net, rng)
-        losses = self._descend(start, paths, points, counts, c.steps if steps is None else steps, c.lr, rng, deadline)
+        try:
+            losses = self._descend(
+                start, paths, points, counts, c.steps if steps is None else steps, c.lr, rng, deadline
+            )
+        except SimulatorError:
+            self._scaling = before  # that of what was learned before, and stays
+            raise
         members = self._members(paths.take(points.path))  # [M, P, T, 2]
         at = members[:, np.arange(len(points.path)), points.position, 0]
         self._level = fit_level(paths, points, at.mean(axis=0))

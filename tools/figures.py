@@ -86,9 +86,14 @@ def _verdicts(figures: dict) -> str:
                      for how, counts in figures["verdicts"].items())  # fmt: skip
 
 
+def _walked(figures: dict) -> list[str]:
+    """The targets of the dynamics that could be opened."""
+    return [target for target in ("CPU", "CL", "CUDA") if f"{target}: steps" in figures]
+
+
 TRIED = {
     "redteam": lambda f: f"{f['attacks']} hostile programs, in a trial and in a duel each",
-    "dynamics": lambda f: ", ".join(f"{f[f'{t}: steps']} random steps for {t}" for t in ("CPU", "CL", "CUDA")),
+    "dynamics": lambda f: ", ".join(f"{f[f'{t}: steps']} random steps for {t}" for t in _walked(f)),
     "fuzz": lambda f: f"{f['schedules']} random schedules of {f['kernels']} kernels",
     "killed": lambda f: (
         f"{f['runs']} runs, {f['kills of tuner']} kills of the tuner, {f['kills of worker']} of a worker"
@@ -101,11 +106,12 @@ FOUND = {
     "dynamics": lambda f: (
         f"{sum(b['seen'] for n, b in f['bars'].items() if 'unlike' in n)} differences from tinygrad or the scalar version; "
         + "asked tinygrad: "
-        + ", ".join(f"{f['bars'][f'{t}: steps that asked tinygrad']['seen']}" for t in ("CPU", "CL", "CUDA"))
+        + ", ".join(f"{f['bars'][f'{t}: steps that asked tinygrad']['seen']}" for t in _walked(f))
     ),
     "redteam": lambda f: f"{f['wrong']} escaped or got a wrong verdict",
     "fuzz": lambda f: (
-        f"{_verdicts(f)}. Wrong without PADTO: {sum(all(o[0] != 'PADTO' for o in w['schedule']) for w in f['wrong'])}"
+        f"{_verdicts(f)}. Wrong and not known: "
+        f"{sum(w['drawn'] != 'any' or all(o[0] != 'PADTO' for o in w['schedule']) for w in f['wrong'])}"
     ),
     "killed": _bars,
     "cold": lambda f: f"{_bars(f)}; {f['median_seconds']} s each, {f['worst_seconds']} s at most",

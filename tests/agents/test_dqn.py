@@ -369,3 +369,9 @@ def test_a_rollout_of_another_shape_is_refused(agent_of, make):
     rollout = rollout_of(make, agent)
     with pytest.raises(ValueError, match="configuration"):
         agent.update(replace(rollout, action=rollout.action[:2]))
+
+
+def test_where_it_starts_from_another_the_target_does_too(agent_of):
+    known, fresh = agent_of(1), agent_of(2)
+    fresh.start_from(known)
+    assert np.array_equal(theta(fresh), theta(known)) and np.array_equal(fresh.target.numpy(), theta(known))

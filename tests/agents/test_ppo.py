@@ -245,3 +245,12 @@ def test_a_wrong_shape_and_a_nan_are_refused(make):
         agent.update(replace(rollout, reward=rollout.reward * np.nan))
     with pytest.raises(ValueError, match="minibatches"):
         make(0, replace(make.config, minibatches=3))
+
+
+def test_only_an_agent_that_has_learned_nothing_starts_from_another(make):
+    known, fresh = make(1), make(0)
+    known.update(make.rollout(known))
+    fresh.start_from(known)
+    np.testing.assert_array_equal(theta(fresh), theta(known))
+    with pytest.raises(ValueError, match="learned already, in 1 updates"):
+        known.start_from(fresh)

@@ -84,3 +84,16 @@ def test_contract(env):
         return np.array(trace)
 
     assert np.array_equal(run(), run())
+
+
+def test_a_seed_is_a_run_whatever_was_played_before():
+    """Though the answer is the cue of the episode before."""
+
+    def rewards(env: DelayedMemory) -> list:
+        env.reset(5)
+        return [env.step(np.ones(8, int)).reward.tolist() for _ in range(12)]
+
+    used = DelayedMemory(8, delay=2, previous=True)
+    fresh = rewards(DelayedMemory(8, delay=2, previous=True))
+    used.cue[:] = 1
+    assert rewards(used) == fresh and sum(map(sum, fresh)) > 0

@@ -368,3 +368,9 @@ def test_what_cannot_be_done_is_said(make):
     agent.parts = {}
     with pytest.raises(ValueError, match="reset_value_after: PPO has no value head"):
         train(agent, world(), TrainingConfig(reset_value_after=1))
+
+
+def test_returns_that_do_not_go_on_are_no_scale(make):
+    agent = Normalised(make(1), NormaliseConfig(reward="scale"))
+    with pytest.raises(ValueError, match="do not go on from one another"):
+        train_offline(agent, lambda rng: None, 1)

@@ -11,8 +11,9 @@ from agents.frequency import Frequency, FrequencyConfig, threshold
 from agents.logs import whole_episodes
 from agents.protocol import Observation
 from agents.rollout import Runner, evaluate
-from agents.toys import FixedSequence, Identity, MaskedIdentity
+from agents.toys import DelayedMemory, FixedSequence, Identity, MaskedIdentity
 from agents.uniform import Uniform
+from agents.zoo import AGENTS, Settings, teach
 
 CONFIG = FrequencyConfig(limit=3, elite=0.5, window=4, decay=0.5, prior=0.25)
 
@@ -257,3 +258,16 @@ def test_identity_stays_at_chance():
     trained, error = score(env, train(env, 200, 10, FrequencyConfig(limit=100)), 64), (100 * 0.25 * 0.75 / 64) ** 0.5
     print(f"frequency, identity: bar 25 +- {4 * error:.1f} (blind), {trained:.1f}")
     assert abs(trained - 25) < 4 * error
+
+
+def test_a_comparison_gives_it_rollouts_long_enough_for_whole_episodes():
+    """Episodes of five steps: of rollouts of eight it would hear half."""
+    settings = Settings(3, 2, 0, steps=8, n_envs=4, hidden=8, updates=16, seed=0)
+    kind = AGENTS["frequency"]
+    agent, env, heard = kind.build(settings), DelayedMemory(4), []
+    update = agent.update
+    agent.update = lambda rollout: heard.append(rollout) or update(rollout)
+    teach(agent, kind, env, settings)
+    assert sum(r.reward.size for r in heard) == 8 * 4 * 16
+    whole = sum(whole_episodes(r).at_steps()[2].sum() for r in heard)
+    assert whole >= 0.8 * 8 * 4 * 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -16,9 +17,10 @@ from tinygrad import Tensor
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.env import EnvConfig, KernelEnv, KernelVectorEnv, Task
 from autotune.errors import IllegalAction, ReplayError
+from autotune.features import observe
 from autotune.measuring.recording import Recording
 from autotune.records import Records, Trial
-from autotune.space import ACTION_INDEX, MAX_STEPS, STOP_INDEX, legal_mask
+from autotune.space import ACTION_INDEX, MAX_STEPS, STOP_INDEX, State, legal_mask
 
 UNROLL = Opt(OptOps.UNROLL, 0, 4)
 A2, A4, AU = ACTION_INDEX[U2], ACTION_INDEX[U4], ACTION_INDEX[UNROLL]
@@ -304,3 +306,18 @@ def test_repeated_measurements_are_replayed_in_their_order(tmp_path):
 def test_an_environment_needs_a_kernel():
     with pytest.raises(ValueError):
         KernelEnv(Task([], renderer_of("CPU")))
+
+
+def test_one_by_one_sees_what_several_see(recording):
+    """A policy of a simulator's view: twice the features, here."""
+
+    def twice(state: State, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        vector, actions = observe(state, mask)
+        return 2 * vector, actions
+
+    task = replace(task_of(recording, [matmul()], None), sees=twice)
+    seen, single = KernelVectorEnv(task, 1).reset(0), KernelEnv(task)
+    alone, _ = single.reset(seed=0)
+    np.testing.assert_array_equal(alone["state"], seen.state[0])
+    alone["state"][:] = 0  # it is the caller's
+    np.testing.assert_array_equal(single._observation()["state"], seen.state[0])

@@ -89,12 +89,12 @@ class Rounds:
         repeated: Counter[str] = Counter()
         for (kernel, _, _), times in spent(found).items():
             repeated[kernel] += times - 1
-        self.again = max(self.again, *repeated.values())
+        self.again = max([self.again, *repeated.values()])  # none, where all tuners failed before a trial
         totals = spent_of_kernels(found).values()
         if self.strategy == POOLED:
             self.beyond = max(self.beyond, sum(totals) - KERNELS * self.trials)
         else:
-            self.beyond = max(self.beyond, *(total - self.trials for total in totals))
+            self.beyond = max([self.beyond, *(total - self.trials for total in totals)])
 
 
 def main() -> int:

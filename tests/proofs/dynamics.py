@@ -30,11 +30,12 @@ from tqdm import tqdm
 from autotune import corpus, space
 from autotune.batch import KINDS, NONE, Batch
 from autotune.compiler import Renderer, Scheduler, apply_opt, renderer_of, root_scheduler
-from autotune.errors import IllegalAction
+from autotune.errors import DeviceError, IllegalAction
 from autotune.features import summary
 from autotune.kernel import Kernel
 from autotune.space import ACTIONS, MAX_STEPS, State, legal_mask, root_state, step
 
+TARGETS = ("CPU", "CL", "CUDA")
 WALKS = 128  # side by side
 TRIED = 4  # actions of each state whose legality is tried on tinygrad
 ASKED = 0.01  # share of the steps for which the batch may have asked tinygrad
@@ -47,6 +48,21 @@ def renderer(target: str) -> Renderer:
     python = PythonRenderer(Target.parse("PYTHON::sm_80"))
     python.shared_max, python.global_max = CUDARenderer.shared_max, CUDARenderer.global_max
     return python
+
+
+def renderers(named: Sequence[str] | None) -> tuple[dict[str, Renderer], list[str]]:
+    """Of each target, and a line about each that is left out: one of TARGETS that cannot be opened here. Raises DeviceError for
+    one that was named."""
+    opened: dict[str, Renderer] = {}
+    left_out: list[str] = []
+    for target in named or TARGETS:
+        try:
+            opened[target] = renderer(target)
+        except DeviceError as error:
+            if named:
+                raise
+            left_out.append(f"{target} left out: {error}")
+    return opened, left_out
 
 
 DIFFERENCES = ("loops unlike tinygrad's", "legality unlike tinygrad's", "strides unlike tinygrad's", "states unlike space.py's",
@@ -148,11 +164,10 @@ def rounds(kernels: Sequence[Kernel], rng: np.random.Generator) -> Iterator[list
         yield from ([kernels[i] for i in order[n : n + WALKS]] for n in range(0, len(order), WALKS))
 
 
-def prove(target: str, steps: int, seed: int, deadline: float) -> Comparison:
+def prove(target: str, own: Renderer, steps: int, seed: int, deadline: float) -> Comparison:
     """Walks over the whole corpus until there are that many steps."""
     found, rng = Comparison(), np.random.default_rng([seed, *target.encode()])
     with Context(NUM_CPU_THREADS=8), tqdm(total=steps, desc=target) as bar:  # THREAD is legal, whatever the machine
-        own = renderer(target)
         for turn, kernels in enumerate(rounds(corpus.load(), rng)):
             with Context(ALLOW_TF32=turn % TF32_EVERY == 0):
                 walk(kernels, own, rng, found)
@@ -165,16 +180,19 @@ def prove(target: str, steps: int, seed: int, deadline: float) -> Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000, help="for each target (default: %(default)s)")
-    parser.add_argument("--targets", nargs="+", default=["CPU", "CL", "CUDA"], help="default: %(default)s")
+    parser.add_argument("--targets", nargs="+", help=f"default: those of {', '.join(TARGETS)} that can be opened here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e6, help="for each target: then the steps left are missing")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures there")
     args = parser.parse_args()
     figures: dict[str, Any] = {}
     bars: dict[str, tuple[int, int]] = {}
-    notes: list[str] = []
-    for target in args.targets:
-        found = prove(target, args.steps, args.seed, time.monotonic() + 60 * args.minutes)
+    try:
+        opened, notes = renderers(args.targets)
+    except DeviceError as error:
+        raise SystemExit(str(error)) from None
+    for target, own in opened.items():
+        found = prove(target, own, args.steps, args.seed, time.monotonic() + 60 * args.minutes)
         steps, asked = found.counts["steps"], found.counts["steps by TC"]
         figures |= {
             f"{target}: {name}": count for name, count in sorted(found.counts.items()) if name not in DIFFERENCES

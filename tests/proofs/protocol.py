@@ -35,6 +35,8 @@ DIFFERENCES = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10, 0.15, 0.20)
 SEEN = 0.95  # of all comparisons: then a difference counts as one that can be told apart
 GAPS = (1.02, 1.05, 1.10)  # wanted ratios between the two schedules of a pair
 MAX_OVERHEAD = 0.15  # of a trial's wall time
+MAX_DIFFER = 0.10  # of the comparisons of a kernel with itself: said to differ
+MIN_AGREEMENT = 0.90  # of the comparisons of a pair: the same verdict
 PARTS = ("compile", "reference", "verify", "time", "overhead")
 
 
@@ -147,6 +149,20 @@ def shares(device: str, kernels: Sequence[Kernel], trials: int) -> dict[str, Any
             "shares": {part: runner.spent[part] / wall for part in PARTS}}  # fmt: skip
 
 
+def missed(found: dict[str, Any]) -> list[str]:
+    """The bars that the figures miss, each in a line."""
+    overhead = found["trial"]["shares"]["overhead"]
+    differ = sum(f["said to differ"] for f in found["itself"]) / sum(f["comparisons"] for f in found["itself"])
+    lines = []
+    if overhead > MAX_OVERHEAD:
+        lines.append(f"overhead is {overhead:.1%} of a trial, at most {MAX_OVERHEAD:.0%}")
+    if differ > MAX_DIFFER:
+        lines.append(f"of a kernel against itself {differ:.1%} were said to differ, at most {MAX_DIFFER:.0%}")
+    lines += [f"the pair of ratio {f['ratio']:.3f} has the same verdict in {f['same verdict']:.0%}, at least {MIN_AGREEMENT:.0%}"
+              for f in found["pairs"] if f["same verdict"] < MIN_AGREEMENT]  # fmt: skip
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=50, help="comparisons of each pair")
@@ -156,16 +172,19 @@ def main() -> None:
     args = parser.parse_args()
     device = default_device()
     found: dict[str, Any] = {"device": device}
-    kernels = corpus.load("train")[:: max(1, len(corpus.load("train")) // args.kernels)][: args.kernels]
+    train = corpus.load("train")
+    kernels = train[:: max(1, len(train) // args.kernels)][: args.kernels]
     found["trial"] = shares(device, kernels, 8)
     with closing(Runner(device)) as runner:
         found["itself"] = [itself(runner, size, args.itself) for size in SIZES]
-        matmul = next(k for k in corpus.load("train") if k.family == "matmul" and 1e7 < k.work[0] < 1e8)
+        matmul = next(k for k in train if k.family == "matmul" and 1e7 < k.work[0] < 1e8)
         found["pairs"] = [pair(runner, matmul, a, b, args.count) for _, a, b in pairs_of(runner, matmul)]
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
-    raise SystemExit(1 if found["trial"]["shares"]["overhead"] > MAX_OVERHEAD else 0)
+    for text in (lines := missed(found)):
+        print(f"MISSED: {text}")
+    raise SystemExit(1 if lines else 0)
 
 
 if __name__ == "__main__":

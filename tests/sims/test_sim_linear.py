@@ -138,6 +138,17 @@ def pair(request, world: PathWorld) -> tuple[StateSimulator, StateSimulator]:
     return simulator, make(world.paths.widths)
 
 
+def test_a_fit_that_diverges_leaves_what_was_learned(world: PathWorld, unseen: PathWorld) -> None:
+    simulator = Flat(world.paths.widths, ensemble := Ensemble(world.paths.widths.state, NETS))
+    simulator.fit(world.paths)
+    before = simulator.predict(unseen.paths)
+    ensemble.config = replace(NETS, lr=1e30)
+    with pytest.raises(SimulatorError, match="diverged"):
+        simulator.fit(unseen.paths)
+    for ours, theirs in zip(simulator.predict(unseen.paths), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_state_round_trip(pair, unseen: PathWorld) -> None:
     simulator, fresh = pair
     fresh.load_state(simulator.state())

@@ -238,3 +238,14 @@ def test_deadline_and_failed_trials(world: PathWorld) -> None:
     log_time[rows, world.paths.length[rows]] = np.nan
     metric = fresh(world).fit(replace(world.paths, log_time=log_time), deadline=lambda: next(asked))
     assert metric["steps"] == 3 and metric["dropped"] >= 0.9 * len(rows)  # some of the times stand on another path, too
+
+
+def test_a_fit_that_diverges_leaves_what_was_learned(world: PathWorld, unseen: PathWorld, brief: Transformer) -> None:
+    """Also how inputs are scaled: those of the second fit are others."""
+    simulator = fresh(world, lr=1e30)
+    simulator.load_state(brief.state())
+    before = simulator.predict(unseen.paths)
+    with pytest.raises(SimulatorError):
+        simulator.fit(unseen.paths, steps=5)
+    for ours, theirs in zip(simulator.predict(unseen.paths), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
