@@ -223,8 +223,7 @@ class Predictor:
 
     def load_state(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.seen.array, self.paid.array = (tensors[f"{self.name}/{name}"].copy() for name in ("seen", "paid"))
-        self.trained.load(tensors, f"{self.name}/")
-        self.trained.steps = int(tensors[f"{self.name}/steps"][0])
+        self.trained.load(tensors, f"{self.name}/", int(tensors[f"{self.name}/steps"][0]))
 
 
 class RND(Predictor):

@@ -122,13 +122,18 @@ class Trained:
             for name, array in self.policy.unflatten(vector.numpy()).items()
         }
 
-    def load(self, tensors: Mapping[str, np.ndarray], prefix: str) -> None:
-        """The opposite of `state`, for arrays whose shapes were checked."""
+    def load(self, tensors: Mapping[str, np.ndarray], prefix: str, steps: int | None) -> None:
+        """The opposite of `state`, for arrays whose shapes were checked. `steps` that Adam has made; None: there are no moments of it,
+        and it begins anew."""
         vectors = [
             self.policy.flatten({name: tensors[f"{prefix}{group}/{name}"] for name in self.policy.shapes})
-            for group in GROUPS
+            for group in (GROUPS if steps is not None else GROUPS[:1])
         ]
-        self.policy.theta, self.m, self.v = (Tensor(vector).realize() for vector in vectors)
+        self.policy.theta, *moments = (Tensor(vector).realize() for vector in vectors)
+        if steps is None:
+            self._begin()
+        else:
+            self.steps, (self.m, self.v) = steps, moments
 
 
 class NetworkAgent:
@@ -235,22 +240,27 @@ class NetworkAgent:
         }
 
     def load_state(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        """The opposite of `state`. Raises CheckpointError where a shape differs; nothing is changed then."""
+        """The opposite of `state`; without Adam's moments (`without_moments`) Adam begins anew. Raises CheckpointError where a shape
+        differs; nothing is changed then."""
+        groups = GROUPS if len(without_moments(tensors)) < len(tensors) else GROUPS[:1]
         shapes = {
             f"{key}{g}/{name}": s
             for key, p in self.parts.items()
-            for g in GROUPS
+            for g in groups
             for name, s in p.policy.shapes.items()
         }
         check_shapes(tensors, shapes, self.name)
+        steps = meta["adam_steps"]
         for key, part in self.parts.items():
-            part.load(tensors, key)
-            steps = meta["adam_steps"]
-            part.steps = int(
-                steps[key] if isinstance(steps, dict) else steps
-            )  # one number: written before there were parts
+            own = int(steps[key] if isinstance(steps, dict) else steps)  # one number: written before there were parts
+            part.load(tensors, key, own if groups == GROUPS else None)
         self.updates = int(meta["updates"])
         self.rng.bit_generator.state = meta["rng"]
+
+
+def without_moments(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An agent's state without what only goes on with its training needs: two thirds of it."""
+    return {name: array for name, array in tensors.items() if not any(f"{group}/" in name for group in GROUPS[1:])}
 
 
 def sample(log_probs: np.ndarray, rng: np.random.Generator, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

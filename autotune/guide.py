@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agents import checkpoint
+from agents.learner import without_moments
 from agents.ppo import PPO, PPOConfig
 from autotune.compiler import Renderer
 from autotune.errors import CodecError, UsageError
@@ -105,8 +106,8 @@ class Guide:
             self._leaves.update(zip(missing, found, strict=True))
         return np.stack([self._leaves[s.kernel.key, s.schedule] for s in states])
 
-    def save(self, path: Path, extra: dict[str, Any]) -> None:
-        """Write PATH.safetensors and PATH.json."""
+    def save(self, path: Path, extra: dict[str, Any], moments: bool = True) -> None:
+        """Write PATH.safetensors and PATH.json; without Adam's `moments` where nobody goes on with the training from there."""
         tensors, meta = self.agent.state()
         named = {f"agent.{k}": v for k, v in tensors.items()} | {
             f"simulator.{k}": v for k, v in self.simulator.state().items()
@@ -120,7 +121,7 @@ class Guide:
         description = {"vocabulary": VOCABULARY, "world": world, "features": FEATURES, "state_dim": self.state_dim,
                        "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
                        "simulator": asdict(self.simulator.nets.config), "trees": asdict(self.simulator.trees.config), "agent": meta, **extra}  # fmt: skip
-        checkpoint.save(path, named, description)
+        checkpoint.save(path, named if moments else without_moments(named), description)
 
     @staticmethod
     def load(path: Path) -> Guide:

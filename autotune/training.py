@@ -316,4 +316,4 @@ class Trainer:
         guide = guide or self.guide
         about = {"backend": self.device, "draft": self.config.draft, "finished": self.finished,
                  "updates": guide.agent.updates, "validation": self.best}  # fmt: skip
-        guide.save(self.out / name, about)
+        guide.save(self.out / name, about, moments=name == "last")

@@ -27,7 +27,7 @@ def carry(source: Path, target: Path, device: str) -> dict[str, float]:
     guide.memory = Memory.learn(data)
     about = json.loads(source.with_suffix(".json").read_text())
     kept = {name: about[name] for name in ("draft", "updates", "validation")}
-    guide.save(target, {**kept, "backend": device.split(":")[0], "carried_from": about["backend"]})
+    guide.save(target, {**kept, "backend": device.split(":")[0], "carried_from": about["backend"]}, moments=False)
     return told
 
 

@@ -6,7 +6,7 @@ import pytest
 from tinygrad import Context, Tensor
 
 from agents import checkpoint
-from agents.learner import Diverged
+from agents.learner import Diverged, without_moments
 from agents.losses import METRICS, Batch, ppo_loss
 from agents.ppo import PPO, PPOConfig
 from agents.preferences import PreferencePPOConfig
@@ -157,6 +157,23 @@ def test_two_agents_on_one_capture_do_not_touch_each_other_and_one_seed_gives_on
     together, alone = run([4, 5]), run([4]) + run([5])
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
     assert not np.array_equal(*together)
+
+
+def test_without_moments_adam_begins_anew(make):
+    """The policy is the same; a state that holds some of the moments is damaged."""
+    agent, other = make(0), make(1)
+    agent.update(make.rollout(agent))
+    tensors, meta = agent.state()
+    small = without_moments(tensors)
+    assert len(small) * 3 == len(tensors)
+    other.update(make.rollout(other))
+    other.load_state(small, meta)
+    part = other.parts[""]
+    assert np.array_equal(theta(other), theta(agent)) and other.updates == 1
+    assert part.steps == 0 and not part.m.numpy().any() and not part.v.numpy().any()
+    gone = next(name for name in tensors if "adam_m/" in name)
+    with pytest.raises(checkpoint.CheckpointError):
+        other.load_state({name: array for name, array in tensors.items() if name != gone}, meta)
 
 
 def test_training_resumes_bit_exactly_through_a_file(make, tmp_path):

@@ -91,6 +91,8 @@ def test_the_best_policy_outlives_worse_ones_and_a_new_simulator(
     trainer.validate()
     assert np.array_equal(theta(Guide.load(tmp_path / "best")), theta(shipped))
     assert not np.array_equal(theta(Guide.load(tmp_path / "last")), theta(shipped))
+    sizes = {name: (tmp_path / f"{name}.safetensors").stat().st_size for name in ("best", "last")}
+    assert sizes["best"] < 0.8 * sizes["last"]  # nobody goes on with the training from there
     scores[0] = 2.2  # under a new simulator, which is told apart by its spread
     guide.simulator._spread = replace(guide.simulator._spread, scale=2.0)
     trainer.judge_again()
