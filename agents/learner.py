@@ -149,9 +149,8 @@ class NetworkAgent:
         self.policy = self.network(seed)
         self.rng = np.random.default_rng(seed)
         self.updates = 0
-        self._inputs: dict[
-            tuple[Any, ...], Tensor
-        ] = {}  # of `evaluate`, filled anew each time: making them took a quarter of it
+        # of `evaluate`, filled anew each time: making them took a quarter of it
+        self._inputs: dict[tuple[Any, ...], Tensor] = {}
         modules = (networks, sys.modules[__name__])
         self._forward = cached_jit(self._forward_fn, "act", self.policy.dims, modules, cache_dir)
 

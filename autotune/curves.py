@@ -189,9 +189,8 @@ def pooled(kernels: Sequence[Shared], calls: Mapping[str, int], strategy: str, r
         began = time.perf_counter()
         if (kernel := spending.next()) is None:
             break
-        searches[kernel.key].spent += (
-            time.perf_counter() - began
-        )  # what choosing costs, all kernels' promises, is the chosen one's
+        # what choosing costs, all kernels' promises, is the chosen one's
+        searches[kernel.key].spent += time.perf_counter() - began
         before = searches[kernel.key].best
         made = searches[kernel.key].visit(min(spending.size(kernel), total - done))
         turns[kernel.key] += [(done + 1 + i) / len(kernels) for i in range(made)]

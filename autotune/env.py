@@ -222,9 +222,8 @@ class KernelEnv:
         return self._observation(), float(reward[0]), stopped, truncated, self._info()
 
     def _observation(self) -> dict[str, np.ndarray]:
-        state, actions = self.task.view(
-            self.episode.state, self.episode.mask
-        )  # remembered: a caller may change its own
+        # copies, since the task remembers what it has shown
+        state, actions = self.task.view(self.episode.state, self.episode.mask)
         return {"state": state.copy(), "mask": self.episode.mask.astype(np.int8), "actions": actions.copy()}
 
     def _info(self) -> dict[str, Any]:

@@ -28,9 +28,7 @@ SHIPPED = Path(__file__).parent / "data"
 LARGEST = float(np.finfo(np.float32).max)  # of any learned number
 MAX_SETTING = 1_000_000  # of any number in a config
 FINETUNED = "finetuned-"  # begins the names of their directories under `runs/`
-REMEMBERED = (
-    1 << 17
-)  # states whose predictions are kept, at about 1 KB each: a training passes through hundreds of thousands
+REMEMBERED = 1 << 17  # states whose predictions are kept, at 1 KB each: a training passes through more
 FEATURES = 2  # version of autotune.features: another version's numbers mean other things
 
 
