@@ -271,8 +271,8 @@ def search(root: Root, recurrent_fn: RecurrentFn, simulations: int, gumbel: np.n
 
     backup="mean": a node's value is the average of its own value and all returns found below: what the paper proves
     to improve on the prior, and what evens out a learned model's errors. backup="max": it is the largest q of the
-    actions visited below, the best that can be reached, and what is known to its ends is not looked at again: for
-    deterministic worlds whose rewards are to be trusted.
+    actions visited below, the best that can be reached, and below the root what is known to its ends is not looked at again:
+    for deterministic worlds whose rewards are to be trusted.
 
     A range of q below `spread` is not blown up to [0, 1]: where values are noise yet, the paper's rule would take the
     noise for certain.

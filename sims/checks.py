@@ -71,8 +71,10 @@ def noisy_tv(
     curious acquisition would be drawn to noise that it can never learn (Burda et al. 2018, Large-scale study of
     curiosity-driven learning: a television with random channels). NaN where a simulator does not know its spread.
     """
-    kernels = np.unique(paths.kernel)
-    noisy = rng.permutation(kernels)[: max(1, round(fraction * len(kernels)))]
+    unit = paths.units[paths.kernel]  # the same kernel on another device would still tell its times
+    units = np.unique(unit)
+    chosen = rng.permutation(units)[: max(1, round(fraction * len(units)))]
+    noisy = np.unique(paths.kernel[np.isin(unit, chosen)])
     simulator, without = make(), make()
     told = shuffled(paths, noisy, rng)
     simulator.fit(told)
@@ -81,7 +83,7 @@ def noisy_tv(
     spread = simulator.predict(told).spread[points.path, points.position]
     random = np.isin(told.kernel[points.path], noisy)
     return {
-        "kernels": float(len(noisy)),
+        "kernels": float(len(chosen)),
         "pairwise": _pairwise(simulator, held),
         "pairwise_without": _pairwise(without, held),
         "spread_ratio": float(spread[random].mean() / spread[~random].mean()),

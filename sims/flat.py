@@ -45,12 +45,18 @@ class Affine:
         return Scaling(self.mean, self.inverse, CLIP)(x) @ self.weights[:-1] + self.weights[-1]
 
 
+def offset_of(points: Points, relative: np.ndarray) -> np.ndarray:
+    """By how much predictions of the points [P] lie above their targets in each kernel [K]: they are comparable within one only."""
+    rows = points.rows
+    return np.bincount(rows.kernel, relative - rows.target) / rows.sizes
+
+
 def fit_level(paths: Paths, points: Points, relative: np.ndarray) -> Affine:
     """From the root's summary to what must be added to predictions of the points [P] so that they are absolute: a constant
     that they have in each kernel is the level's to mend.
     """
     rows = points.rows
-    level = points.level + np.bincount(rows.kernel, rows.target - relative) / rows.sizes
+    level = points.level - offset_of(points, relative)
     return Affine.fit(paths.states[points.path[rows.start[:-1]], 0], level, rows.unit)
 
 
@@ -118,10 +124,11 @@ class StateSimulator:
         self._parts = {"dynamics": dynamics}
         metrics = self._learn(paths, points, steps, deadline)
         path, at = np.nonzero(np.isfinite(points.reach))
-        below = self._encode(paths.states[points.path[path], at])
+        below, relative = self._encode(paths.states[points.path[path], at]), self._time(self._encode(rows.features))[0]
+        reach = points.reach[path, at] + offset_of(points, relative)[rows.kernel[path]]  # on the scale of `relative`
         self._parts |= {
-            "level": fit_level(paths, points, self._time(self._encode(rows.features))[0]),
-            "reach": Affine.fit(below, points.reach[path, at], rows.unit[rows.kernel[path]]),
+            "level": fit_level(paths, points, relative),
+            "reach": Affine.fit(below, reach, rows.unit[rows.kernel[path]]),
         }
         return metrics
 

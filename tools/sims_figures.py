@@ -88,7 +88,10 @@ def _curve(summary: Mapping[str, Any]) -> Sequence[str]:
         ["" if at is None else " / ".join(_cell(at[name], "{:.3f}") for name in PAIR) for at in row] for row in rows
     ]
     lines = [line([name, *row]) for name, row in zip(summary, cells, strict=True)]
-    told = "Pairwise accuracy / top-1 on the same held-out kernels, by how many trials were learned from:"
+    told = (
+        "Pairwise accuracy / top-1 on the kernels that each seed holds out, by how many trials were learned from (of fewer seeds "
+        "than where all were):"
+    )
     return (told, table(("simulator", *map(str, points), "all"), lines)) if points else ()
 
 

@@ -1,4 +1,4 @@
-"""A tree of measured schedules, each one action longer than a measured one: `ucb` and `greedy`.
+"""A tree of measured schedules, each one action longer than one that is measured, or was asked for before: `ucb` and `greedy`.
 
 A node's worth is the best log-speedup measured in its subtree (transitions are deterministic, so a maximum and no mean),
 rescaled to [0, 1] over the tree. Descending from the root takes the child with the largest
@@ -45,9 +45,10 @@ class TreeSearch:
     """Grows a tree of measured schedules by upper confidence bounds."""
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, exploration: float = EXPLORATION):
-        self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
+        self.rng = kernel.rng(seed)
         self.exploration = exploration
-        self.fastest, self.slowest = math.inf, -math.inf  # log2 seconds of all that was told
+        self.times: dict[Schedule, float] = {}  # log2 seconds of all that was told, and not refuted since
+        self.fastest, self.slowest = math.inf, -math.inf
         self.asked: set[Schedule] = set()
         self.root = self._node(root_state(kernel, renderer))
 
@@ -65,20 +66,25 @@ class TreeSearch:
     def tell(self, trials: Sequence[Trial]) -> None:
         """Take in what became of schedules, also of those that were never asked for."""
         for trial in trials:
-            if (path := self._walk(trial.schedule)) is None:
+            if (path := self._walk(trial.schedule)) is None or (trial.kind == "recheck" and trial.verdict == "ok"):
                 continue
             leaf = path[-1]
             leaf.tried |= trial.kind == "trial"
-            if trial.schedule not in self.asked:
+            if trial.schedule not in self.asked and trial.kind != "recheck":
                 for node in path:
                     node.visits += 1
             if trial.seconds is None:
                 leaf.failed = bool(trial.schedule)  # the root is always built on
-                continue
-            log_time = math.log2(trial.seconds)
-            self.fastest, self.slowest = min(self.fastest, log_time), max(self.slowest, log_time)
-            for node in path:
-                node.best = min(node.best, log_time)
+                self.times.pop(trial.schedule, None)  # of another program, if it had one
+            else:
+                self.times[trial.schedule] = math.log2(trial.seconds)
+            for node in reversed(path):
+                below = [child.best for child in node.children.values()]
+                node.best = min([self.times.get(node.state.schedule, math.inf), *below])
+        self.fastest, self.slowest = (
+            min(self.times.values(), default=math.inf),
+            max(self.times.values(), default=-math.inf),
+        )
 
     def _node(self, state: State) -> Node:
         legal = np.flatnonzero(legal_mask(state)[:-1])

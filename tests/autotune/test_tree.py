@@ -68,6 +68,22 @@ def test_nothing_is_built_on_a_failure():
     assert all(s[:1] != failing for _ in range(10) for s in search.ask(4))
 
 
+def test_a_refuted_schedule_has_no_worth_any_more():
+    """Its time was that of another program; a recheck that holds is no visit."""
+    search = TreeSearch(KERNEL, CPU, 0)
+    search.tell([trial((), 8.0)])
+    a, b = search.ask(2)
+    search.tell([trial(a, 1.0), trial(b, 4.0)])
+    child, visits = {c.state.schedule: c for c in search.root.children.values()}, search.root.visits
+    assert (search.fastest, search.root.best, child[a].best) == (0.0, 0.0, 0.0)
+    search.tell(
+        [replace(trial(b, 4.0), kind="recheck"), replace(trial(a, None), kind="recheck", verdict="wrong_output")]
+    )
+    assert (search.fastest, search.slowest, search.root.best) == (2.0, 3.0, 2.0)
+    assert child[a].best == math.inf and child[a].failed and not child[b].failed and search.root.visits == visits
+    assert all(s[:1] != a for _ in range(10) for s in search.ask(4))
+
+
 def test_told_schedules_are_not_asked_for_again_and_foreign_ones_are_passed_over():
     _, asked = grown(20, lambda s: 1.0)
     other = TreeSearch(KERNEL, CPU, 0)

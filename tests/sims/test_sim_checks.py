@@ -7,6 +7,7 @@ import pytest
 
 from sims import Flat, Linear, LinearConfig, NearestNeighbour, SimulatorError, metrics
 from sims.checks import noisy_tv, null_action, shuffled, with_idle
+from sims.paths import Paths
 from sims.toys import DIRECTIONS, OPS, STATE, PathWorld, make_paths
 
 EXACT = LinearConfig(size=STATE, products=0, anchor=0.0)
@@ -163,6 +164,23 @@ def test_noise_widens_the_spread_of_those_who_look_at_it(world: PathWorld) -> No
     assert same["spread_ratio"] == pytest.approx(1.0)  # one spread for all
 
 
+def test_a_random_kernel_is_random_on_every_device(world: PathWorld) -> None:
+    """Else its other times would tell what was taken away, and the simulator without it would know it."""
+    twice, told = replace(world.paths, context=world.paths.context[np.arange(30) % 15]), []
+
+    class Listening(Linear):
+        def fit(self, paths: Paths, **options: object) -> dict[str, float]:
+            told.append(paths)
+            return super().fit(paths)
+
+    held = make_paths(kernels=10, rows=12, seed=2, noise=0.0).paths
+    noisy_tv(lambda: Listening(twice.widths, EXACT), twice, held, np.random.default_rng(0), fraction=1 / 15)
+    moved = np.isfinite(twice.log_time) & (told[0].log_time != twice.log_time)
+    random = np.unique(twice.kernel[moved.any(1)])
+    assert len(random) == 2 and random[1] == random[0] + 15
+    assert set(told[1].kernel) == set(range(30)) - set(random)
+
+
 def test_half_of_the_kernels_random_costs_accuracy_and_without_them_none_is_lost(world: PathWorld) -> None:
     noisy = make_paths(kernels=30, rows=12, seed=1, noise=0.5).paths
     held = make_paths(kernels=10, rows=12, seed=2, noise=0.0).paths
@@ -170,7 +188,7 @@ def test_half_of_the_kernels_random_costs_accuracy_and_without_them_none_is_lost
     found = noisy_tv(make, noisy, held, np.random.default_rng(0), fraction=0.5)
     assert found["kernels"] == 15 and found["pairwise"] < found["pairwise_without"] - 0.02
     simulator, random = make(), np.random.default_rng(0).permutation(30)[:15]
-    simulator.fit(noisy.take(~np.isin(noisy.kernel, random)))
+    simulator.fit(noisy.take(~np.isin(noisy.units[noisy.kernel], random)))
     at = held.reached & np.isfinite(held.log_time)
     first = np.unique(held.prefixes()[at], return_index=True)[1]  # each measured prefix once
     score = metrics.pairwise_accuracy(

@@ -104,6 +104,31 @@ def test_reach_never_lies_above_the_time_and_finds_what_is_below() -> None:
     assert np.isnan(prediction.reachable[~inside]).all()
 
 
+def test_what_is_within_reach_is_on_the_scale_of_the_time() -> None:
+    """Metamorphic: times are comparable within a kernel only, so a simulator that says 7 more of all says 7 more of the best below,
+    too; and the best below is about where it truly is."""
+
+    class Higher(Trees):
+        def predict(self, features: np.ndarray, group: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+            mean, std = super().predict(features, group)
+            return mean + 7.0, std
+
+    world = make_paths(kernels=40, rows=30, seed=3, noise=0.0)
+    paths, gaps = world.paths, []
+    for kind in (Trees, Higher):
+        simulator = Flat(paths.widths, kind(STATE, TreesConfig(rounds=40)))
+        simulator.fit(paths)
+        prediction = simulator.predict(paths)
+        gaps.append((prediction.relative - prediction.reachable)[paths.reached])
+    np.testing.assert_allclose(*gaps, atol=1e-4)
+    best = paths.best_below(paths.prefixes())
+    measured = paths.reached & np.isfinite(paths.log_time)
+    truth = (paths.log_time - best)[measured]
+    prediction = fitted(world).predict(paths)  # levels are random here, and what lies below a state is not linear in it
+    found = (prediction.relative - prediction.reachable)[measured]
+    assert np.corrcoef(found, truth)[0, 1] > 0.5
+
+
 def test_absolute_time_needs_the_level() -> None:
     """Offsets told by the root's first number: then the level of an unseen kernel is known."""
     world, unseen = (make_paths(kernels=40, rows=10, seed=s, noise=0.0) for s in (1, 2))
