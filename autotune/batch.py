@@ -315,7 +315,7 @@ class Batch:
         STOP always. As `space.legal_mask`.
         """
         mask = self.legal & ~(_SAID_BY_0 & (self.size == _ARG) & (self.factor == 0))
-        mask[:, _NOLOCALS] &= self.locals_allowed
+        mask[:, _NOLOCALS] &= self.locals_allowed & self.target("free_launch")
         useful = (self.axes.size < _padded(self.axes.size)) & ~self.of_kind(*REDUCE_KINDS)
         mask[:, _PAD] &= useful[:, _AXIS[_PAD]]
         mask[:, _GROUPED] &= self.sizes(*_LOCALS)[:, None] * self.amount[:, _GROUPED] <= MAX_LOCAL

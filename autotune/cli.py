@@ -193,7 +193,7 @@ def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
         type=minutes,
         default=0.0,
         metavar="M",
-        help="first train the checkpoint on the script's kernels so long",
+        help="first train the guide's policy on the script's kernels for M minutes (default: not)",
     )
     option("--capture-seconds", type=seconds, default=CAPTURE_SECONDS, metavar="S", help=CAPTURE_HELP)
     option("--strategy", choices=list(STRATEGIES), default=DEFAULT, metavar="NAME", help=STRATEGY_HELP)
@@ -223,7 +223,7 @@ def tune_command(args: argparse.Namespace) -> int:
         calls = sum(program.calls[k.key] for k in kernels)
         seen = f"{device}, distinct kernels: {len(kernels)}, calls: {calls}{left_out(program, device)}"
         say(f"{seen}; trials are kept in {args.records}")
-        if args.finetune:
+        if args.finetune and guide is not None:
             guide = Guide.load(fine_tune(kernels, device, records, guide, args.finetune, args.seed, args.script.stem))
         report = tune(program, records=records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
                       checkpoint=guide, seed=args.seed, beam=args.beam)  # fmt: skip

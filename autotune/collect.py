@@ -17,7 +17,7 @@ from tqdm import tqdm
 from autotune.compiler import renderer_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
-from autotune.measuring.runner import Measurer, Runner, commit
+from autotune.measuring.runner import Measurer, Runner, commit, known_of
 from autotune.records import History, Records, Trial
 from autotune.search import make_strategy
 
@@ -37,10 +37,7 @@ def collect_kernel(kernel: Kernel, records: Records, measurer: Measurer, device:
 
     A strategy hears of its trials after each `batch`. `label` is what they are recorded under, in place of its name.
     """
-    history = records.history(kernel.key, measurer.fingerprint)
-    if "hand_coded" not in history.baselines:
-        commit(records, measurer, kernel, measurer.baselines(kernel))
-        history = records.history(kernel.key, measurer.fingerprint)
+    history = known_of(records, measurer, kernel)
     if _made(history) >= count or not history.runs:  # a run that resumes meets many of the former
         return 0
     search = make_strategy(strategy, kernel, renderer_of(device), seed, guide)

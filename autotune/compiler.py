@@ -39,7 +39,7 @@ from autotune.errors import DeviceError, IllegalAction, UsageError
 __all__ = [
     "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
     "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos",
-    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "observe_kernels", "read_buffer", "renderer_of",
+    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "launches_freely", "observe_kernels", "read_buffer", "renderer_of",
     "root_scheduler", "settings", "substitute_schedules", "uop_identity",
     "write_beam_cache", "write_buffer",
 ]  # fmt: skip
@@ -66,9 +66,15 @@ def renderer_of(device: str) -> Renderer:
     except (Exception, ExceptionGroup) as error:
         cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
         raise DeviceError(
-            f"device {device!r} cannot be opened ({type(cause).__name__}: {str(cause).splitlines()[0][:160]}); "
+            f"device {device!r} cannot be opened ({type(cause).__name__}: {next(iter(str(cause).splitlines()), '')[:160]}); "
             "set DEV to a device that tinygrad can use here, and see that its compiler (clang for CPU) is installed"
         ) from None
+
+
+def launches_freely(renderer: Renderer) -> bool:
+    """Whether a kernel without locals may be launched in groups of any size. CUDA and HIP compile it for groups of one thread, so
+    NOLOCALS gains nothing there."""
+    return renderer.has_local and "launch_bounds" not in getattr(renderer, "kernel_typedef", "launch_bounds")
 
 
 def fingerprint(device: str) -> dict[str, str]:

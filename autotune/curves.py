@@ -20,7 +20,7 @@ import numpy as np
 from autotune.compiler import Renderer
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.measuring.runner import COMPILERS, Measurer, commit
+from autotune.measuring.runner import COMPILERS, CUTOFF, Measurer, commit, known_of
 from autotune.records import Records, Trial
 from autotune.search import Strategy, make_strategy
 from autotune.search.acquisition import BATCH
@@ -28,7 +28,6 @@ from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 from autotune.spending import Spending
 from autotune.statistics import bootstrap, improvement, iqm
-from autotune.tuner import CUTOFF
 
 BUDGETS = (1, 2, 4, 8, 10, 16, 32, 64, 128, 256)  # trials of a kernel at which strategies are held against each other
 Make = Callable[[str, Kernel, Renderer, int, Guide | None], Strategy]
@@ -72,10 +71,7 @@ class Shared:
 
     def __init__(self, kernel: Kernel, records: Records, measurer: Measurer):
         self.kernel, self.records, self.measurer = kernel, records, measurer
-        history = records.history(kernel.key, measurer.fingerprint)
-        if "hand_coded" not in history.baselines:
-            commit(records, measurer, kernel, measurer.baselines(kernel))
-            history = records.history(kernel.key, measurer.fingerprint)
+        history = known_of(records, measurer, kernel)
         self.baselines = history.baselines
         self.known: dict[Schedule, Trial] = {t.schedule: t for t in history.trials if t.kind == "trial"}
 

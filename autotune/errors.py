@@ -1,5 +1,7 @@
 """Everything that can go wrong in a way a user can mend. Each message is one line: what happened, and what to do."""
 
+TRAIN = "python -m autotune.experiments.train"  # what `make train` runs, and works without the Makefile, too
+
 
 class AutotuneError(Exception):
     """Base of every error that the command line prints as one line. `status` is the process's exit status."""

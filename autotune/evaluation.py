@@ -15,11 +15,10 @@ from autotune.collect import commit_one
 from autotune.compiler import Renderer
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule, schedule_to_json
-from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Unprepared, commit, judge
+from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Unprepared, commit, cutoff_of, judge, known_of
 from autotune.records import History, Records, Trial
 from autotune.search import make_strategy
 from autotune.search.acquisition import BATCH
-from autotune.tuner import CUTOFF
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,7 @@ class Evaluator:
     def compare(self, kernel: Kernel, calls: int = 1) -> Comparison:
         """Search with every strategy, then one duel of all winners with hand-coded."""
         final = self.files["final"]
-        if "hand_coded" not in final.history(kernel.key, self.measurer.fingerprint).baselines:
-            commit(final, self.measurer, kernel, self.measurer.baselines(kernel))
-        base = final.history(kernel.key, self.measurer.fingerprint)
+        base = known_of(final, self.measurer, kernel)
         if not base.runs:
             raise Unprepared(f"neither of its baselines could be timed: {base.baselines['hand_coded'].detail}")
         histories = {name: self._search(name, kernel, base) for name in self.strategies}
@@ -113,10 +110,8 @@ class Evaluator:
         strategy = make_strategy(kind, kernel, self.renderer, self.seed, guide)
         strategy.tell(history.trials)
         while (count := min(BATCH, self.trials - history.spent)) > 0 and (asked := strategy.ask(count)):
-            best = history.best
-            cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
             done = functools.partial(commit_one, file, self.measurer, kernel, name, self.seed)
-            measured = self.measurer.measure(kernel, asked, cutoff, done)
+            measured = self.measurer.measure(kernel, asked, cutoff_of(history), done)
             history.trials += measured
             strategy.tell(measured)
         return history

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from agents import checkpoint
 from agents.learner import without_moments
 from agents.ppo import PPO, PPOConfig
 from autotune.compiler import Renderer
-from autotune.errors import CodecError, UsageError
+from autotune.errors import TRAIN, CodecError, UsageError
 from autotune.features import ACTION_WIDTH, observe, summary
 from autotune.kernel import Kernel, Schedule
 from autotune.memory import Memory
@@ -83,16 +83,7 @@ class Guide:
         its trees alone."""
         judge = self.simulator if asked is None else asked
         known = self._predicted.setdefault(judge, {})
-        if len(known) > REMEMBERED:
-            known.clear()
-        wanted = {(s.kernel.key, s.schedule): s for s in states}
-        for state in states:
-            wanted.setdefault((state.kernel.key, ()), root_of(state))
-        missing = [s for key, s in wanted.items() if key not in known]
-        if missing:
-            members = judge.predict_members(np.stack([summary(s) for s in missing]))  # [M, N]
-            known.update(zip(((s.kernel.key, s.schedule) for s in missing), members.T, strict=True))
-        return np.stack([known[s.kernel.key, s.schedule] - known[s.kernel.key, ()] for s in states], axis=1)
+        return relative(states, known, lambda missing: judge.predict_members(np.stack([summary(s) for s in missing])))
 
     def leaves(self, states: Sequence[State]) -> np.ndarray:
         """To which leaves of the committee's trees some states come [N, T], by which they are alike; remembered."""
@@ -131,7 +122,7 @@ class Guide:
         if meta.get("vocabulary") != VOCABULARY or meta.get("features") != FEATURES:
             spoken = f"{shown(meta.get('vocabulary'))}, features {shown(meta.get('features'))}"
             raise UsageError(f"checkpoint {path} speaks another vocabulary ({spoken}; this program {VOCABULARY}, features "
-                             f"{FEATURES}): train a new one with `make train`")  # fmt: skip
+                             f"{FEATURES}): train a new one with `{TRAIN}`")  # fmt: skip
         try:
             agent, simulator = _part(tensors, "agent."), _part(tensors, "simulator.")
             ppo, sim = checked_config(PPOConfig(), meta["ppo"]), checked_config(EnsembleConfig(), meta["simulator"])
@@ -148,9 +139,23 @@ class Guide:
                 guide.world = World.load(_part(tensors, "world."), meta["world"], summary_dim, ppo)
         except (KeyError, TypeError, ValueError, ArithmeticError, checkpoint.CheckpointError) as error:
             raise UsageError(
-                f"checkpoint {path} does not fit this program: {shown(str(error))}; train a new one with `make train`"
+                f"checkpoint {path} does not fit this program: {shown(str(error))}; train a new one with `{TRAIN}`"
             ) from None
         return guide
+
+
+def relative(states: Sequence[State], known: dict[tuple[str, Schedule], np.ndarray],
+             ask: Callable[[Sequence[State]], np.ndarray]) -> np.ndarray:  # fmt: skip
+    """What `ask` says of some states less what it says of their kernels' un-optimized ones [M, N]; `known` remembers its answers."""
+    if len(known) > REMEMBERED:
+        known.clear()
+    wanted = {(s.kernel.key, s.schedule): s for s in states}
+    for state in states:
+        wanted.setdefault((state.kernel.key, ()), root_of(state))
+    missing = [s for key, s in wanted.items() if key not in known]
+    if missing:
+        known.update(zip(((s.kernel.key, s.schedule) for s in missing), ask(missing).T, strict=True))
+    return np.stack([known[s.kernel.key, s.schedule] - known[s.kernel.key, ()] for s in states], axis=1)
 
 
 def _part(tensors: Arrays, prefix: str) -> dict[str, np.ndarray]:
@@ -211,7 +216,7 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
         return max(trained, key=lambda p: p.stat().st_mtime).with_suffix("")
     if shipped:
         return shipped[0]
-    raise UsageError(f"no checkpoint for {backend}: run `make train DEV={backend}`, or name one with --checkpoint")
+    raise UsageError(f"no checkpoint for {backend}: run `DEV={backend} {TRAIN}`, or name one")
 
 
 def _serves(description: Path, backend: str) -> bool:

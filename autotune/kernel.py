@@ -14,6 +14,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from autotune.compiler import (
     DTYPE_NAMES,
     DTYPES,
@@ -73,6 +75,10 @@ class Kernel:
         ops = sorted(u.op.name for u in self.ast.toposort() if u.op.name in ARITHMETIC or u.op is Ops.REDUCE)
         types = sorted(DTYPE_NAMES[u.dtype] for u in self.ast.toposort() if u.op is Ops.PARAM)
         return hashlib.sha256(json.dumps([axes, ops, types]).encode()).hexdigest()[:16]
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """For whatever is drawn of this kernel: another kernel draws otherwise with the same seed."""
+        return np.random.default_rng([seed, int(self.key[:8], 16)])
 
     @functools.cached_property
     def variables(self) -> dict[str, tuple[int, int]]:

@@ -25,6 +25,7 @@ from autotune.compiler import (
     Scheduler,
     apply_opt,
     axis_to_pos,
+    launches_freely,
     root_scheduler,
 )
 from autotune.errors import IllegalAction
@@ -91,6 +92,7 @@ class Target:
     shared_max: int
     max_threads: int
     reduce_itemsize: int  # of the kernel's first reduce; 0: none
+    free_launch: bool  # whether a kernel without locals may be launched in groups of any size
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,10 @@ def _state_of(kernel: Kernel, schedule: Schedule, scheduler: Scheduler) -> State
         renderer.shared_max,
         limit,
         0 if first is None else first.dtype.itemsize,
+        launches_freely(renderer),
     )
     next_id = max((u.arg[0] for u in scheduler.rngs), default=0) + 1
-    return State(kernel, schedule, axes, accesses, target, next_id, False, scheduler)
+    return State(kernel, schedule, axes, accesses, target, next_id, scheduler=scheduler)
 
 
 def root_of(state: State) -> State:
@@ -343,7 +346,7 @@ def _worth_taking(state: State, opt: Opt, unrolled: tuple[int, int], local: int)
     if opt.op is OptOps.TC:
         return _tensor_core_legal(state, opt)
     if opt.op is OptOps.NOLOCALS:
-        return state.target.has_local and not state.no_locals and _legal(state, opt, -1)
+        return state.target.free_launch and not state.no_locals and _legal(state, opt, -1)
     position = resolve_axis(state, opt)
     if position is None:
         return False

@@ -28,7 +28,7 @@ from autotune.episodes import Seen, sample_episodes
 from autotune.errors import TrainingError, UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.measuring.runner import Measurer, commit
+from autotune.measuring.runner import Measurer, known_of
 from autotune.memory import Memory
 from autotune.records import Records
 from autotune.space import State, root_state
@@ -70,7 +70,9 @@ class TrainConfig:
 
     minutes: float = 20.0  # whole run, the final table included
     seed: int = 0  # of everything random; committee and heads have one of their own where it is named
-    measure_share: float = 0.15  # of the time goes to random schedules of training kernels on this device
+    measure_share: float = (
+        0.15  # of the time goes to schedules of training kernels on this device, random ones by default
+    )
     measure_share_alone: float = 0.4  # the same where no trials ship for the backend
     train_share: float = 0.66  # of the time is over when PPO ends; the rest is the world, and the final table
     per_kernel: int = 8  # random trials of each kernel measured here: many kernels with few trials each teach most
@@ -104,6 +106,11 @@ def gently(config: PPOConfig) -> PPOConfig:
 class Trainer:
     """One training run over the training and validation splits."""
 
+    strategy, batch = (
+        "random",
+        64,
+    )  # what chooses the schedules that are measured at first, and after how many it hears of them
+
     def __init__(self, config: TrainConfig, kernels: dict[str, list[Kernel]], data: Dataset, records: Records,
                  measurer: Measurer, renderer: Renderer, device: str, out: Path, clock: Clock, log: Log,
                  guide: Guide | None = None, label: str = ""):  # fmt: skip
@@ -120,7 +127,7 @@ class Trainer:
         self.seen: Seen = {}
         self.best = float("-inf")
         self.trials = 0
-        self.fitting = 0.0  # seconds that the last fit took
+        self.fitting = 0.0  # seconds that the last fit took, or what else must be kept back for a check
         self.finished = False  # whether checkpoints have all their parts
 
     @property
@@ -132,7 +139,7 @@ class Trainer:
         self.bar = tqdm(total=round(self.config.train_share * self.seconds), desc="training", unit="s")
         with self.bar:
             self.measure()
-            simulator = self.fit()
+            fitted = self.fit()
             try:
                 updates = self.practise()
                 self.learn_world()
@@ -142,8 +149,7 @@ class Trainer:
                 ) from None
             self.remember()
         self.save("last")
-        return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best,
-                "oob_pairwise": simulator["oob_pairwise"]}  # fmt: skip
+        return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best, **fitted}
 
     def _tick(self, note: str) -> None:
         """Move the bar to the time that has passed."""
@@ -151,7 +157,7 @@ class Trainer:
         self.bar.set_postfix_str(note)
 
     def measure(self) -> None:
-        """Random schedules of training kernels on this device."""
+        """Schedules of training kernels on this device."""
         for kernel in self.train_kernels:
             if self.clock.over("measure", self.config.measure_share * self.seconds):
                 break
@@ -162,7 +168,10 @@ class Trainer:
                 self.device,
                 self.config.per_kernel,
                 self.config.seed,
-                label=f"{self.label}random",
+                self.strategy,
+                self.batch,
+                self.guide,
+                label=f"{self.label}{self.strategy}",
             )
             self._learn_of(kernel)
             self._tick(f"{self.trials} trials measured")
@@ -172,6 +181,7 @@ class Trainer:
         self.data.add(kernel, history.good, self.measurer.fingerprint)  # what was refuted is no example
 
     def fit(self) -> dict[str, float]:
+        """Learn from all trials so far what a schedule's time is; figures of that. Raises UsageError where they are too few."""
         log_times, groups = self.data.arrays()
         began = self.clock.elapsed()
         self._tick(f"fitting the simulator to {len(self.data)} trials")
@@ -182,7 +192,7 @@ class Trainer:
         self.fitting = self.clock.elapsed() - began
         for name in ("oob_pairwise", "value_loss", "rank_loss"):
             self.log(f"simulator.{name}", metrics[name], self.guide.agent.updates)
-        return metrics
+        return {"oob_pairwise": metrics["oob_pairwise"]}
 
     def potential(self, states: Sequence[State]) -> np.ndarray:
         """Pessimistic log2 time [N], relative to the un-optimized kernel."""
@@ -252,10 +262,7 @@ class Trainer:
         )
         errors = []
         for kernel in (self.train_kernels[i] for i in picked):
-            history = self.records.history(kernel.key, self.measurer.fingerprint)
-            if "hand_coded" not in history.baselines:
-                commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
-                history = self.records.history(kernel.key, self.measurer.fingerprint)
+            history = known_of(self.records, self.measurer, kernel)
             if not history.runs:
                 continue
             root = root_state(kernel, self.renderer)

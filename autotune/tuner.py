@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from autotune.budget import Budget
 from autotune.compiler import Renderer
-from autotune.errors import UsageError
+from autotune.errors import TRAIN, UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
-from autotune.measuring.runner import RETRIED, Measurer, commit
+from autotune.measuring.runner import RETRIED, Measurer, commit, cutoff_of
 from autotune.records import BASELINES, History, Records, Trial
 from autotune.records.claims import share
 from autotune.report import KernelResult, gains, refusal
@@ -34,7 +34,6 @@ from autotune.winners import Winners
 FRESH = (
     2.0  # seconds that a final timing takes beyond the preparation of its kernel: a new process, and the duel itself
 )
-CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 
 
 def _has_rival(history: History) -> bool:
@@ -51,9 +50,7 @@ class Tuner:
         if strategy not in STRATEGIES:
             raise UsageError(f"unknown strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}")
         if strategy in NEEDS_GUIDE and guide is None:
-            raise UsageError(
-                f"strategy {strategy!r} needs a checkpoint: run `make train`, or name one with --checkpoint"
-            )
+            raise UsageError(f"strategy {strategy!r} needs a checkpoint: run `{TRAIN}`, or name one")
         if beam < 0:
             raise UsageError(f"a beam cannot be {beam} wide")
         if trials < 0 or not 0 <= seed < MAX_INT:
@@ -274,15 +271,14 @@ class Tuner:
     def _measure(self, kernel: Kernel, history: History, asked: Sequence[Schedule], origin: Callable[[Schedule], str],
                  tick: Callable[[], Any]) -> list[Trial]:  # fmt: skip
         """Trials of these schedules, each committed at once; `history` hears of them."""
-        best, trials = history.best, []
-        cutoff = CUTOFF * best.seconds if best is not None and best.seconds is not None else None
+        trials: list[Trial] = []
 
         def done(trial: Trial) -> None:
             trials.append(self._labelled(trial, origin(trial.schedule)))
             commit(self.records, self.measurer, kernel, trials[-1:])
             tick()
 
-        self.measurer.measure(kernel, asked, cutoff, done)
+        self.measurer.measure(kernel, asked, cutoff_of(history), done)
         history.trials += trials
         return trials
 

@@ -36,33 +36,45 @@ def alike(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.stack([(row[:, None] == other).sum(0, dtype=np.uint16) for row in left]) / left.shape[1]
 
 
-def correction(leaves: np.ndarray, kernel: np.ndarray, residual: np.ndarray, asked: np.ndarray, distance: np.ndarray,
-               config: CorrectionConfig = CorrectionConfig()) -> np.ndarray:  # fmt: skip
-    """What to add to the predictions [N, M] of M predictors for schedules of kernel 0, whose leaves are asked [N, T].
+class Correction:
+    """A Gaussian process on the residuals of M predictors, measured less predicted log2 time, each less the mean of its kernel
+    (Rasmussen & Williams 2006, algorithm 2.1); that of a kernel without trials counts as 0:
 
-    Of K trials: leaves [K, T], kernel [K] (0 up to G - 1), and residual [K, M], measured less predicted log2 time; those that
-    failed are NaN, and left out. distance [G, G] between the kernels. residual ~ GP(0, k) (Rasmussen & Williams 2006,
-    algorithm 2.1):
+        residual - mean ~ GP(0, k),  k((i, x), (j, y)) = scale^2 alike(x, y) exp(-distance_ij / near) + [i = j] level^2
+    """
 
-        k((i, x), (j, y)) = scale^2 alike(x, y) exp(-distance_ij / near) + [i = j] level^2
+    def __init__(self, leaves: np.ndarray, kernel: np.ndarray, residual: np.ndarray, distance: np.ndarray,
+                 config: CorrectionConfig = CorrectionConfig()):  # fmt: skip
+        """Of K trials: leaves [K, T], kernel [K] (0 up to G - 1), and residual [K, M]; those that failed are NaN, and left out.
+        distance [G, G] between the kernels. Raises SimulatorError for arrays that do not fit each other."""
+        if residual.ndim != 2 or not len(leaves) == len(kernel) == len(residual):
+            raise SimulatorError(
+                f"leaves {list(leaves.shape)}, kernels {list(kernel.shape)} and residuals {list(residual.shape)} do not fit "
+                "each other"
+            )
+        if kernel.size and not (kernel.min() >= 0 and kernel.max() < len(distance)):
+            raise SimulatorError(f"a trial's kernel is none of the {len(distance)} whose distances are known")
+        timed = np.isfinite(residual).all(axis=1)
+        self.leaves, self.kernel, self.residual, self.config = leaves[timed], kernel[timed], residual[timed], config
+        self.near = np.exp(-distance / config.near)
+        if timed.any():
+            wrong = centre(self.residual.T, self.kernel).T  # [K, M]
+            covariance = config.scale**2 * alike(self.leaves, self.leaves) * self.near[self.kernel][:, self.kernel]
+            same = self.kernel[:, None] == self.kernel
+            covariance += config.level**2 * same + config.noise**2 * np.eye(len(same))
+            self.weights = np.linalg.solve(covariance, wrong)  # [K, M]
 
-    Raises SimulatorError for arrays that do not fit each other."""
-    K, N = len(leaves), len(asked)
-    if residual.ndim != 2 or len(residual) != K or len(kernel) != K or asked.shape[1:] != leaves.shape[1:]:
-        raise SimulatorError(
-            f"leaves {list(leaves.shape)}, kernels {list(kernel.shape)}, residuals {list(residual.shape)} and asked "
-            f"{list(asked.shape)} do not fit each other"
-        )
-    if kernel.size and not (kernel.min() >= 0 and kernel.max() < len(distance)):
-        raise SimulatorError(f"a trial's kernel is none of the {len(distance)} whose distances are known")
-    timed = np.isfinite(residual).all(axis=1)
-    if not timed.any():
-        return np.zeros((N, residual.shape[1]))
-    leaves, kernel, residual = leaves[timed], kernel[timed], residual[timed]
-    wrong = centre(residual.T, kernel).T  # [K, M]
-    own, near = kernel == 0, np.exp(-distance / config.near)
-    covariance = config.scale**2 * alike(leaves, leaves) * near[kernel][:, kernel]
-    covariance += config.level**2 * (kernel[:, None] == kernel) + config.noise**2 * np.eye(len(kernel))
-    cross = config.scale**2 * alike(leaves, asked) * near[kernel, 0][:, None] + config.level**2 * own[:, None]  # [K, N]
-    level = residual[own].mean(axis=0) if own.any() else 0.0
-    return level + cross.T @ np.linalg.solve(covariance, wrong)
+    def __call__(self, asked: np.ndarray, kernel: int = 0) -> np.ndarray:
+        """What to add to the predictions [N, M] for schedules of one of the kernels, whose leaves are asked [N, T]. Raises
+        SimulatorError for leaves of other trees."""
+        if asked.shape[1:] != self.leaves.shape[1:]:
+            raise SimulatorError(
+                f"asked {list(asked.shape)} and leaves {list(self.leaves.shape)} do not fit each other"
+            )
+        if not len(self.kernel):
+            return np.zeros((len(asked), self.residual.shape[1]))
+        own, config = self.kernel == kernel, self.config
+        cross = config.scale**2 * alike(self.leaves, asked) * self.near[self.kernel, kernel][:, None]
+        cross += config.level**2 * own[:, None]  # [K, N]
+        level = self.residual[own].mean(axis=0) if own.any() else 0.0
+        return level + cross.T @ self.weights

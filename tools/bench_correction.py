@@ -75,7 +75,7 @@ def judge(
     """How the search orders what it was not told of."""
     search = SEARCHES[name](kernel, renderer, seed, guide)
     own = [t for t in trials if t.kind == "trial"]
-    order = np.random.default_rng([seed, int(kernel.key[:8], 16)]).permutation(len(own))
+    order = kernel.rng(seed).permutation(len(own))
     search.tell([t for t in trials if t.kind in ("unoptimized", "hand_coded")] + [own[i] for i in order[:told]])
     rest = [own[i] for i in order[told:]]
     said = search._corrected([state_after(kernel, t.schedule, renderer) for t in rest]).mean(0)

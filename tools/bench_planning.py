@@ -21,7 +21,7 @@ from typing import Any
 from autotune import corpus
 from autotune.compiler import default_device, renderer_of
 from autotune.data import Dataset, add_shipped
-from autotune.experiments.train import sample
+from autotune.experiments.inputs import sample
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.search import latent, planner

@@ -120,7 +120,7 @@ class RecipeSearch:
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, table: np.ndarray):
         self.root, self.table = root_state(kernel, renderer), table
-        self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
+        self.rng = kernel.rng(seed)
         self.seen: set[Schedule] = {()}
         self.greedy = True
 

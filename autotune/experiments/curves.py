@@ -39,10 +39,8 @@ from autotune.experiments import (
 )
 from autotune.experiments.ablations import ABLATIONS
 from autotune.experiments.controls import LEARNED, Controls
-from autotune.experiments.evaluate import keep_guide
+from autotune.experiments.inputs import keep, keep_guide, program_of, sample
 from autotune.experiments.kept import unpack
-from autotune.experiments.train import keep, sample
-from autotune.experiments.tuning import program_of
 from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.records.store import copy_records
@@ -64,8 +62,8 @@ DEFAULTS: dict[str, Any] = {
     "strategies": ["mixed", "planner", "muzero", "sequential", "policy", "evolution", "random"],
     "seeds": 5,
     "fewer": [],  # seeds of these: [strategy, seeds]
-    # checkpoints to compare, each as a strategy of its own: [name, checkpoint], and `name` among the strategies; kernels of
-    # one whose name begins with `auto-` share their trials
+    # checkpoints to compare, each as a strategy of its own: [name, checkpoint], and `name` among the strategies; `policy-mine`
+    # searches as `policy` does, `auto-mine` as `auto`, whose kernels share their trials, and `mine` as one kernel of `auto`
     "guides": [],
     "part": "",  # an earlier run, or the file in which it was kept, whose trials and finished searches are taken over
 }  # fmt: skip
@@ -225,7 +223,8 @@ class Searches:
 
     def _make(self, name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
         if name in self.guides:
-            return make_strategy(DEFAULT, kernel, renderer, seed, guide)
+            own = name.partition("-")[0]
+            return make_strategy(own if own in NEEDS_GUIDE else DEFAULT, kernel, renderer, seed, guide)
         return self.controls.make(POOLS.get(name, name), kernel, renderer, seed, guide)
 
     def _together(self, name: str, seed: int) -> list[Curve]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from sacred.run import Run
@@ -11,8 +10,8 @@ from sacred.run import Run
 from autotune import corpus
 from autotune.evaluation import Evaluator, summarise, table, to_json
 from autotune.experiments import Session, check_names, check_types, command_line, make_experiment, session_of
-from autotune.experiments.train import keep, sample
-from autotune.guide import Guide, find_checkpoint
+from autotune.experiments.inputs import keep_guide, sample
+from autotune.guide import Guide
 from autotune.search import STRATEGIES
 
 experiment = make_experiment("evaluate")
@@ -33,23 +32,13 @@ def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Compare strategies on a split. The checkpoint is copied into the run, so that a replay finds it."""
     check_types(DEFAULTS, settings)
     check_names("strategy", settings["strategies"], STRATEGIES)
-    guide = Guide.load(keep_guide(session, settings["checkpoint"]))
     kernels = sample(corpus.load(settings["split"]), settings["kernels"], settings["seed"])
+    guide = Guide.load(keep_guide(session, settings["checkpoint"]))
     evaluator = Evaluator(session.records, session.measurer, session.renderer, guide, settings["strategies"],
                           settings["trials"], settings["seed"])  # fmt: skip
     compared = evaluator.compare_all(kernels, over=lambda: session.clock.over("evaluate", 60 * settings["minutes"]))
     print(table(compared))
     return {"summary": summarise(compared), "kernels": to_json(compared)}
-
-
-def keep_guide(session: Session, named: str) -> Path:
-    """The checkpoint in the run's own directory; a replay finds it there already."""
-    target = session.out / "guide"
-    if target.with_suffix(".json").exists():
-        return target
-    if named == "shipped":
-        return keep(find_checkpoint(None, session.device, runs=None), target)
-    return keep(find_checkpoint(Path(named) if named else None, session.device, finetuned=False), target)
 
 
 @experiment.main

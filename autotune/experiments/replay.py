@@ -14,6 +14,7 @@ from autotune.experiments import Session
 from autotune.experiments.agents import compare as compare_agents
 from autotune.experiments.curves import compare as compare_curves
 from autotune.experiments.evaluate import evaluate
+from autotune.experiments.finetune import practise
 from autotune.experiments.imagination import compare as compare_imagination
 from autotune.experiments.kept import unpack
 from autotune.experiments.train import train
@@ -23,7 +24,7 @@ from autotune.records import Records
 from autotune.training import Clock
 
 EXPERIMENTS: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
-    "train": train, "evaluate": evaluate, "tuning": tune_program, "agents": compare_agents,
+    "train": train, "finetune": practise, "evaluate": evaluate, "tuning": tune_program, "agents": compare_agents,
     "imagination": compare_imagination, "curves": compare_curves,
 }  # fmt: skip
 WITHOUT_DEVICE = ("agents", "imagination")  # experiments on recorded timings: there is nothing of their own to replay

@@ -8,15 +8,12 @@ configuration of seconds for tests; `with resume=runs/3/last` goes on from a che
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from sacred.run import Run
 
 from agents.ppo import PPOConfig
@@ -25,6 +22,7 @@ from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
 from autotune.experiments import Session, check_counts, check_types, command_line, make_experiment, session_of
+from autotune.experiments.inputs import digest, keep, sample
 from autotune.guide import MAX_SETTING, Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.search import STRATEGIES
@@ -114,17 +112,6 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
     return guide
 
 
-def keep(checkpoint: Path, target: Path) -> Path:
-    """Copy a checkpoint into the run, so that a replay finds it; the copy, unless it stands there already."""
-    for suffix in (".safetensors", ".json"):
-        if not target.with_suffix(suffix).exists():
-            source = checkpoint.with_suffix("").with_suffix(suffix)
-            if not source.exists():
-                raise UsageError(f"no checkpoint {source}; name one that `make train` wrote, like runs/1/best")
-            shutil.copy(source, target.with_suffix(suffix))
-    return target
-
-
 def config_of(settings: dict[str, Any]) -> TrainConfig:
     """Raises UsageError for a value that no part accepts: now, and not when its turn comes."""
     parts: dict[str, Any] = {
@@ -159,16 +146,6 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
             f"unknown simulator {config.world!r}; choose one of {', '.join(SIMULATORS)}, or none with `world=`"
         )
     return config
-
-
-def sample(kernels: list[Kernel], count: int, seed: int) -> list[Kernel]:
-    """`count` kernels in a seeded order."""
-    order = np.random.default_rng([seed, 2]).permutation(len(kernels))
-    return [kernels[i] for i in order[:count]]
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @experiment.main

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 from sacred.run import Run
 
 from autotune.budget import Budget
-from autotune.capture import Program
 from autotune.experiments import Session, check_names, check_types, command_line, make_experiment, session_of
-from autotune.experiments.evaluate import keep_guide
+from autotune.experiments.inputs import keep_guide, program_of
 from autotune.guide import Guide
-from autotune.kernel import kernel_from_json, kernel_to_json
-from autotune.programs import captured
 from autotune.report import Report
-from autotune.script import kernels_of_script
 from autotune.search import NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner
 
@@ -33,24 +27,6 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 experiment.add_config(DEFAULTS)
 experiment.add_named_config("fast", {"program": "matmul", "trials": 2, "strategy": "random"})
-
-
-def program_of(session: Session, name: str) -> Program:
-    """The program's kernels: from the run's directory where they stand already (a replay), else captured now."""
-    path = session.out / "program.json"
-    if not path.exists():
-        seen = kernels_of_script(Path(name), session.device) if name.endswith(".py") else captured(name)
-        rows = [[seen.calls[k.key], kernel_to_json(k)] for k in seen.for_device(session.device)]
-        path.write_text(json.dumps(rows))
-    program = Program()
-    for calls, data in json.loads(path.read_text()):
-        kernel = kernel_from_json(data)
-        program.kernels[kernel.key], program.calls[kernel.key], program.devices[kernel.key] = (
-            kernel,
-            calls,
-            {session.device},
-        )
-    return program
 
 
 def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +44,7 @@ def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     )
     results, _ = tuner.run(kernels, program.calls, budget)
     session.clock.ended["trials"] = budget.spent
-    report = Report(session.device, budget.elapsed(), budget.spent, results)
+    report = Report(session.device, budget.elapsed(), session.measurer.compiled, results)
     print(report.table())
     figures = report.to_json()
     del figures["seconds"]

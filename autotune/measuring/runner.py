@@ -25,7 +25,7 @@ from autotune.errors import AutotuneError, DeviceError
 from autotune.kernel import Kernel, Schedule, kernel_to_json, schedule_from_json, schedule_to_json
 from autotune.measuring.bench import DUEL_SECONDS, PROTOCOL
 from autotune.measuring.child import Child, ChildFailed
-from autotune.records import BASELINES, Final, Records, Trial, fingerprint_id
+from autotune.records import BASELINES, Final, History, Records, Trial, fingerprint_id
 
 START_SECONDS, COMPILE_SECONDS, PREPARE_SECONDS = 60.0, 30.0, 120.0  # deadlines of a child's answers
 RUN_SECONDS, RUN_FACTOR = 20.0, 40.0  # a candidate's: so long, and so many times the un-optimized kernel's time
@@ -39,6 +39,7 @@ MAX_DEVICE_FAILURES = 3  # probes in a row: then it is the device that is at fau
 NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A difference
 SETTLE_SECONDS = 0.06  # of each of the fastest few, compared on the bench
 KEPT_PROGRAMS = 256  # binaries of late, so that a duel compiles nothing again
+CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 COMPILERS = 2  # candidates compiled side by side
 
 
@@ -61,6 +62,7 @@ class Measurer(Protocol):
     """Where timings come from: hardware (`Runner`) or a recording (`recording.Recording`)."""
 
     fingerprint: str
+    compiled: int  # candidates so far
 
     def baselines(self, kernel: Kernel) -> list[Trial]: ...
     def measure(
@@ -313,6 +315,21 @@ def commit(records: Records, measurer: Measurer, kernel: Kernel, trials: Sequenc
     records.add_kernel(kernel)
     for trial in trials:
         records.add_trial(measurer.fingerprint, trial, PROTOCOL)
+
+
+def known_of(records: Records, measurer: Measurer, kernel: Kernel) -> History:
+    """What is on record of a kernel; its baselines are measured first, where they are not."""
+    history = records.history(kernel.key, measurer.fingerprint)
+    if "hand_coded" not in history.baselines:
+        commit(records, measurer, kernel, measurer.baselines(kernel))
+        history = records.history(kernel.key, measurer.fingerprint)
+    return history
+
+
+def cutoff_of(history: History) -> float | None:
+    """Seconds beyond which a candidate gets two samples only; None where nothing has a time."""
+    best = history.best
+    return CUTOFF * best.seconds if best is not None and best.seconds is not None else None
 
 
 def judge(kernel: Kernel, schedule: Schedule, times: Sequence[tuple[float, ...]], floor: float = NOISE_FLOOR) -> Final:

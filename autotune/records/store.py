@@ -272,9 +272,11 @@ class Records:
         return {row["id"]: row["fields"] for row in self.rows("fingerprints").values()}
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """(kernels, trials) by fingerprint."""
+        """(kernels, trials) by fingerprint; baselines are no trials."""
         with self._typed_errors():
-            found = self.db.execute("SELECT fingerprint, count(DISTINCT kernel), count(*) FROM trials GROUP BY 1")
+            found = self.db.execute(
+                "SELECT fingerprint, count(DISTINCT kernel), sum(kind = 'trial') FROM trials GROUP BY 1"
+            )
             return {str(own): (kernels, trials) for own, kernels, trials in found.fetchall()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from autotune.compiler import Renderer
-from autotune.errors import UsageError
+from autotune.errors import TRAIN, UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Trial
@@ -34,30 +34,33 @@ Factory = Callable[[Kernel, Renderer, int, Guide | None], Strategy]
 def _guided(search: type[PolicySearch] | type[RecallSearch]) -> Factory:
     def make(kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
         if guide is None:
-            raise UsageError("this strategy needs a checkpoint: run `make train`, or name one with --checkpoint")
+            raise UsageError(f"this strategy needs a checkpoint: run `{TRAIN}`, or name one")
         return search(kernel, renderer, seed, guide)
 
     return make
 
 
 POOLED = "auto"  # as `mixed`, but that the tuner spends the trials of all kernels where they pay most
+LED: dict[str, type[PolicySearch] | type[RecallSearch]] = {
+    POOLED: MixedSearch,
+    "mixed": MixedSearch,
+    "planner": PlannerSearch,
+    "policy": PolicySearch,
+    "value": ValueSearch,
+    "filter": FilterSearch,
+    "muzero": LatentSearch,
+    "sequential": SequentialSearch,
+    "recall": RecallSearch,
+}
 STRATEGIES: dict[str, Factory] = {
-    POOLED: _guided(MixedSearch),
-    "mixed": _guided(MixedSearch),
-    "planner": _guided(PlannerSearch),
-    "policy": _guided(PolicySearch),
-    "value": _guided(ValueSearch),
-    "filter": _guided(FilterSearch),
-    "muzero": _guided(LatentSearch),
-    "sequential": _guided(SequentialSearch),
-    "recall": _guided(RecallSearch),
+    **{name: _guided(search) for name, search in LED.items()},
     "random": lambda kernel, renderer, seed, guide: RandomSearch(kernel, renderer, seed),
     "ucb": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed),
     "beam": lambda kernel, renderer, seed, guide: BeamSearch(kernel, renderer, seed),
     "evolution": lambda kernel, renderer, seed, guide: EvolutionSearch(kernel, renderer, seed),
     "greedy": lambda kernel, renderer, seed, guide: TreeSearch(kernel, renderer, seed, exploration=0.0),
 }
-NEEDS_GUIDE = {POOLED, "filter", "mixed", "muzero", "planner", "policy", "recall", "sequential", "value"}
+NEEDS_GUIDE = set(LED)
 DEFAULT = POOLED
 
 

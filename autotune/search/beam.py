@@ -25,7 +25,7 @@ class BeamSearch:
     """Level by level. The children of a level are asked for in random order, so that a search cut short is still fair."""
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, width: int = WIDTH):
-        self.rng, self.width = np.random.default_rng([seed, int(kernel.key[:8], 16)]), width
+        self.rng, self.width = kernel.rng(seed), width
         self.times: dict[Schedule, float] = {}  # log2 seconds of all that was told; infinite where it failed
         self.codes: dict[Schedule, str] = {}  # hash of the binary
         self.taken: set[str] = set()  # those that were met in levels that are done

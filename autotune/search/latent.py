@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autotune.compiler import Renderer
-from autotune.errors import UsageError
+from autotune.errors import TRAIN, UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.paths import paths_of
@@ -33,7 +33,7 @@ class LatentSearch(MixedSearch):
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS):
         super().__init__(kernel, renderer, seed, guide)
         if guide.world is None:
-            raise UsageError("this checkpoint holds no world to plan in: train one with `make train`")
+            raise UsageError(f"this checkpoint holds no world to plan in: train one with `{TRAIN}`")
         self.simulations, self.latent = simulations, guide.world.of(self.root)
         self.beliefs: dict[tuple[str, Schedule], np.ndarray] = {}  # by kernel and schedule: [DRAWS]
 
@@ -70,12 +70,14 @@ class LatentSearch(MixedSearch):
     def _members(self, states: Sequence[State]) -> np.ndarray:
         """Draws from what the simulator believes of each schedule [DRAWS, N]: a normal of its mean and spread."""
         states = [_short(s) for s in states]
-        wanted = {key: s for s in [*states, root_of(states[0])] if (key := _key(s)) not in self.beliefs}
+        wanted = {key: s for s in states if (key := _key(s)) not in self.beliefs}
         if wanted:
             paths = paths_of(list(wanted.values()))
             found, at = self.latent.simulator.predict(paths), (np.arange(len(paths)), paths.length)
             draws = self.rng.standard_normal((DRAWS, len(paths)))
-            draws -= draws.mean(0)  # a mean of few draws must not hide the simulator's own
+            draws = (draws - draws.mean(0)) / draws.std(
+                0
+            )  # few draws must not hide the simulator's own mean and spread
             beliefs = found.relative[at] + draws * found.spread[at]
             self.beliefs.update(zip(wanted, beliefs.T, strict=True))
         return np.stack([self.beliefs[_key(s)] for s in states], axis=1)

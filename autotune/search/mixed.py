@@ -28,7 +28,7 @@ from autotune.search.recall import RecallSearch
 from autotune.search.relatives import Relatives
 from autotune.search.sequential import SequentialSearch
 from autotune.space import State, apply_to_state
-from sims.correction import correction
+from sims.correction import Correction
 
 ROOT_TEMPERATURES = (
     1.0,
@@ -106,7 +106,6 @@ class MixedSearch(PolicySearch):
                 self.seen.update(found)
                 self._state_of(found[0])
                 self.origins[found[0]] = name
-            self.advisors[name].looked.clear()
         return asked
 
     def _chosen(self, count: int) -> list[Schedule]:
@@ -260,15 +259,22 @@ class MixedSearch(PolicySearch):
 
     def _errors(self, candidates: list[State]) -> np.ndarray:
         """What each member is expected to get wrong [M, C], from what it got wrong so far, of this kernel and of those like it."""
+        return self._moved(self._correction(), candidates)
+
+    def _moved(self, corrected: Correction | None, candidates: Sequence[State]) -> np.ndarray:
+        """What a correction says of them [M, C]."""
+        return np.zeros((1, len(candidates))) if corrected is None else corrected(self.guide.leaves(candidates)).T
+
+    def _correction(self) -> Correction | None:
+        """All trials that are heard; None where there are none."""
         told = self.relatives.told()
         trials = [([s for s, _ in self.measured], [t for _, t in self.measured]), *map(self.relatives.trials, told)]
         known = [s for states, _ in trials for s in states]
         if not known:
-            return np.zeros((1, len(candidates)))
+            return None
         kernel = np.repeat(np.arange(len(trials)), [len(states) for states, _ in trials])
         residual = np.array([t for _, times in trials for t in times]) - self._members(known)  # [M, K]
-        leaves, asked = self.guide.leaves(known), self.guide.leaves(candidates)
-        return correction(leaves, kernel, residual.T, asked, self.relatives.distance(told)).T
+        return Correction(self.guide.leaves(known), kernel, residual.T, self.relatives.distance(told))
 
     def _similarity(self, left: list[State], right: list[State]) -> np.ndarray:
         """exp(-squared distance / NEAR^2) of standardised features [L, R]."""

@@ -23,6 +23,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.search.mixed import MixedSearch
 from autotune.space import STOP_INDEX, State, step
+from sims.correction import Correction
 
 SIMULATIONS, CONSIDERED = 8, 4  # for each action of each row, and actions that share them
 STEPS = 8  # actions that each row takes
@@ -49,6 +50,7 @@ class PlannerSearch(MixedSearch):
         self.simulations = simulations
         self.rows = guide.agent.config.n_envs
         self.temperatures = np.resize(TEMPERATURES, self.rows)
+        self.planned: Correction | None = None  # what is believed while a plan is made: nothing is told meanwhile
 
     def _grow(self) -> None:
         """One search from the root; another from the prefixes of the fastest schedules so far, where there are any."""
@@ -60,6 +62,7 @@ class PlannerSearch(MixedSearch):
     def _plan(self, starts: Sequence[State]) -> None:
         """Episodes from `starts` in turn, each step of which is searched for; an episode that has ended begins again. The
         pool keeps all that any search looked at."""
+        self.planned = self._correction()
         states = [starts[i % len(starts)] for i in range(self.rows)]
         for state in states:
             self._propose(state, "planner")
@@ -81,7 +84,7 @@ class PlannerSearch(MixedSearch):
         observation = self._observe(states)
         log_probs, value, after = self.guide.agent.evaluate(observation, hidden, reset)
         # no failure pushes back its like here: how alike two states are is measured by those beside them, and a reward is not
-        members = self._members(states) + self._errors(list(states))  # [M, B]
+        members = self._members(states) + self._moved(self.planned, states)  # [M, B]
         times = members[np.arange(len(states)) % len(members), np.arange(len(states))]
         nodes = [Node(s, h, float(t)) for s, h, t in zip(states, after, times, strict=True)]
         logits = log_probs / self.temperatures[:, None]

@@ -26,7 +26,7 @@ class PolicySearch:
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, root: State | None = None):
         """`root`: where the kernel's un-optimized state is at hand already."""
         self.guide, self.root = guide, root or root_state(kernel, renderer)
-        self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
+        self.rng = kernel.rng(seed)
         self.seen: set[Schedule] = {()}
         self.waiting: list[Schedule] = []
         self.greedy_done = False
@@ -44,6 +44,7 @@ class PolicySearch:
             self.seen.update(fresh)
             self.waiting += fresh
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.looked.clear()  # observations are large, and every kernel of a program has a search
         return taken
 
     def tell(self, trials: Sequence[Trial]) -> None:

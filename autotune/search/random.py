@@ -20,7 +20,7 @@ class RandomSearch:
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int):
         self.root = root_state(kernel, renderer)
-        self.rng = np.random.default_rng([seed, int(kernel.key[:8], 16)])
+        self.rng = kernel.rng(seed)
         self.seen: set[Schedule] = {()}  # the un-optimized kernel is a baseline
         self.told: set[Schedule] = set()  # of them those of earlier runs, which drew with the same seed
 

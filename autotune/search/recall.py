@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from autotune.compiler import Renderer
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
@@ -21,7 +19,7 @@ class RecallSearch:
 
     def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, root: State | None = None):
         self.root, self.memory = root or root_state(kernel, renderer), guide.memory
-        self.breeder = Breeder(self.root, np.random.default_rng([seed, int(kernel.key[:8], 16)]))
+        self.breeder = Breeder(self.root, kernel.rng(seed))
         self.replayed: dict[Schedule, State] = {}
         self.seen: set[Schedule] = {()}
 

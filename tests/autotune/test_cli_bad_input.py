@@ -159,7 +159,7 @@ def test_no_checkpoint_and_one_of_another_vocabulary(folder, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(guide, "SHIPPED", tmp_path)
     line = ["tune", "--records", tmp_path / "x.db", "--strategy", "policy"]
-    assert "make train" in fails(capsys, 2, *line, folder / "small.py")
+    assert "experiments.train" in fails(capsys, 2, *line, folder / "small.py")
     checkpoint.save(tmp_path / "alien", {}, {"vocabulary": "of another time"})
     assert "vocabulary" in fails(capsys, 2, *line, "--checkpoint", tmp_path / "alien", folder / "small.py")
     (tmp_path / "torn.safetensors").write_bytes(b"torn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -13,16 +14,17 @@ import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from shell import members, start
 
-from autotune import guide
+from autotune import cli, guide
 from autotune.errors import UsageError
 from autotune.experiments import agents, command_line, curves, evaluate, imagination, replay, train, tuning
 from autotune.experiments.jobs import run_jobs
 from autotune.experiments.kept import pack, unpack
 from autotune.experiments.replay import compare
-from autotune.guide import SHIPPED, find_checkpoint
+from autotune.guide import SHIPPED, Guide, find_checkpoint
 from autotune.training import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +64,7 @@ def test_a_test_run_is_no_checkpoint_to_use(trained: Path, monkeypatch: pytest.M
         assert find_checkpoint(None, backend, runs) == guide.SHIPPED / f"guide-{backend.lower()}"
     assert find_checkpoint(runs / "1" / "best", "CPU", runs) == runs / "1" / "best"  # unless it is named
     monkeypatch.setattr(guide, "SHIPPED", trained)
-    with pytest.raises(UsageError, match="make train DEV=CL"):
+    with pytest.raises(UsageError, match="DEV=CL python -m autotune.experiments.train"):
         find_checkpoint(None, "CL", runs)
 
 
@@ -169,6 +171,24 @@ def test_the_kernels_of_a_script_are_searched_together_by_two_checkpoints(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_guide_practises_on_a_program_and_the_practice_replays(tmp_path: Path, anew: bool):
+    done = python(tmp_path, "autotune.experiments.finetune", "with", "fast", "checkpoint=shipped", f"anew={anew}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    run, shipped = tmp_path / "runs" / "1", Guide.load(SHIPPED / "guide-cpu")
+    figures = json.loads((run / "result.json").read_text())["figures"]
+    assert figures["trials"] >= 8 and figures["rows"] > 4
+    assert find_checkpoint(None, "CPU", tmp_path / "runs") == SHIPPED / "guide-cpu"  # it is used only where it is named
+    tuned = Guide.load(run / "finetuned" / "last")
+    assert tuned.agent.updates == figures["updates"] > (0 if anew else shipped.agent.updates)
+    assert shipped.world is not None and tuned.world is not None
+    assert (tuned.world.agent is None) == anew  # a specialist asks nobody else
+    for name, array in shipped.simulator.state().items():
+        np.testing.assert_array_equal(tuned.simulator.state()[name], array)
+    assert "bit for bit" in python(tmp_path, "autotune", "replay", "runs/1").stdout
+
+
+@pytest.mark.slow
 def test_agents_are_compared_on_recordings_and_the_comparison_replays(tmp_path: Path):
     done = python(tmp_path, "autotune.experiments.agents", "with", "fast")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -206,7 +226,7 @@ def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_pa
     (["autotune.experiments.curves", "with", "fast", "fewer=[['beam', 1]]"], "settings for beam"),
     (["autotune.experiments.curves", "with", "fast", "strategies=['x']", "guides=[['x', 'nowhere/best']]"], "no checkpoint nowhere/best"),
     (["autotune.experiments.evaluate", "with", "fast", "split=heldout"], "no split 'heldout'"),
-    (["autotune.experiments.curves", "with", "fast", "kernels=0"], "no kernel is left to search"),
+    (["autotune.experiments.curves", "with", "fast", "strategies=['random']", "kernels=0"], "no kernel is left to search"),
     (["autotune.experiments.agents", "with", "fast", "part=runs/99"], "no run runs/99"),
     (["autotune.experiments.train", "with", "fast", "ppo.minibatches=3"], "a multiple of ppo.minibatches (3)"),
     (["autotune.experiments.train", "with", "fast", "strategies=['mixd']"], "unknown strategy 'mixd'"),
@@ -217,10 +237,21 @@ def test_a_comparison_that_is_killed_leaves_no_process_and_keeps_its_jobs(tmp_pa
     (["autotune.experiments.curves", "with", "fast", "seed=3"], "it has no `seed`"),
     (["autotune", "replay", "nowhere"], "no directory of a recorded run"),
 ])  # fmt: skip
-def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str):
-    done = python(tmp_path, *arguments)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if message in line]) == 1
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
+                               capsys: pytest.CaptureFixture[str]):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(arguments[0])
+    status = (
+        command_line(module.experiment, arguments[1:]) if hasattr(module, "experiment") else cli.main(arguments[1:])
+    )
+    told = capsys.readouterr().err
+    assert status == 2 and message in told and "Traceback" not in told
+    assert len([line for line in told.splitlines() if message in line]) == 1
+
+
+def test_bad_input_ends_a_process_with_status_2(tmp_path: Path):
+    done = python(tmp_path, "autotune.experiments.agents", "with", "agents=['nobody']")
+    assert done.returncode == 2 and "unknown agent 'nobody'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("experiment", "changed", "message"), [

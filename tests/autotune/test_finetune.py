@@ -29,7 +29,7 @@ def test_a_finished_training_goes_on(tmp_path: Path):
     assert guide.agent.lr == 0.0
     updates, before = guide.agent.updates, guide.agent.policy.theta.numpy().copy()
     with closing(Records(tmp_path / "records.db")) as records:
-        best = fine_tune(KERNELS, "CPU", records, guide, 3.0, 0, "small", tmp_path)
+        best = fine_tune(KERNELS, "CPU", records, guide, 1.5, 0, "small", tmp_path)
         assert len(records.kernels()) == len(KERNELS)
     tuned, last = Guide.load(best), Guide.load(best.with_name("last"))  # whichever policy is best: it may be the first
     assert best == tmp_path / "finetuned-small" / "best" == find_checkpoint(None, "CPU", tmp_path)
@@ -44,7 +44,7 @@ def test_a_finished_training_goes_on(tmp_path: Path):
 def test_the_command_tunes_with_what_was_fine_tuned(folder: Path):
     status, out, err = autotune(
         folder, "tune", "--finetune", "1.5", "--trials", "12", "--records", "fine.db", "small.py", timeout=300.0
-    )  # on a slow machine fitting the simulator to all that ships takes longer than these minutes
+    )
     assert status == 0 and "kernels stay as tinygrad runs them" in out, err
     assert (folder / "runs" / "finetuned-small" / "best.json").exists()
     with closing(Records(folder / "fine.db", read_only=True)) as records:
@@ -53,11 +53,11 @@ def test_the_command_tunes_with_what_was_fine_tuned(folder: Path):
     assert (
         sum(n for s, n in made.items() if s.startswith("auto/")) == 12
     )  # what fine-tuning took is not taken from these
-    assert made["finetune/random"] == 8
+    assert made["finetune/mixed"] == 8
 
 
 def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Too little time leaves the earlier checkpoint where it was."""
+    """What is interrupted leaves the earlier checkpoint where it was."""
     earlier = tmp_path / "finetuned-small"
     earlier.mkdir()
     for suffix in (".json", ".safetensors"):
@@ -67,8 +67,7 @@ def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.Mon
         trainer.save("best")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune.Trainer, "run", cut)
-    monkeypatch.setattr(finetune, "add_shipped", lambda *_, **__: 0)
+    monkeypatch.setattr(finetune.FineTuner, "run", cut)
     with closing(Records(tmp_path / "records.db")) as records, pytest.raises(KeyboardInterrupt):
         fine_tune(KERNELS, "CPU", records, Guide.load(SHIPPED / "guide-cpu"), 1.0, 0, "small", tmp_path)
     assert list(tmp_path.glob("*/best.json")) == [earlier / "best.json"]

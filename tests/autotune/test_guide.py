@@ -19,7 +19,7 @@ from agents.ppo import PPOConfig
 from autotune import guide as guide_module
 from autotune.compiler import renderer_of
 from autotune.errors import UsageError
-from autotune.experiments.evaluate import keep_guide
+from autotune.experiments.inputs import keep_guide
 from autotune.guide import FEATURES, SHIPPED, Guide, find_checkpoint
 from autotune.space import VOCABULARY, state_after
 from sims import EnsembleConfig, TreesConfig

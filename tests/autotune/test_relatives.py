@@ -16,7 +16,7 @@ from autotune.records import Trial
 from autotune.search.mixed import MixedSearch
 from autotune.search.relatives import SIMILAR, Relatives
 from autotune.space import State, root_state, state_after
-from sims.correction import correction
+from sims.correction import Correction
 
 CPU = renderer_of("CPU")
 
@@ -97,8 +97,8 @@ def test_own_trials_and_those_of_relatives_are_put_together(guide: Guide):
     seen = np.stack([traits(root_state(k, CPU)) for k in (KERNEL, TWIN, COUSIN)]) / features[0]
     distance = np.array([[np.mean((a - b) ** 2) for b in seen] for a in seen])
     asked = states_of(KERNEL)
-    expected = correction(
-        own.leaves(known), kernel, (np.array(times) - own.members(known, trees)).T, own.leaves(asked), distance
+    expected = Correction(own.leaves(known), kernel, (np.array(times) - own.members(known, trees)).T, distance)(
+        own.leaves(asked)
     )
     np.testing.assert_allclose(search._errors(asked), expected.T, atol=1e-4)
 

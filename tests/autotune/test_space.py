@@ -12,10 +12,11 @@ from tiny import U2, U4, add_one, by_op, kernel_of, kernels_of, symbolic
 from tinygrad import Context, Tensor
 from tinygrad.codegen.opt.search import get_kernel_actions
 from tinygrad.helpers import Target
+from tinygrad.renderer.cstyle import CUDARenderer, HIPRenderer, MetalRenderer, OpenCLRenderer
 from tinygrad.runtime.ops_python import PythonRenderer
 
 from autotune import corpus, space
-from autotune.compiler import AxisType, Opt, OptOps, apply_opt, renderer_of, root_scheduler
+from autotune.compiler import AxisType, Opt, OptOps, apply_opt, hand_coded, launches_freely, renderer_of, root_scheduler
 from autotune.errors import IllegalAction
 from autotune.space import (
     ACTION_INDEX,
@@ -88,7 +89,7 @@ def check_own_actions(state, scheduler, mask: np.ndarray, counts: Counter) -> No
     """PADTO and NOLOCALS, which stand outside of BEAM's list."""
     for opt in by_op(ACTIONS, OptOps.PADTO) + by_op(ACTIONS, OptOps.NOLOCALS):
         offered, possible = bool(mask[ACTION_INDEX[opt]]), accepts(scheduler, opt)
-        wanted = possible and opt.op is OptOps.NOLOCALS and state.target.has_local and not state.no_locals
+        wanted = possible and opt.op is OptOps.NOLOCALS and state.target.free_launch and not state.no_locals
         if possible and opt.op is OptOps.PADTO:
             axis = state.axes[opt.axis]
             wanted = axis.kind not in (AxisType.REDUCE, AxisType.GROUP_REDUCE) and axis.size % 32 != 0
@@ -169,6 +170,25 @@ def test_walks_agree_with_tinygrad_on_tensor_cores():
             check_axes(one, other, counts)
             check_mask(one, other, counts)
     assert counts[OptOps.TC] >= 8 and counts["steps"] > 40
+
+
+def test_what_tinygrad_puts_around_a_tensor_core_is_within_reach():
+    """A thread has 4 by 2 of the core's tile; around it hand-coded has four by four of them."""
+    kernel, renderer = half_matmul(1024, 1024, 1024), PythonRenderer(Target.parse("PYTHON::sm_80"))
+    schedule, state = hand_coded(kernel.ast, renderer), root_state(kernel, renderer)
+    assert schedule[0].op is OptOps.TC
+    for opt in schedule:
+        assert may_take(state, ACTION_INDEX[opt]), (opt, state.schedule)
+        state = step(state, ACTION_INDEX[opt])
+    assert state.sizes(*IN_REGISTERS) == 4 * 2 * 4 * 4
+
+
+def test_a_launch_without_locals_is_offered_where_its_groups_are_free():
+    """Of renderers whose compilers are not here the class tells."""
+    free = [
+        launches_freely(object.__new__(kind)) for kind in (OpenCLRenderer, MetalRenderer, CUDARenderer, HIPRenderer)
+    ]
+    assert free == [True, True, False, False] and not launches_freely(renderer_of("CPU"))
 
 
 def test_tensor_core_actions_by_hand():
