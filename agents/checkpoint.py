@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor
-from tinygrad.nn.state import safe_save
 
 DTYPES = {"BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
           "U64": "<u8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}  # fmt: skip  # of safetensors, as numpy spells them
+NAMES = {np.dtype(spelled): name for name, spelled in DTYPES.items()}
 MAX_BYTES = 2**30  # of a file; ours have a few million
 MAX_HEADER = 10_000_000  # bytes
 MAX_DIMENSIONS = 8
@@ -53,13 +52,32 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], meta: 
     text = json.dumps(meta)
     header = {"meta": text, "sha256": digest(tensors, text)}
     temporary = binary.with_name(f".{binary.name}.{os.getpid()}.tmp")
-    arrays = {name: Tensor(np.ascontiguousarray(array), device="CPU") for name, array in tensors.items()}
-    safe_save(arrays, str(temporary), header)
+    _write(temporary, tensors, header)
     os.replace(temporary, binary)
     temporary = readable.with_name(f".{readable.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(meta, indent=1) + "\n")
     os.replace(temporary, readable)
     return binary
+
+
+def _write(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
+    """The counterpart of `_read`. (`safe_save` of tinygrad schedules a kernel for each array: a second and more a checkpoint, which
+    a training writes every few updates.)"""
+    entries: dict[str, Any] = {"__metadata__": dict(header)}
+    end = 0
+    for name, array in tensors.items():
+        entries[name] = {
+            "dtype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [end, end + array.nbytes],
+        }
+        end += array.nbytes
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def load(

@@ -13,6 +13,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from autotune.errors import UsageError
 
@@ -58,9 +59,18 @@ def _take_ours() -> None:
 
 _take_ours()
 
-from autotune.api import tune  # noqa: E402  (after the check of the version)
-from autotune.capture import Program, capture  # noqa: E402
+from autotune.capture import Program, capture  # noqa: E402  (after the check of the version)
 from autotune.install import apply  # noqa: E402
 from autotune.report import Report  # noqa: E402
 
+if TYPE_CHECKING:
+    from autotune.api import tune
+
 __all__ = ["Program", "Report", "apply", "capture", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    """`tune` comes with all agents and simulators, which programs that only apply schedules, and processes that measure, need not load."""
+    if name == "tune":
+        return importlib.import_module("autotune.api").tune
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ networks are refused by key and by loop-shape signature, and every signature bel
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import hashlib
 import json
@@ -346,9 +347,14 @@ def load(split: str | None = None, path: Path = DATA / "corpus.jsonl.gz") -> lis
     """The corpus, or one split of it, in a fixed order. Raises UsageError for a split that it does not have."""
     if split not in (None, *SPLITS):
         raise UsageError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
+    return [k for k in _parsed(path, path.stat().st_mtime_ns) if split is None or split_of(k) == split]
+
+
+@functools.lru_cache(maxsize=2)
+def _parsed(path: Path, written: int) -> tuple[Kernel, ...]:
+    """All kernels of a file that was `written` then; parsing a thousand takes seconds."""
     with gzip.open(path, "rt") as file:
-        kernels = [kernel_from_json(json.loads(line)) for line in file]
-    return [k for k in kernels if split is None or split_of(k) == split]
+        return tuple(kernel_from_json(json.loads(line)) for line in file)
 
 
 def main() -> None:

@@ -60,6 +60,18 @@ def options(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def check(args: argparse.Namespace) -> None:
+    """What would be refused in the end is refused before the network is built. Raises UsageError."""
+    check_output(args.json)
+    if not args.train:
+        return
+    given = vars(args)
+    if unused := [name for name, default in OF_INFER.items() if given.get(name, default) != default]:
+        raise UsageError(f"--{unused[0]} is of --infer: --train makes a checkpoint, and ends")
+    if args.strategy not in NEEDS_GUIDE:
+        raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to train")
+
+
 def find_guide(args: argparse.Namespace) -> Guide | None:
     """The checkpoint to use; None for a strategy that needs none."""
     if args.strategy not in NEEDS_GUIDE:
@@ -72,7 +84,6 @@ def find_guide(args: argparse.Namespace) -> Guide | None:
 def infer(args: argparse.Namespace, program: Program, label: str) -> None:
     """Tune, print the table, with --control hold the result against random schedules, and time the whole program. What is known
     is in the file of --json after each of these."""
-    check_output(args.json)
     guide = find_guide(args)
     report = autotune.tune(program, records=args.records, trials=args.trials, seconds=args.seconds, strategy=args.strategy,
                            checkpoint=guide, seed=args.seed)  # fmt: skip
@@ -135,12 +146,8 @@ def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -
 
 def train(args: argparse.Namespace, program: Program, name: str) -> None:
     """Train the checkpoint further on this network's kernels, measured here; later --infer finds the result."""
-    given = vars(args)
-    if unused := [name for name, default in OF_INFER.items() if given.get(name, default) != default]:
-        raise UsageError(f"--{unused[0]} is of --infer: --train makes a checkpoint, and ends")
-    device = default_device()
-    if (guide := find_guide(args)) is None:
-        raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to train")
+    device, guide = default_device(), find_guide(args)
+    assert guide is not None  # `check` has seen to it
     best = fine_tune(program.for_device(device), device, Records(args.records), guide, args.minutes, args.seed, name)
     print(f"fine-tuned checkpoint: {best}")
 

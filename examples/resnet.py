@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import numpy as np
-from common import infer, main, options, serving, train
+from common import check, infer, main, options, serving, train
 from tinygrad import Context, Tensor, TinyJit
 
 import autotune
@@ -22,6 +22,7 @@ def run() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pytorch", action="store_true", help="also time PyTorch, eager and on one thread")
     args = parser.parse_args()
+    check(args)
     if args.pytorch and find_spec("torchvision") is None:
         raise UsageError("--pytorch needs PyTorch: pip install -e '.[pytorch]'")
     if args.serve == "pytorch":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from common import infer, main, options, serving, train
+from common import check, infer, main, options, serving, train
 from tinygrad import Context, Tensor, TinyJit, Variable
 
 import autotune
@@ -21,6 +21,7 @@ def run() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--phase", choices=("prefill", "decode"), default="prefill")
     args = parser.parse_args()
+    check(args)
     with Context(BEAM=0):
         net = seeded(GPT(args.layers, args.width, args.heads, context=2 * args.tokens))
         prompt = Tensor(np.random.default_rng(0).integers(0, 1000, (1, args.tokens)).astype(np.int32)).realize()

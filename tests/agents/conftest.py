@@ -37,9 +37,9 @@ class Noise:
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("jit")
-    directory.chmod(0o700)
+def cache_dir(private_cache):
+    directory = private_cache / "jit"
+    directory.mkdir(mode=0o700, exist_ok=True)
     return directory
 
 

@@ -4,8 +4,9 @@ import pickle
 
 import numpy as np
 import pytest
+from tinygrad.nn.state import safe_load
 
-from agents.checkpoint import CheckpointError, digest, load, save
+from agents.checkpoint import NAMES, CheckpointError, digest, load, save
 
 ARRAYS = {
     "a/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -28,6 +29,20 @@ def test_round_trip(saved):
         )
     assert json.loads(saved.with_suffix(".json").read_text()) == META
     assert {file.name for file in saved.parent.iterdir()} == {"best.safetensors", "best.json"}  # nothing half-written
+
+
+def test_tinygrad_reads_what_is_written(tmp_path):
+    """Every dtype, an empty array and a transposed one; the arrays begin at a multiple of eight, as readers that map files want it."""
+    arrays = {f"a {dtype}": np.arange(6).reshape(2, 3).astype(dtype) for dtype in NAMES}
+    arrays |= {"empty": np.zeros((0, 3), np.float32), "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+    file = save(tmp_path / "all", arrays, META)
+    read = safe_load(file)
+    assert set(read) == set(arrays)
+    for name, array in arrays.items():
+        assert read[name].shape == array.shape
+        if array.size:
+            np.testing.assert_array_equal(read[name].to("CPU").numpy(), array, strict=True)
+    assert int.from_bytes(file.read_bytes()[:8], "little") % 8 == 0
 
 
 def test_saving_again_replaces(saved):

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,15 +20,23 @@ from autotune import env as environment
 from autotune.compiler import renderer_of
 from autotune.env import KernelVectorEnv, Task
 from autotune.errors import UsageError
+from autotune.experiments import imagination
 from autotune.experiments.imagination import ARMS, Student, compare, states_of, summarise_all, table_rows
 from autotune.features import observe, summary
 from autotune.recorded import Entry, Recorded
 from autotune.search.tree import TreeSearch
 from autotune.space import STOP_INDEX, legal_mask, state_after
+from sims import EnsembleConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = renderer_of("CPU")
 SETTINGS = {"checks": 2, "check_share": 0.4, "env_steps": 0, "hidden": 8, "sim_steps": 5, "pessimism": 0.5, "draws": 3}
+
+
+@pytest.fixture(autouse=True)
+def small_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the simulator: what is asked here is who may learn from what."""
+    monkeypatch.setattr(imagination, "EnsembleConfig", partial(EnsembleConfig, members=2, hidden=16, batch=32))
 
 
 def entry(kernel, seed: int) -> Entry:

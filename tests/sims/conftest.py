@@ -4,20 +4,10 @@ each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from sims import Ensemble, EnsembleConfig
 from sims.toys import WIDTH, World, make_world
-
-
-@pytest.fixture(scope="session", autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Captures go to a fresh directory, not to the user's cache: the suite always runs from cold."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session")
