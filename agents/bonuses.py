@@ -133,15 +133,13 @@ class MLPs(LSTMPolicy):
 
     def __init__(self, members: int, inputs: int, outputs: int, hidden: int, seed: int):
         self.sizes = (members, inputs, outputs, hidden)
-        arrays = self.initial(np.random.default_rng(seed))
-        self.shapes = {name: array.shape for name, array in arrays.items()}
-        self.theta = Tensor(self.flatten(arrays)).realize()
+        self._begin(seed)
 
     @property
     def dims(self) -> tuple[Any, ...]:
         return self.sizes
 
-    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial(self, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Orthogonal weights [M, rows, columns], zero biases [M, 1, columns]: the members differ only in these."""
         members, inputs, outputs, hidden = self.sizes
         arrays = {}

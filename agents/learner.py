@@ -66,7 +66,7 @@ class Trained:
     def _begin(self) -> None:
         """Adam before its first step."""
         self.steps = 0
-        self.m, self.v = (Tensor(np.zeros(self.policy.theta.shape, np.float32)).realize() for _ in range(2))
+        self.m, self.v = (upload(np.zeros(self.policy.size, np.float32)) for _ in range(2))
 
     def step(self, lr: float, coefs: Sequence[float], batch: Sequence[Tensor]) -> Tensor:
         """The metrics of this step [M], on the device. Parameters and Adam's moments are changed in place."""
@@ -129,7 +129,7 @@ class Trained:
             self.policy.flatten({name: tensors[f"{prefix}{group}/{name}"] for name in self.policy.shapes})
             for group in (GROUPS if steps is not None else GROUPS[:1])
         ]
-        self.policy.theta, *moments = (Tensor(vector).realize() for vector in vectors)
+        self.policy.theta, *moments = (upload(vector) for vector in vectors)
         if steps is None:
             self._begin()
         else:
@@ -224,7 +224,7 @@ class NetworkAgent:
             raise ValueError(f"this one has learned already, in {self.updates} updates")
         if self.policy.dims != other.policy.dims:
             raise ValueError(f"the policy has the shape {other.policy.dims}, this one {self.policy.dims}")
-        self.policy.theta.assign(Tensor(other.policy.theta.numpy())).realize()
+        self.policy.theta = upload(other.policy.theta.numpy())
 
     # *** resuming ***
 

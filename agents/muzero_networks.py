@@ -41,15 +41,13 @@ class MuZeroNet(LSTMPolicy):
     def __init__(self, state_dim: int, n_actions: int, action_dim: int, hidden: int, bins: int, seed: int):
         self.sizes = state_dim, n_actions, action_dim, hidden, bins
         self.n_actions, self.hidden, self.bins = n_actions, hidden, bins
-        arrays = self.initial(np.random.default_rng(seed))
-        self.shapes = {name: array.shape for name, array in arrays.items()}
-        self.theta = Tensor(self.flatten(arrays)).realize()
+        self._begin(seed)
 
     @property
     def dims(self) -> tuple[Any, ...]:
         return self.sizes
 
-    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def initial(self, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Orthogonal weights, zero biases. Small gains where a first guess should be none: policy and value begin
         uniform, reward, end and legality undecided."""
         D, A, F, H, bins = self.sizes

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
+from agents.jitcache import upload
+
 ILLEGAL = -1e9  # finite: an infinity would turn 0 * inf into NaN in the entropy
 ALIGN = 16  # floats; lets every slot of the parameter vector be read in whole vectors
 POINTER = 32  # width of the per-action score; [T, B, A, POINTER] is the largest array of an update
@@ -23,8 +25,11 @@ class Output(NamedTuple):
     hidden: Tensor  # [B, 2H], h and c side by side
 
 
-def orthogonal(rng: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:
-    """[rows, columns] float32 with orthonormal rows or columns, times gain (Saxe et al. 2014)."""
+def orthogonal(rng: np.random.Generator | None, rows: int, columns: int, gain: float) -> np.ndarray:
+    """[rows, columns] float32 with orthonormal rows or columns, times gain (Saxe et al. 2014). Zeros without `rng`, where the
+    shape alone is asked for."""
+    if rng is None:
+        return np.zeros((rows, columns), np.float32)
     q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
     q = q * np.sign(np.diag(r))  # makes the distribution uniform over orthogonal matrices
     return (gain * (q if rows >= columns else q.T)).astype(np.float32)
@@ -62,11 +67,26 @@ class LSTMPolicy:
     ):
         self.state_dim, self.n_actions, self.action_dim = state_dim, n_actions, action_dim
         self.hidden, self.memory = hidden, memory
-        arrays = self.initial(np.random.default_rng(seed))
-        self.shapes = {name: array.shape for name, array in arrays.items()}
-        self.theta = Tensor(self.flatten(arrays)).realize()
+        self._begin(seed)
 
-    def initial(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _begin(self, seed: int) -> None:
+        self.shapes = {name: array.shape for name, array in self.initial(None).items()}
+        self._seed = seed
+        self._theta: Tensor | None = None
+
+    @property
+    def theta(self) -> Tensor:
+        """All parameters [P]. Initial values are drawn when they are first asked for: a checkpoint's replace them before, and
+        decompositions take seconds where another process keeps the other cores busy."""
+        if self._theta is None:
+            self._theta = upload(self.flatten(self.initial(np.random.default_rng(self._seed))))
+        return self._theta
+
+    @theta.setter
+    def theta(self, vector: Tensor) -> None:
+        self._theta = vector
+
+    def initial(self, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Orthogonal weights, zero biases. Gains sqrt 2 (trunk), 0.01 (policy), 1 (value): Andrychowicz et
         al. 2021."""
         D, A, F, H, trunk = self.state_dim, self.n_actions, self.action_dim, self.hidden, math.sqrt(2)
@@ -111,6 +131,11 @@ class LSTMPolicy:
             slots[name] = (start, start + math.prod(shape))
             start += -(-math.prod(shape) // ALIGN) * ALIGN
         return slots
+
+    @property
+    def size(self) -> int:
+        """P, the length of theta."""
+        return sum(-(-math.prod(shape) // ALIGN) * ALIGN for shape in self.shapes.values())
 
     def flatten(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
         """Named arrays -> [P] float32. Also serves for anything with a parameter's shape, such as Adam's

@@ -163,7 +163,7 @@ class Ensemble(Bagged):
 
     def _keep(self, params: list[np.ndarray]) -> None:
         self._params = params
-        self._tensors = [Tensor(p).realize() for p in params]
+        self._tensors = [upload(p) for p in params]
 
     def _prepared(self, features: np.ndarray, scaling: Scaling) -> np.ndarray:
         """Standardise and clip [N, D], then zero-pad the width: [N, width] float32."""

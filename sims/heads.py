@@ -171,7 +171,7 @@ class Heads:
         self._scaling = {
             n: Scaling(arrays[f"{n}.mean"], arrays[f"{n}.inverse"], self.config.clip) for n in self._scaling
         }
-        self._theta = Tensor(arrays["theta"]).realize()
+        self._theta = upload(arrays["theta"])
         self._fits = max(1, self._fits)
 
     def _initial(self, rng: np.random.Generator) -> np.ndarray:

@@ -191,3 +191,16 @@ def test_a_comparison_passes_over_what_was_fine_tuned(tmp_path, monkeypatch):
     assert kept("alone") == (SHIPPED / "guide-cpu.safetensors").read_bytes()
     make("1", 1)
     assert find_checkpoint(None, "CPU") == tuned and kept("beside") == b"1"
+
+
+def test_a_checkpoint_is_loaded_without_initial_weights(monkeypatch: pytest.MonkeyPatch):
+    """All of them would be replaced; on a busy machine the decompositions that make them took ten seconds."""
+
+    def decompose(*_: object) -> None:
+        raise AssertionError("initial weights are drawn")
+
+    monkeypatch.setattr(np.linalg, "qr", decompose)
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    assert guide.world is not None and guide.world.agent is not None
+    for agent in (guide.agent, guide.world.agent):
+        assert np.abs(agent.policy.theta.numpy()).max() > 0.1
