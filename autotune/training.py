@@ -87,6 +87,9 @@ class TrainConfig:
     sim_steps: int = 1500  # of fitting the simulator
     world: str = "linear"  # simulator of paths that the strategy `muzero` plans in, see `world.SIMULATORS`; empty: none
     sequential_updates: int = 0  # PPO updates of a policy that sees what that simulator sees, for `sequential`; 0: none
+    keep_world: bool = (
+        True  # where the guide from which it begins has such a world already, that one stays, and its policy
+    )
     draft: bool = False  # a test of the machinery: its checkpoint is used only where it is named
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(entropy=0.02, entropy_end=0.005, lr=5e-4, anneal_updates=600)
@@ -287,7 +290,8 @@ class Trainer:
     def learn_world(self) -> None:
         """A world of all trials, and its own policy, into the guide and into the best checkpoint."""
         config = self.config
-        if not config.world:
+        kept = config.keep_world and not config.sequential_updates
+        if not config.world or (kept and self.guide.world is not None and self.guide.world.kind == config.world):
             return
         self._tick(f"learning a world ({config.world})")
         world = self.guide.world = World.learn(

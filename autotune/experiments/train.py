@@ -2,7 +2,7 @@
 
 Ends with a table on held-out kernels: the trained strategies beside random schedules at equal trials, beside hand-coded, and
 beside `mixed` as it was led before this training.
-Its policy begins as the one that ships, so that minutes suffice; `with start=` begins from nothing. `with fast` is a
+Its policy begins as the one that ships, so that minutes suffice, and its world stays; `with start=` begins from nothing. `with fast` is a
 configuration of seconds for tests; `with resume=runs/3/last` goes on from a checkpoint.
 """
 
@@ -86,7 +86,7 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def first(session: Session, settings: dict[str, Any], config: TrainConfig, kernel: Kernel) -> Guide | None:
-    """What a training begins with: all of a checkpoint (`resume`), or the policy of one (`start`), or nothing."""
+    """What a training begins with: all of a checkpoint (`resume`), or policy and world of one (`start`), or nothing."""
     if settings["resume"]:
         guide = Guide.load(source := keep(Path(settings["resume"]), session.out / "start"))
         learned = json.loads(source.with_suffix(".json").read_text()).get("backend", session.device)
@@ -109,6 +109,8 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
     except ValueError as error:
         raise UsageError(f"cannot start from {source}: {error}; begin from nothing with `start=`") from None
     guide.agent.config = gently(config.ppo)
+    if config.keep_world and config.world:
+        guide.world = known.world
     return guide
 
 

@@ -41,13 +41,31 @@ def begun(out: Path, start: str, **settings) -> Guide | None:
 
 
 def test_the_policy_is_the_one_that_ships_and_all_else_is_new(tmp_path: Path, shipped: Guide):
-    guide = begun(tmp_path, "shipped")
+    guide = begun(tmp_path, "shipped", keep_world=False)
     assert np.array_equal(theta(guide), theta(shipped))
     assert guide.agent.updates == 0 and guide.agent.lr == LEARNING_RATE and not guide.agent.trained.m.numpy().any()
     assert guide.world is None and guide.memory is None
     assert (tmp_path / "start.safetensors").exists()  # for a replay, whatever ships by then
     (tmp_path / "next").mkdir()
     assert np.array_equal(theta(begun(tmp_path / "next", str(tmp_path / "start"))), theta(shipped))
+
+
+@pytest.mark.parametrize(("settings", "learned"), [
+    ({}, 0), ({"keep_world": False}, 1), ({"world": "transformer"}, 1), ({"sequential_updates": 1}, 1), ({"world": ""}, 0)])  # fmt: skip
+def test_the_world_stays_with_its_policy_unless_another_is_asked_for(settings: dict, learned: int, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    guide, made = begun(tmp_path, "shipped", **settings), []
+    if not settings:
+        assert guide.world is not None and guide.world.agent is not None  # whom `auto` asks beside the other one
+    trainer = trainer_of(tmp_path, guide)
+    trainer.config = replace(TrainConfig(), **settings)
+    monkeypatch.setattr(training.World, "learn", lambda kind, *_, **__: made.append(kind))
+    monkeypatch.setattr(Trainer, "_practise_in", lambda *_: None)
+    monkeypatch.setattr(Trainer, "_tick", lambda *_: None)
+    monkeypatch.setattr(Trainer, "save", lambda *_: None)
+    monkeypatch.setattr(training.Guide, "load", lambda _: SimpleNamespace())
+    trainer.learn_world()
+    assert made == learned * [settings.get("world", "linear")]
 
 
 def test_it_may_begin_from_nothing_but_not_from_another_shape(tmp_path: Path):
