@@ -72,5 +72,10 @@ __all__ = ["Program", "Report", "apply", "capture", "tune"]
 def __getattr__(name: str) -> Any:
     """`tune` comes with all agents and simulators, which programs that only apply schedules, and processes that measure, need not load."""
     if name == "tune":
-        return importlib.import_module("autotune.api").tune
+        _take_ours()  # something else may have come to be called `agents` since
+        sys.path.insert(0, str(_ROOT))  # and a relative path may lead elsewhere by now
+        try:
+            return importlib.import_module("autotune.api").tune
+        finally:
+            sys.path.remove(str(_ROOT))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,9 +51,4 @@ class Corrected:
         """What is to be added [M, N]."""
         if self.correction is None:
             return np.zeros((1, len(states)))
-        place, leaves = np.array([self.place[s.kernel.key] for s in states]), self.guide.leaves(states)
-        errors = np.zeros((len(states), self.correction.residual.shape[1]))
-        for kernel in np.unique(place):
-            own = place == kernel
-            errors[own] = self.correction(leaves[own], int(kernel))
-        return errors.T
+        return self.correction(self.guide.leaves(states), np.array([self.place[s.kernel.key] for s in states])).T

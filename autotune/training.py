@@ -47,6 +47,9 @@ class Clock:
         self.recorded = recorded
         self.asked: dict[str, int] = {}
         self.ended: dict[str, int] = {}
+        self.restart()
+
+    def restart(self) -> None:
         self.started = time.monotonic()
 
     def elapsed(self) -> float:
@@ -74,7 +77,9 @@ class TrainConfig:
         0.15  # of the time goes to schedules of training kernels on this device, random ones by default
     )
     measure_share_alone: float = 0.4  # the same where no trials ship for the backend
-    train_share: float = 0.66  # of the time is over when PPO ends; the rest is the world, and the final table
+    train_share: float = (
+        0.66  # of the time is over when PPO ends; the rest is the world, if one is learned, and the final table
+    )
     per_kernel: int = 8  # random trials of each kernel measured here: many kernels with few trials each teach most
     max_kernels: int = 0  # training kernels used at most; 0: all
     use_shipped: bool = True  # start from the trials that ship with the package

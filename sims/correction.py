@@ -63,18 +63,22 @@ class Correction:
             same = self.kernel[:, None] == self.kernel
             covariance += config.level**2 * same + config.noise**2 * np.eye(len(same))
             self.weights = np.linalg.solve(covariance, wrong)  # [K, M]
+            self.levels = np.zeros(
+                (len(distance), residual.shape[1])
+            )  # mean of each kernel's residuals, 0 where there are none
+            for own in np.unique(self.kernel):
+                self.levels[own] = self.residual[self.kernel == own].mean(axis=0)
 
-    def __call__(self, asked: np.ndarray, kernel: int = 0) -> np.ndarray:
-        """What to add to the predictions [N, M] for schedules of one of the kernels, whose leaves are asked [N, T]. Raises
-        SimulatorError for leaves of other trees."""
+    def __call__(self, asked: np.ndarray, kernel: int | np.ndarray = 0) -> np.ndarray:
+        """What to add to the predictions [N, M] for schedules whose leaves are asked [N, T]: of one of the kernels, or of the one named
+        for each [N]. Raises SimulatorError for leaves of other trees."""
         if asked.shape[1:] != self.leaves.shape[1:]:
             raise SimulatorError(
                 f"asked {list(asked.shape)} and leaves {list(self.leaves.shape)} do not fit each other"
             )
         if not len(self.kernel):
             return np.zeros((len(asked), self.residual.shape[1]))
-        own, config = self.kernel == kernel, self.config
-        cross = config.scale**2 * alike(self.leaves, asked) * self.near[self.kernel, kernel][:, None]
-        cross += config.level**2 * own[:, None]  # [K, N]
-        level = self.residual[own].mean(axis=0) if own.any() else 0.0
-        return level + cross.T @ self.weights
+        of, config = np.atleast_1d(kernel), self.config  # [N] or [1]
+        own = self.kernel[:, None] == of  # [K, N]
+        cross = config.scale**2 * alike(self.leaves, asked) * self.near[self.kernel][:, of] + config.level**2 * own
+        return self.levels[of] + cross.T @ self.weights

@@ -1,7 +1,7 @@
 """`python -m autotune.experiments.finetune with program=net.py`: a guide practises on the kernels of one program.
 
 Its checkpoint, `runs/N/finetuned/best`, is used only where it is named: `curves with program=net.py
-"guides=[['auto-finetuned', 'runs/N/finetuned/best']]"` says what it is worth. `with anew=True` makes a specialist: its policy
+"strategies=['auto', 'auto-tuned']" "guides=[['auto-tuned', 'runs/N/finetuned/best']]"` says what it is worth. `with anew=True` makes a specialist: its policy
 begins from nothing. What `tune --finetune` does is the same, without a record of how it went.
 """
 
@@ -37,6 +37,7 @@ def practise(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     guide = specialist(known, seed) if settings["anew"] else gentle(known)
     out = session.out / "finetuned"
     out.mkdir(exist_ok=True)
+    session.clock.restart()  # what a script took to run is not taken from the minutes
     tuner = FineTuner(guide, list(program.kernels.values()), settings["minutes"], seed, session.records(), session.measurer,
                       session.renderer, session.device, out, session.clock, session.log)  # fmt: skip
     figures = tuner.run()

@@ -50,7 +50,7 @@ class PlannerSearch(MixedSearch):
         self.simulations = simulations
         self.rows = guide.agent.config.n_envs
         self.temperatures = np.resize(TEMPERATURES, self.rows)
-        self.planned: Correction | None = None  # what is believed while a plan is made: nothing is told meanwhile
+        self.planned: Correction | None = None  # what trials correct while a plan is made: nothing is told meanwhile
 
     def _grow(self) -> None:
         """One search from the root; another from the prefixes of the fastest schedules so far, where there are any."""

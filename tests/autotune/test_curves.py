@@ -36,6 +36,8 @@ from autotune.guide import SHIPPED, Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, Trial
 from autotune.search.mixed import MixedSearch
+from autotune.search.policy import PolicySearch
+from autotune.search.value import ValueSearch
 from autotune.space import root_state
 
 
@@ -223,6 +225,25 @@ def test_choosing_where_trials_go_is_charged():
     assert sum(len(c.times) for c in found) == 4
     spent, promised = sum(c.seconds[-1] for c in found), 0.1 * sum(own.promises for own in made)
     assert promised >= 0.2 and promised <= spent < promised + 0.1
+
+
+def test_a_checkpoint_searches_as_its_name_begins():
+    """One that begins as no strategy that a checkpoint leads searches as `mixed`."""
+    guide, own = Guide.load(SHIPPED / "guide-cpu"), object.__new__(experiment.Searches)
+    kinds = {
+        "policy-mine": PolicySearch,
+        "value-mine": ValueSearch,
+        "auto-mine": MixedSearch,
+        "mine": MixedSearch,
+        "random-mine": MixedSearch,
+    }
+    own.guides = dict.fromkeys(kinds, guide)
+    assert {
+        name: type(
+            own._make(name, kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48)), renderer_of("CPU"), 0, guide)
+        )
+        for name in kinds
+    } == kinds
 
 
 def test_each_search_pays_for_its_own_thinking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

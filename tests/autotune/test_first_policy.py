@@ -55,8 +55,11 @@ def test_the_policy_is_the_one_that_ships_and_all_else_is_new(tmp_path: Path, sh
 def test_the_world_stays_with_its_policy_unless_another_is_asked_for(settings: dict, learned: int, tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch):  # fmt: skip
     guide, made = begun(tmp_path, "shipped", **settings), []
-    if not settings:
-        assert guide.world is not None and guide.world.agent is not None  # whom `auto` asks beside the other one
+    kept = settings.get("keep_world", True) and settings.get("world", "linear")
+    assert (guide.world is not None and guide.world.agent is not None) == bool(
+        kept
+    )  # whom `auto` asks beside the other one
+    guide.world = Guide.load(SHIPPED / "guide-cpu").world  # as that of a training that is resumed
     trainer = trainer_of(tmp_path, guide)
     trainer.config = replace(TrainConfig(), **settings)
     monkeypatch.setattr(training.World, "learn", lambda kind, *_, **__: made.append(kind))

@@ -59,6 +59,22 @@ def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
         assert root.embedding[i].log_time - once.reward[i] == pytest.approx(times[member, i], abs=1e-5)
 
 
+def test_plans_are_made_with_what_trials_have_taught(guide, monkeypatch: pytest.MonkeyPatch):
+    """All that a plan looks at costs what the search believes of it by now, and that is not what it believed before."""
+    search, looked = planner(guide), []
+    first = search.ask(4)
+    search.tell([Trial(KERNEL.key, s, "ok", (2.0 ** (i - 12),)) for i, s in enumerate(((), *first))])
+    look = PlannerSearch._look
+    monkeypatch.setattr(PlannerSearch, "_look", lambda *a: looked.append(look(*a)) or looked[-1])
+    search._plan([search.root])
+    for found in looked:
+        states = [node.state for node in found.embedding]
+        members = search._members(states) + search._errors(states)
+        for i, node in enumerate(found.embedding):
+            assert node.log_time == pytest.approx(members[i % len(members), i], abs=1e-4)
+    assert len(looked) > 8 and np.abs(search._errors([search.root])).min() > 1.0
+
+
 def test_a_reward_is_of_its_state_whoever_stands_beside_it(guide):
     """Though a trial has failed: how alike states are depends on those that are compared."""
     search = planner(guide)
