@@ -63,10 +63,9 @@ class FineTuner(Trainer):
         super().check()
         self.fitting = self.clock.elapsed() - began
 
-    def potential(self, states: Sequence[State]) -> np.ndarray:
+    def believed(self, states: Sequence[State]) -> np.ndarray:
         """As in `Trainer`, of the trees alone, corrected."""
-        members = self.corrected.members(states)
-        return members.mean(0) + self.config.pessimism * members.std(0)
+        return self.corrected.members(states)
 
     def remember(self) -> None:
         """The memory stays; the best checkpoint is served from now on."""

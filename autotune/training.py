@@ -73,13 +73,9 @@ class TrainConfig:
 
     minutes: float = 20.0  # whole run, the final table included
     seed: int = 0  # of everything random; committee and heads have one of their own where it is named
-    measure_share: float = (
-        0.15  # of the time goes to schedules of training kernels on this device, random ones by default
-    )
+    measure_share: float = 0.15  # of the time goes to random schedules of training kernels on this device
     measure_share_alone: float = 0.4  # the same where no trials ship for the backend
-    train_share: float = (
-        0.66  # of the time is over when PPO ends; the rest is the world, if one is learned, and the final table
-    )
+    train_share: float = 0.66  # of the time is over when PPO ends; the rest is a new world, and the final table
     per_kernel: int = 8  # random trials of each kernel measured here: many kernels with few trials each teach most
     max_kernels: int = 0  # training kernels used at most; 0: all
     use_shipped: bool = True  # start from the trials that ship with the package
@@ -92,9 +88,7 @@ class TrainConfig:
     sim_steps: int = 1500  # of fitting the simulator
     world: str = "linear"  # simulator of paths that the strategy `muzero` plans in, see `world.SIMULATORS`; empty: none
     sequential_updates: int = 0  # PPO updates of a policy that sees what that simulator sees, for `sequential`; 0: none
-    keep_world: bool = (
-        True  # where the guide from which it begins has such a world already, that one stays, and its policy
-    )
+    keep_world: bool = True  # where the guide that it begins with has such a world already: it stays, and its policy
     draft: bool = False  # a test of the machinery: its checkpoint is used only where it is named
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(entropy=0.02, entropy_end=0.005, lr=5e-4, anneal_updates=600)
@@ -114,10 +108,8 @@ def gently(config: PPOConfig) -> PPOConfig:
 class Trainer:
     """One training run over the training and validation splits."""
 
-    strategy, batch = (
-        "random",
-        64,
-    )  # what chooses the schedules that are measured at first, and after how many it hears of them
+    # what chooses the schedules that are measured at first, and after how many it hears of them
+    strategy, batch = "random", 64
 
     def __init__(self, config: TrainConfig, kernels: dict[str, list[Kernel]], data: Dataset, records: Records,
                  measurer: Measurer, renderer: Renderer, device: str, out: Path, clock: Clock, log: Log,
@@ -204,8 +196,12 @@ class Trainer:
 
     def potential(self, states: Sequence[State]) -> np.ndarray:
         """Pessimistic log2 time [N], relative to the un-optimized kernel."""
-        mean, spread = self.guide.predict(states)
-        return mean + self.config.pessimism * spread
+        members = self.believed(states)
+        return members.mean(0) + self.config.pessimism * members.std(0)
+
+    def believed(self, states: Sequence[State]) -> np.ndarray:
+        """Each member's log2 time [M, N], relative to the un-optimized kernel."""
+        return self.guide.members(states)
 
     def practise(self) -> int:
         """PPO in the simulator, with hardware checks at even distances, but none that would end late; returns the number of updates."""

@@ -63,9 +63,8 @@ class Correction:
             same = self.kernel[:, None] == self.kernel
             covariance += config.level**2 * same + config.noise**2 * np.eye(len(same))
             self.weights = np.linalg.solve(covariance, wrong)  # [K, M]
-            self.levels = np.zeros(
-                (len(distance), residual.shape[1])
-            )  # mean of each kernel's residuals, 0 where there are none
+            # mean of each kernel's residuals [G, M], 0 where there are none
+            self.levels = np.zeros((len(distance), residual.shape[1]))
             for own in np.unique(self.kernel):
                 self.levels[own] = self.residual[self.kernel == own].mean(axis=0)
 

@@ -81,10 +81,8 @@ class TreeSearch:
             for node in reversed(path):
                 below = [child.best for child in node.children.values()]
                 node.best = min([self.times.get(node.state.schedule, math.inf), *below])
-        self.fastest, self.slowest = (
-            min(self.times.values(), default=math.inf),
-            max(self.times.values(), default=-math.inf),
-        )
+        if self.times:
+            self.fastest, self.slowest = min(self.times.values()), max(self.times.values())
 
     def _node(self, state: State) -> Node:
         legal = np.flatnonzero(legal_mask(state)[:-1])

@@ -156,6 +156,23 @@ def test_a_script_may_have_modules_with_the_names_of_ours(tmp_path):
     assert status == 1 and "UsageError: " in err.splitlines()[-1] and "agents.py hides the package agents" in err
 
 
+def test_what_only_tunes_is_loaded_when_it_is_asked_for(tmp_path):
+    """From wherever the program stands by then, and never anything else that came to be called so."""
+    (tmp_path / "theirs" / "agents").mkdir(parents=True)
+    (tmp_path / "theirs" / "agents" / "__init__.py").write_text("MINE = 1\n")
+    begin = "import autotune, os, sys; assert not {'agents', 'sims'} & set(sys.modules); "
+    own, foreign = (
+        "os.chdir('/'); autotune.tune; import agents.ppo",
+        "sys.path.insert(0, 'theirs'); import agents; autotune.tune",
+    )
+    status, _, err = run(tmp_path, "-c", begin + own)
+    assert status == 0, err
+    status, _, err = run(tmp_path, "-c", begin + foreign)
+    assert status == 1 and "hides the package agents" in err.splitlines()[-1], err
+    with pytest.raises(AttributeError, match="'autotune' has no attribute 'tuned'"):
+        sys.modules["autotune"].tuned  # noqa: B018
+
+
 def test_what_a_script_hides_of_ours_is_there_again(tmp_path):
     (tmp_path / "agents.py").write_text("MINE = 1\n")
     (tmp_path / "user.py").write_text(

@@ -238,6 +238,7 @@ def test_other_devices_are_told_apart_nearest_first(full):
     near = full.add_fingerprint({**FIELDS, "compiler": "clang 19", "setting.new": "1"})
     for _ in range(2):
         full.add_trial(near, Trial(key, (), "ok", (1.0,)), 1)
+    full.add_trial(near, Trial(key, (), "ok", (1.0,), kind="hand_coded"), 1)  # which is no trial
     full.add_trial("nobody", Trial(key, (), "ok", (1.0,)), 1)
     full.add_final(far, Final(key, (U4,), (1.0,), (2.0,), (2.0,), True))
     found = foreign.others(full, FIELDS)

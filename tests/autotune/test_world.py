@@ -129,6 +129,18 @@ def test_the_same_schedule_of_another_kernel_is_judged_by_itself(guide: Guide):
     np.testing.assert_allclose(said, truth, atol=1e-5)
 
 
+def test_draws_have_the_mean_and_the_spread_that_the_world_tells(guide: Guide):
+    """Of each schedule, however few they are: else those would count as surest whose draws happen to lie close together."""
+    search = make_strategy("muzero", KERNEL, CPU, 0, guide)
+    states = [state_after(KERNEL, schedule, CPU) for schedule in ((), (U2,), (U4,))]
+    paths = paths_of(states)
+    told, at = guide.world.simulator.predict(paths), (np.arange(3), paths.length)  # type: ignore[union-attr]
+    members = search._members(states)
+    np.testing.assert_allclose(members.mean(0), told.relative[at], atol=1e-5)
+    np.testing.assert_allclose(members.std(0), told.spread[at], rtol=1e-4)
+    assert len(np.unique(np.round(members - members.mean(0), 5))) > len(members)  # no two schedules are drawn alike
+
+
 def test_what_is_saved_comes_back(guide: Guide, tmp_path):
     guide.save(tmp_path / "kept", {"backend": "CPU", "draft": True})
     again = Guide.load(tmp_path / "kept")
