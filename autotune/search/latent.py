@@ -75,9 +75,8 @@ class LatentSearch(MixedSearch):
             paths = paths_of(list(wanted.values()))
             found, at = self.latent.simulator.predict(paths), (np.arange(len(paths)), paths.length)
             draws = self.rng.standard_normal((DRAWS, len(paths)))
-            draws = (draws - draws.mean(0)) / draws.std(
-                0
-            )  # few draws must not hide the simulator's own mean and spread
+            # few draws must not hide the simulator's own mean and spread
+            draws = (draws - draws.mean(0)) / draws.std(0)
             beliefs = found.relative[at] + draws * found.spread[at]
             self.beliefs.update(zip(wanted, beliefs.T, strict=True))
         return np.stack([self.beliefs[_key(s)] for s in states], axis=1)
