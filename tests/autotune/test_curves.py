@@ -224,7 +224,9 @@ def test_choosing_where_trials_go_is_charged():
     found = pooled(shared, {s.kernel.key: 1 for s in shared}, "auto", renderer_of("CPU"), 0, None, 2, make)
     assert sum(len(c.times) for c in found) == 4
     spent, promised = sum(c.seconds[-1] for c in found), 0.1 * sum(own.promises for own in made)
-    assert promised >= 0.2 and promised <= spent < promised + 0.1
+    assert (
+        promised >= 0.2 and promised <= spent < 1.5 * promised
+    )  # twice, if it were charged to both; a busy machine takes a little more
 
 
 def test_a_checkpoint_searches_as_its_name_begins():
