@@ -28,6 +28,7 @@ class PPOConfig(LearnerConfig):
     entropy: float = 0.01  # weight of the entropy bonus, at the start
     entropy_end: float = 0.01  # and at the end of the annealing
     value_coef: float = 0.5  # weight of the value loss
+    masked: bool = True  # False: illegal actions are offered, too, and end the episode, for control runs
     normalise_advantages: bool = True  # over the rollout: the step size must not depend on the reward's scale
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class Task:
     potential: LogTimes | None = None  # called at every state
     allowed: Callable[[Kernel], Iterable[Schedule]] | None = None  # replay: the closed set of recorded schedules
     config: EnvConfig = field(default_factory=EnvConfig)
+    masked: bool = True  # False: every action is offered, and an illegal one ends the episode where it stands
     sees: View = observe  # how an agent is shown a state
     _roots: dict[str, State] = field(default_factory=dict, repr=False)
     _moves: dict[str, dict[Schedule, np.ndarray]] = field(default_factory=dict, repr=False)
@@ -98,11 +99,16 @@ class Episode:
         self.log_time = self.start = 0.0
         self.mask = task.mask(self.state)
 
+    @property
+    def offered(self) -> np.ndarray:
+        """What an agent may choose [A] bool."""
+        return self.mask if self.task.masked else np.ones_like(self.mask)
+
     def take(self, action: int) -> bool:
-        """Apply an action; True for STOP. Raises IllegalAction for one outside the mask."""
-        if not self.mask[action]:
+        """Apply an action; True for what ends the episode. Raises IllegalAction for one that is not offered."""
+        if not self.offered[action]:
             raise IllegalAction(f"action {action} is not legal after {len(self.state.schedule)} actions")
-        if action == STOP_INDEX:
+        if action == STOP_INDEX or not self.mask[action]:
             return True
         self.state = step(self.state, action)
         self.mask = self.task.mask(self.state)
@@ -189,7 +195,7 @@ class KernelVectorEnv:
     def _observation(self, episodes: list[Episode]) -> Observation:
         rows = [self._observe_one(e) for e in episodes]
         return Observation(
-            np.stack([r[0] for r in rows]), np.stack([e.mask for e in episodes]), np.stack([r[1] for r in rows])
+            np.stack([r[0] for r in rows]), np.stack([e.offered for e in episodes]), np.stack([r[1] for r in rows])
         )
 
 
@@ -224,7 +230,7 @@ class KernelEnv:
     def _observation(self) -> dict[str, np.ndarray]:
         # copies, since the task remembers what it has shown
         state, actions = self.task.view(self.episode.state, self.episode.mask)
-        return {"state": state.copy(), "mask": self.episode.mask.astype(np.int8), "actions": actions.copy()}
+        return {"state": state.copy(), "mask": self.episode.offered.astype(np.int8), "actions": actions.copy()}
 
     def _info(self) -> dict[str, Any]:
         return {"kernel": self.episode.state.kernel.key, "schedule": self.episode.state.schedule}

@@ -38,11 +38,13 @@ def sample_episodes(
         rows = [look(p[-1], seen, view) for p in paths]
         if not any(mask[:STOP_INDEX].any() for (_, mask, _), ended in zip(rows, done, strict=True) if not ended):
             break  # there is nothing left to decide
-        observation = Observation(*(np.stack([r[i] for r in rows]) for i in range(3)))
+        vectors, masks, actions = (np.stack([r[i] for r in rows]) for i in range(3))
+        offered = masks if agent.config.masked else np.ones_like(masks)
+        observation = Observation(vectors, offered, actions)
         log_probs, _, hidden = agent.evaluate(observation, hidden, reset)
         noise = rng.gumbel(size=log_probs.shape) * np.reshape(temperature, (-1, 1))  # [n_envs, A]
         for i, action in enumerate((log_probs + noise).argmax(1)):
-            if action == STOP_INDEX:
+            if action == STOP_INDEX or not masks[i, action]:
                 done[i] = True
             elif not done[i]:
                 paths[i].append(step(paths[i][-1], int(action)))

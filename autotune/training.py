@@ -206,7 +206,7 @@ class Trainer:
     def practise(self) -> int:
         """PPO in the simulator, with hardware checks at even distances, but none that would end late; returns the number of updates."""
         config, agent = self.config, self.guide.agent
-        task = Task(self.train_kernels, self.renderer, potential=self.potential)
+        task = Task(self.train_kernels, self.renderer, potential=self.potential, masked=agent.config.masked)
         env = KernelVectorEnv(task, agent.config.n_envs)
         rollouts = Rollouts(env, agent, config.seed)
         begin, end = self.clock.elapsed(), config.train_share * self.seconds
@@ -314,8 +314,10 @@ class Trainer:
     def _practise_in(self, world: World) -> None:
         """PPO for the policy that sees what the world's simulator sees, rewarded as the other one."""
         own = self.guide.agent.config  # a checkpoint holds one shape for both policies
-        agent = world.new_agent(replace(self.config.ppo, hidden=own.hidden, memory=own.memory))
-        task = Task(self.train_kernels, self.renderer, potential=self.potential, sees=world.view)
+        agent = world.new_agent(replace(self.config.ppo, hidden=own.hidden, memory=own.memory, masked=own.masked))
+        task = Task(
+            self.train_kernels, self.renderer, potential=self.potential, sees=world.view, masked=agent.config.masked
+        )
         rollouts = Rollouts(KernelVectorEnv(task, agent.config.n_envs), agent, self.config.seed)
         for _ in range(self.config.sequential_updates):
             rollout, episodes = rollouts.collect(agent.config.steps)

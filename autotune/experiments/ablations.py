@@ -13,12 +13,14 @@ import numpy as np
 
 from autotune.compiler import Renderer
 from autotune.errors import UsageError
-from autotune.guide import Guide
+from autotune.guide import Guide, relative
 from autotune.kernel import Kernel, Schedule
+from autotune.paths import paths_of
 from autotune.search.mixed import MixedSearch
 from autotune.search.planner import PlannerSearch
 from autotune.search.random import random_path
 from autotune.space import State
+from sims import PathSimulator
 
 SIMULATIONS = (0, 4, 16, 50)  # of each action of the planner; with 0 it draws from the policy
 
@@ -110,6 +112,25 @@ class WithoutMemory(MixedSearch):
         self.recall.memory = None
 
 
+class OtherSimulator(MixedSearch):
+    """Another simulator is asked in place of the trees. How alike two schedules are, for the correction, the trees still say."""
+
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulator: PathSimulator):
+        super().__init__(kernel, renderer, seed, guide)
+        self.simulator = simulator
+        self.predicted: dict[tuple[str, Schedule], np.ndarray] = {}
+
+    def _members(self, states: Sequence[State]) -> np.ndarray:
+        return relative(states, self.predicted, self._predict)
+
+    def _predict(self, states: Sequence[State]) -> np.ndarray:
+        """Two members [2, N], which lie as far apart as the simulator is unsure."""
+        paths = paths_of(states)
+        at, found = np.arange(len(states)), self.simulator.predict(paths)
+        mean, spread = found.relative[at, paths.length], found.spread[at, paths.length]
+        return np.stack([mean - spread, mean + spread])
+
+
 Make = Callable[[Kernel, Renderer, int, Guide], MixedSearch]
 ABLATIONS: dict[str, Make] = {
     "no-policy": WithoutPolicy,
@@ -129,6 +150,11 @@ ABLATIONS: dict[str, Make] = {
 
 def ablated(name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> MixedSearch:
     """Raises UsageError where there is no checkpoint to take a part from."""
+    return ABLATIONS[name](kernel, renderer, seed, needed(name, guide))
+
+
+def needed(name: str, guide: Guide | None) -> Guide:
+    """The guide. Raises UsageError where there is none."""
     if guide is None:
         raise UsageError(f"{name} needs a checkpoint: name one with `checkpoint=`")
-    return ABLATIONS[name](kernel, renderer, seed, guide)
+    return guide

@@ -1,10 +1,10 @@
-"""Strategies that exist only to be held against ours: `ranker` and `recipe`, learned from the trials that ship, and ours with
-one part taken away (`ablations.py`).
+"""Strategies that exist only to be held against ours: `ranker`, `recipe` and `mixed` led by other simulators, learned from the trials
+that ship, and ours with one part taken away (`ablations.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,16 +14,25 @@ from autotune import corpus
 from autotune.compiler import Renderer
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
-from autotune.experiments.ablations import ABLATIONS, ablated
+from autotune.experiments.ablations import ABLATIONS, OtherSimulator, ablated, needed
 from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
+from autotune.paths import ROOFLINE, paths_from
 from autotune.records import Trial
 from autotune.search import Strategy, make_strategy
 from autotune.search.random import RandomSearch
 from autotune.space import ACTIONS, MAX_STEPS, STOP_INDEX, State, apply_to_state, legal_mask, root_state, step
+from autotune.world import SIMULATORS
+from sims import Flat, NearestNeighbour, PathSimulator, Roofline, RooflineConfig, Widths
 
-LEARNED = ("ranker", "recipe")
+MADE: dict[str, Callable[[Widths, int], PathSimulator]] = {
+    "roofline": lambda widths, seed: Flat(widths, Roofline(widths.state, RooflineConfig(ROOFLINE))),
+    "nearest": lambda widths, seed: Flat(widths, NearestNeighbour(widths.state)),
+    **SIMULATORS,
+}
+SIMULATED = {f"simulator-{kind}": kind for kind in MADE}  # `mixed`, in which that one is asked in place of the trees
+LEARNED = ("ranker", "recipe", *SIMULATED)
 CANDIDATES = 256  # random schedules that the ranker puts in order
 GRADES = 31  # of relevance: the share of the speed of a kernel's fastest, rounded
 ATTEMPTS = 50  # draws from the table without anything new before it counts as exhausted
@@ -37,6 +46,7 @@ class Controls:
 
     def __init__(self, device: str, renderer: Renderer):
         self.device, self.renderer = device, renderer
+        self.simulators: dict[str, PathSimulator] = {}  # by kind
 
     def make(self, name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:
         """As `make_strategy`, which is asked for all other names."""
@@ -44,14 +54,19 @@ class Controls:
             return RankerSearch(kernel, renderer, seed, self.ranker)
         if name == "recipe":
             return RecipeSearch(kernel, renderer, seed, self.recipe)
+        if name in SIMULATED:
+            return OtherSimulator(kernel, renderer, seed, needed(name, guide), self.simulator(SIMULATED[name]))
         if name in ABLATIONS:
             return ablated(name, kernel, renderer, seed, guide)
         return make_strategy(name, kernel, renderer, seed, guide)
 
     def learn(self, names: Sequence[str]) -> None:
         """Now, whatever of these has to: no search is charged for it."""
-        for name in set(LEARNED) & set(names):
-            getattr(self, name)
+        for name in sorted(set(LEARNED) & set(names)):
+            if name in SIMULATED:
+                self.simulator(SIMULATED[name])
+            else:
+                getattr(self, name)
 
     @cached_property
     def trials(self) -> Dataset:
@@ -60,6 +75,15 @@ class Controls:
         if not add_shipped(data, self.device, corpus.load("train"), guided=True):
             raise UsageError(f"no trials ship for {self.device}: ranker and recipe have nothing to learn from")
         return data
+
+    def simulator(self, kind: str) -> PathSimulator:
+        """Fitted to all trials, at most once; of seed 0."""
+        if kind not in self.simulators:
+            paths = paths_from(self.trials)
+            simulator = MADE[kind](paths.widths, 0)
+            simulator.fit(paths)
+            self.simulators[kind] = simulator
+        return self.simulators[kind]
 
     @cached_property
     def ranker(self) -> Any:

@@ -38,7 +38,7 @@ from autotune.experiments import (
     session_of,
 )
 from autotune.experiments.ablations import ABLATIONS
-from autotune.experiments.controls import LEARNED, Controls
+from autotune.experiments.controls import LEARNED, SIMULATED, Controls
 from autotune.experiments.inputs import keep, keep_guide, program_of, sample
 from autotune.experiments.kept import unpack
 from autotune.guide import Guide
@@ -47,8 +47,8 @@ from autotune.records.store import copy_records
 from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy
 
 # strategies whose kernels share their trials, and what searches each of these kernels: `auto-no-memory`, say
-POOLS = {POOLED: POOLED, **{f"{POOLED}-{name}": name for name in ABLATIONS}}
-GUIDED = NEEDS_GUIDE | set(ABLATIONS) | set(POOLS)
+POOLS = {POOLED: POOLED, **{f"{POOLED}-{name}": name for name in (*ABLATIONS, *SIMULATED)}}
+GUIDED = NEEDS_GUIDE | set(ABLATIONS) | set(SIMULATED) | set(POOLS)
 PAIRS = {"more": int, "fewer": int, "guides": str}  # settings that are lists of pairs: what each tells of a strategy
 experiment = make_experiment("curves")
 DEFAULTS: dict[str, Any] = {
@@ -78,6 +78,9 @@ experiment.add_named_config("bench", {
 })  # fmt: skip
 experiment.add_named_config("ablations", {
     "strategies": ["mixed", *ABLATIONS, "random"], "trials": 32, "seeds": 3, "checkpoint": "shipped",
+})  # fmt: skip
+experiment.add_named_config("simulators", {
+    "strategies": ["auto", *(f"{POOLED}-{name}" for name in SIMULATED), "random"], "trials": 16, "seeds": 3, "checkpoint": "shipped",
 })  # fmt: skip
 
 
@@ -138,7 +141,7 @@ def take_over(part: Path, out: Path) -> None:
 def _led_alike(part: Path, out: Path, name: str) -> bool:
     """Whether both runs keep the same checkpoint for a strategy; so it is taken where the earlier one keeps none. What learns from the
     trials that ship may have learned from others."""
-    if name in LEARNED:
+    if POOLS.get(name, name) in LEARNED:
         return False
     theirs, ours = guide_of(part, name), guide_of(out, name)
     return theirs is None or (ours is not None and theirs.read_bytes() == ours.read_bytes())
@@ -192,7 +195,7 @@ class Searches:
                  guide: Guide | None):  # fmt: skip
         self.session, self.settings, self.kernels, self.calls, self.guide = session, settings, kernels, calls, guide
         self.controls = Controls(session.device, session.renderer)
-        self.controls.learn(settings["strategies"])
+        self.controls.learn([POOLS.get(name, name) for name in settings["strategies"]])
         self.guides = {name: Guide.load(keep(Path(path), session.out / f"guide-{name}"))
                        for name, path in settings["guides"].items()}  # fmt: skip
         self.pools = pools_of(settings["guides"])

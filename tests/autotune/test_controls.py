@@ -1,4 +1,4 @@
-"""The controls of the benchmark: a ranker that has learned, and the best fixed recipe."""
+"""The controls of the benchmark: a ranker that has learned, other simulators in place of the trees, and the best fixed recipe."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ from tinygrad import Tensor
 from autotune.compiler import renderer_of
 from autotune.data import Dataset
 from autotune.errors import UsageError
-from autotune.experiments.controls import CANDIDATES, Controls, RankerSearch, RecipeSearch, grades
+from autotune.experiments.ablations import OtherSimulator
+from autotune.experiments.controls import (
+    CANDIDATES,
+    SIMULATED,
+    Controls,
+    RankerSearch,
+    RecipeSearch,
+    grades,
+)
 from autotune.features import summary
+from autotune.guide import SHIPPED, Guide
+from autotune.paths import paths_of
 from autotune.records import Trial
 from autotune.search.random import RandomSearch
 from autotune.space import ACTION_INDEX, ACTIONS, MAX_STEPS, STOP_INDEX, apply_to_state, legal_mask, root_state, step
@@ -64,6 +74,34 @@ def test_what_has_to_learn_does_so_before_any_search(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Controls, name, property(lambda _, name=name: learned.append(name)))
     Controls("CPU", CPU).learn(["auto", "ranker", "random"])
     assert learned == ["ranker"]
+
+
+def test_another_simulator_is_asked_in_place_of_the_trees(monkeypatch: pytest.MonkeyPatch):
+    """On the made-up device the longer is the faster. What the linear simulator says lies between the two members, relative to the
+    un-optimized kernel; the search asks for longer schedules than one whose simulator has learned the opposite."""
+    guide = Guide.load(SHIPPED / "guide-cpu")
+    monkeypatch.setattr(guide, "members", lambda *_: pytest.fail("the trees were asked"))
+    others = [kernel_of(Tensor.empty(n, 96) @ Tensor.empty(96, 2 * n)) for n in (16, 32, 64, 96, 128, 160)]
+    lengths = {}
+    for sign in (1, -1):
+        controls = controls_of(others, 40)
+        controls.trials.log_times[:] = [sign * t for t in controls.trials.log_times]
+        search = controls.make("simulator-linear", KERNEL, CPU, 0, guide)
+        assert isinstance(search, OtherSimulator)
+        states = [ROOT, *(step(ROOT, int(a)) for a in np.flatnonzero(legal_mask(ROOT)[:-1])[:5])]
+        members, paths = search._members(states), paths_of(states)
+        at = np.arange(len(states)), paths.length
+        found = controls.simulator("linear").predict(paths)
+        relative = found.relative[at] - found.relative[0, 0]
+        np.testing.assert_allclose(members.mean(0), relative, atol=1e-5)
+        np.testing.assert_allclose(members[1] - members[0], 2 * (found.spread[at] - found.spread[0, 0]), atol=1e-5)
+        lengths[sign] = np.mean([len(s) for s in search.ask(8)])
+    assert lengths[1] > lengths[-1] + 1
+    assert set(SIMULATED) == {
+        f"simulator-{k}" for k in ("roofline", "nearest", "linear", "ensemble", "diffusion", "transformer")
+    }
+    with pytest.raises(UsageError, match="simulator-linear needs a checkpoint"):
+        controls.make("simulator-linear", KERNEL, CPU, 0, None)
 
 
 def test_what_is_known_is_not_ranked():

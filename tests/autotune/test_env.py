@@ -190,6 +190,23 @@ def legal(env: KernelEnv) -> set[int]:
     return set(np.flatnonzero(env._observation()["mask"]).tolist())
 
 
+def test_without_a_mask_an_illegal_action_is_offered_and_ends_the_episode(recording):
+    """It adds nothing: the return is that of the schedule so far, 8 s / 2 s. With the mask the same action is refused."""
+    task = task_of(recording)
+    env = KernelEnv(replace(task, masked=False))
+    env.reset(options={"kernel": 0})
+    assert len(legal(env)) == len(ACTION_INDEX)
+    shown, _, terminated, _, _ = env.step(A4)
+    assert not terminated and not shown["actions"][A2].any()  # what is illegal looks like nothing
+    _, reward, terminated, truncated, info = env.step(A2)
+    assert (reward, terminated, truncated, info["schedule"]) == (2.0, True, False, (U4,))
+    masked = KernelEnv(task)
+    masked.reset(options={"kernel": 0})
+    masked.step(A4)
+    with pytest.raises(IllegalAction):
+        masked.step(A2)
+
+
 def test_replay_leaves_only_what_is_recorded(recording):
     env = KernelEnv(task_of(recording))
     env.reset(options={"kernel": 0})

@@ -9,6 +9,7 @@ import pytest
 from tiny import kernel_of
 from tinygrad import Tensor
 
+from agents.ppo import PPOConfig
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.episodes import sample_episodes
 from autotune.guide import SHIPPED, Guide
@@ -18,6 +19,7 @@ from autotune.search.mixed import CHILDREN, MixedSearch
 from autotune.search.policy import PolicySearch
 from autotune.search.sequential import SequentialSearch
 from autotune.space import MAX_STEPS, legal_mask, root_state, step
+from sims import EnsembleConfig, TreesConfig
 
 CPU = renderer_of("CPU")
 KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
@@ -253,6 +255,30 @@ def test_where_nothing_is_left_to_decide_the_policy_is_not_asked(guide: Guide, m
     monkeypatch.setattr(type(guide.agent), "evaluate", lambda *_: pytest.fail("asked"))
     paths = sample_episodes(guide.agent, [state], np.random.default_rng(0), 1.0, {})
     assert paths == [[state]] * guide.agent.config.n_envs
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_policy_without_mask_ends_an_episode_by_what_is_illegal(masked: bool, monkeypatch: pytest.MonkeyPatch):
+    """It has two legal actions in mind, then one that is not legal. Under a mask that one is not offered, and the episode goes on."""
+    root = root_state(KERNEL, CPU)
+    first = int(np.flatnonzero(legal_mask(root))[0])
+    second = int(np.flatnonzero(legal_mask(step(root, first)))[0])
+    end = step(step(root, first), second)
+    plan, offered = [first, second, int(np.flatnonzero(~legal_mask(end))[0])], []
+    config = PPOConfig(n_envs=2, hidden=8, masked=masked)
+    agent = Guide.new(KERNEL, CPU, config, EnsembleConfig(), TreesConfig(), 0).agent
+
+    def answer(observation, hidden, reset):
+        offered.append(observation.mask)
+        log_probs = np.full(observation.mask.shape, -1e9)
+        log_probs[:, plan[min(len(offered), 3) - 1]] = 0.0
+        return np.where(observation.mask, log_probs, -2e9), np.zeros(2), hidden
+
+    monkeypatch.setattr(agent, "evaluate", answer)
+    paths = sample_episodes(agent, [root], np.random.default_rng(0), 0.0, {})
+    assert all(p[2].schedule == end.schedule for p in paths)
+    assert all(row.all() != masked for row in offered)
+    assert all((len(p) == 3) != masked for p in paths)
 
 
 def test_each_episode_may_have_a_temperature_of_its_own(guide: Guide):
