@@ -1,4 +1,4 @@
-"""tools/carry.py: what belongs to the device is learned anew, what does not stays."""
+"""tools/carry.py and tools/learn_world.py: what is asked for is learned anew, everything else stays."""
 
 from __future__ import annotations
 
@@ -59,9 +59,28 @@ def test_policies_stay_and_simulators_and_memory_are_of_the_devices_trials(tool,
     assert (description["backend"], description["carried_from"]) == ("CL", "CPU") and about["updates"] > 0
 
 
-def test_a_device_of_which_no_trials_ship_is_a_clear_error_and_writes_nothing(tool, few, tmp_path, monkeypatch):
-    carry = tool("carry")
-    monkeypatch.setattr(carry, "add_shipped", lambda *_, **__: 0)
+@pytest.mark.parametrize("kind", ["linear", "ensemble"])
+def test_another_world_is_learned_and_all_else_stays(tool, few, tmp_path, kind):
+    """What was learned for planning differs; it is read again as a world of that kind, without a policy of its view."""
+    world = tool("learn_world").learn_world(SOURCE, tmp_path / "other", kind, "CPU", rounds=0, steps=5)
+    (before, _), (after, _) = checkpoint.load(SOURCE), checkpoint.load(tmp_path / "other")
+    before = without_moments(before)
+    for kept in ("agent.", "simulator.", "memory."):
+        assert part(before, kept) and part(before, kept).keys() == part(after, kept).keys()
+        assert all(np.array_equal(after[name], array) for name, array in part(before, kept).items())
+    found = Guide.load(tmp_path / "other").world
+    assert found.kind == kind == world.kind and found.agent is None
+    heads = part(after, "world.heads.")
+    assert any(not np.array_equal(array, before.get(name)) for name, array in heads.items())
+    assert all(np.array_equal(heads[f"world.heads.{name}"], array) for name, array in world.heads.state().items())
+
+
+@pytest.mark.parametrize(("name", "more"), [("carry", ()), ("learn_world", ("linear",))])
+def test_a_device_of_which_no_trials_ship_is_a_clear_error_and_writes_nothing(
+    tool, few, tmp_path, monkeypatch, name, more
+):
+    module = tool(name)
+    monkeypatch.setattr(module, "add_shipped", lambda *_, **__: 0)
     with pytest.raises(UsageError, match="no trials ship for CPU"):
-        carry.carry(SOURCE, tmp_path / "carried", "CPU")
+        getattr(module, name)(SOURCE, tmp_path / "carried", *more, "CPU")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""Give a checkpoint another world to plan in, learned from all trials that ship for DEV; everything else of it stays. There is
+no policy of that world's view then: `sequential` needs one (`train with world=KIND sequential_updates=300`).
+
+    DEV=CPU python tools/learn_world.py autotune/data/guide-cpu runs/guide-transformer --kind transformer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from autotune import corpus
+from autotune.compiler import default_device, renderer_of
+from autotune.data import Dataset, add_shipped
+from autotune.errors import UsageError
+from autotune.guide import Guide
+from autotune.world import ROUNDS, SIMULATORS, World
+
+
+def learn_world(
+    source: Path, target: Path, kind: str, device: str, rounds: int = ROUNDS, steps: int | None = None
+) -> World:
+    """Write `target`. `rounds` of reanalysis; `steps` shortens the simulator's training. Raises UsageError where no trials ship for the
+    device, or `source` cannot be read."""
+    guide, data = Guide.load(source), Dataset(renderer_of(device))
+    if not add_shipped(data, device, corpus.load("train"), guided=True):
+        raise UsageError(f"no trials ship for {device}")
+    guide.world = World.learn(kind, data, guide.seed, rounds, steps)
+    about = json.loads(source.with_suffix(".json").read_text())
+    guide.save(target, {name: about[name] for name in ("backend", "draft", "updates", "validation")}, moments=False)
+    return guide.world
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=Path, help="checkpoint, without its suffix, such as runs/1/best")
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--kind", choices=SIMULATORS, required=True, help="of the simulator that the world is made of")
+    args = parser.parse_args()
+    try:
+        learn_world(args.source, args.target, args.kind, default_device())
+    except UsageError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
