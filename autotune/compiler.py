@@ -29,7 +29,7 @@ from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.device import Allocator, Buffer, BufferSpec, TinyELF
 from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
-from tinygrad.helpers import CACHELEVEL, DEV, Context, diskcache_put
+from tinygrad.helpers import CACHELEVEL, DEV, Context, diskcache_get, diskcache_put
 from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import ClangRenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_pos
@@ -39,7 +39,7 @@ from autotune.errors import DeviceError, IllegalAction, UsageError
 __all__ = [
     "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
     "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos",
-    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "launches_freely", "observe_kernels", "read_buffer", "renderer_of",
+    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "launches_freely", "observe_kernels", "read_beam_cache", "read_buffer", "renderer_of",
     "root_scheduler", "settings", "substitute_schedules", "uop_identity",
     "write_beam_cache", "write_buffer",
 ]  # fmt: skip
@@ -437,11 +437,21 @@ def write_beam_cache(ast: UOp, schedule: Schedule, width: int, renderer: Rendere
     where tinygrad keeps no cache."""
     if CACHELEVEL < 1:
         raise UsageError("tinygrad keeps no cache while CACHELEVEL is 0, so nothing can be exported: set another")
+    for key in _beam_keys(ast, width, renderer):
+        diskcache_put("beam_search", key, list(schedule))
+
+
+def read_beam_cache(ast: UOp, width: int, renderer: Renderer) -> set[Schedule]:
+    """What BEAM=`width` would be served of this kernel: nothing, or what it has found, or what was put there."""
+    found = (diskcache_get("beam_search", key) for key in _beam_keys(ast, width, renderer))
+    return {tuple(schedule) for schedule in found if schedule is not None}
+
+
+def _beam_keys(ast: UOp, width: int, renderer: Renderer) -> list[dict[str, Any]]:
     searched = _on_device(ast, renderer).replace(arg=KernelInfo(beam=width))
     key = {"ast": root_scheduler(searched, renderer).ast.key, "amt": width, "device": renderer.target.device,
            "suffix": renderer.suffix}  # fmt: skip
-    for allow_test_size in (True, False):
-        diskcache_put("beam_search", {**key, "allow_test_size": allow_test_size}, list(schedule))
+    return [{**key, "allow_test_size": allow_test_size} for allow_test_size in (True, False)]
 
 
 def default_device() -> str:

@@ -14,6 +14,7 @@ from autotune.compiler import (
     canonical,
     default_device,
     fingerprint,
+    read_beam_cache,
     renderer_of,
     root_scheduler,
     settings,
@@ -24,7 +25,7 @@ from autotune.compiler import (
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
-from autotune.records import Records, default_path, fingerprint_id
+from autotune.records import History, Records, default_path, fingerprint_id
 
 Settings = tuple[str, ...]  # the values of those that change code
 
@@ -90,17 +91,28 @@ def export_beam(records: Records, width: int) -> int:
     """Write all accepted schedules into tinygrad's BEAM cache under `width`; returns how many.
 
     Kernels without an accepted schedule, or with one that tinygrad refuses, get their hand-coded one, so that BEAM=`width`
-    searches nothing at all; but those that could not be measured, of which nothing is known.
+    searches nothing at all; but those that could not be measured, of which nothing is known, and those of which the cache holds
+    what was never tried here: BEAM has found it itself.
     """
     device = default_device()
     renderer, own = renderer_of(device), fingerprint_id(fingerprint(device))
     winners = records.winners(own, PROTOCOL)
     exported = 0
     for kernel in records.kernels():
-        hand = records.history(kernel.key, own).baselines.get("hand_coded")
-        known = [winners.get(kernel.key), hand.schedule if hand is not None and hand.seconds is not None else None]
-        legal = [s for s in known if s is not None and _is_legal(s, kernel, renderer)]
-        if legal:
-            write_beam_cache(kernel.ast, legal[0], width, renderer)
+        schedule = _to_export(kernel, records.history(kernel.key, own), winners.get(kernel.key), width, renderer)
+        if schedule is not None:
+            write_beam_cache(kernel.ast, schedule, width, renderer)
             exported += 1
     return exported
+
+
+def _to_export(
+    kernel: Kernel, history: History, winner: Schedule | None, width: int, renderer: Renderer
+) -> Schedule | None:
+    if winner is not None and _is_legal(winner, kernel, renderer):
+        return winner
+    hand = history.baselines.get("hand_coded")
+    if hand is None or hand.seconds is None or not _is_legal(hand.schedule, kernel, renderer):
+        return None
+    foreign = read_beam_cache(kernel.ast, width, renderer) - {t.schedule for t in history.trials}
+    return None if foreign else hand.schedule

@@ -19,7 +19,19 @@ from tinygrad.engine import realize
 from tinygrad.helpers import DISABLE_FAST_IDIV
 
 import autotune
-from autotune.compiler import KernelInfo, Ops, Opt, OptOps, UOp, default_device, fingerprint, hand_coded, renderer_of
+from autotune.compiler import (
+    KernelInfo,
+    Ops,
+    Opt,
+    OptOps,
+    UOp,
+    default_device,
+    fingerprint,
+    hand_coded,
+    read_beam_cache,
+    renderer_of,
+    write_beam_cache,
+)
 from autotune.errors import UsageError
 from autotune.install import export_beam
 from autotune.measuring.bench import PROTOCOL
@@ -407,6 +419,27 @@ def test_a_kernel_without_a_winner_is_exported_hand_coded(tmp_path, monkeypatch)
     records.db.execute("DELETE FROM trials")  # nothing is left but a hand-coded form that could not be prepared
     records.add_trial(own, Trial(kernel.key, (), "crashed", kind="hand_coded"), PROTOCOL)
     assert export_beam(records, 2) == 0 and written.total() == 1
+
+
+def test_what_beam_has_found_itself_is_not_replaced_by_hand_coded(tmp_path):
+    """But by a winner; and what was tried here and did not win was put there by an earlier export."""
+    x = array(31, 24)
+    with autotune.capture() as program:
+        (x * 3 - 1).realize()
+    (kernel,) = program.kernels.values()
+    renderer, own = renderer_of(DEVICE), fingerprint_id(fingerprint(DEVICE))
+    hand, found = hand_coded(kernel.ast, renderer), (Opt(OptOps.UPCAST, 0, 31),)
+    assert hand != found and read_beam_cache(kernel.ast, 2, renderer) == set()
+    write_beam_cache(kernel.ast, found, 2, renderer)
+    records = records_with(tmp_path / "r.db", program, accepted=False)
+    assert export_beam(records, 2) == 0 and read_beam_cache(kernel.ast, 2, renderer) == {found}
+    assert export_beam(records, 3) == 1 and read_beam_cache(kernel.ast, 3, renderer) == {hand}
+    records.add_trial(own, Trial(kernel.key, found, "ok", (1e-6,)), PROTOCOL)
+    assert export_beam(records, 2) == 1 and read_beam_cache(kernel.ast, 2, renderer) == {hand}
+    write_beam_cache(kernel.ast, (Opt(OptOps.UPCAST, 0, 12),), 2, renderer)
+    accepted = records_with(tmp_path / "accepted.db", program)
+    (winner,) = accepted.winners(own, PROTOCOL).values()
+    assert export_beam(accepted, 2) == 1 and read_beam_cache(kernel.ast, 2, renderer) == {winner}
 
 
 @pytest.mark.parametrize("hand_coded_runs", [True, False])
