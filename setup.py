@@ -7,7 +7,7 @@ from setuptools import setup
 setup(
     name="tinygrad-autotune",
     version="0.1.0",
-    description="Faster tinygrad kernels: schedules chosen by reinforcement learning, each one verified, never slower",
+    description="Faster tinygrad kernels: schedules chosen by reinforcement learning, each one verified, no kernel slower than before",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",

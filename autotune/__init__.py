@@ -1,4 +1,4 @@
-"""Faster tinygrad programs: kernel schedules chosen by reinforcement learning, each one verified, never slower.
+"""Faster tinygrad programs: kernel schedules chosen by reinforcement learning, each one verified, no kernel slower than before.
 
 import autotune
 with autotune.capture() as program:      # which kernels does it run, and how often?
