@@ -47,6 +47,7 @@ __all__ = [
 Schedule = tuple[Opt, ...]
 SINGLE_THREADED = {"PARALLEL": 0, "BEAM": 0}
 NAME = "k"  # of the function in every compiled candidate
+ALIGNMENT = 64  # bytes: a cache line, and more than the widest vector that tinygrad's code loads at once
 RELEASE = "2f5e023cfa690cab"  # digest of tinygrad 0.14.0's files that make code
 # environment variables that change code too and are no ContextVar, with their defaults
 SWITCHES = {"THREADS": "1", "EXPAND_SSA": "0", "ALIGNED": "1", "ALLOW_HALF8": "0", "OCCUPANCY_FLOOR": "4096", "MV": "1",
@@ -349,6 +350,13 @@ def substitute_schedules(schedule_of: ScheduleOf) -> Iterator[None]:
         yield
 
 
+def _offset(arg: UOp) -> int:
+    """Bytes from the start of its buffer at which an argument of a kernel begins."""
+    if arg.op in (Ops.BUFFER, Ops.PARAM) or (view := arg.contiguous_view()) is None:
+        return 0
+    return view[1] * view[0].dtype.itemsize
+
+
 class _Observer:
     """One active `observe_kernels`."""
 
@@ -374,6 +382,7 @@ class _Hooks:
     def __init__(self) -> None:
         self.observers: list[_Observer] = []
         self.substitutions: list[ScheduleOf] = []
+        self.unaligned: set[bytes] = set()  # keys of kernels that were seen to work on views
         self._lock = threading.Lock()
         self._originals: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
@@ -398,7 +407,7 @@ class _Hooks:
         changed: dict[UOp, UOp] = {}
         for call in linear.toposort() if self.substitutions else ():
             if call.op is Ops.CALL and call.src[0].op is Ops.SINK and is_tunable(call.src[0]):
-                schedule = self._schedule_of(call)
+                schedule = None if self._unaligned(call) else self._schedule_of(call)
                 if schedule is not None:
                     raw = call.src[0]
                     info = replace(raw.arg, opts_to_apply=schedule, beam=0)
@@ -407,6 +416,15 @@ class _Hooks:
         for observer in tuple(self.observers):
             observer.compiled(linear, compiled)
         return compiled
+
+    def _unaligned(self, call: UOp) -> bool:
+        """Whether a kernel works, or has worked here, on a view that begins anywhere in its buffer. Code with vectors crashes there,
+        and no trial has shown it: all are made with buffers of their own. A TinyJit's capture hides its inputs, its first call does not.
+        """
+        raw = call.src[0].key
+        if any(_offset(arg) % ALIGNMENT for arg in call.src[1:] if not arg.is_bound_var):
+            self.unaligned.add(raw)
+        return raw in self.unaligned
 
     def _schedule_of(self, call: UOp) -> Schedule | None:
         found = realize._get_call_to_compile(call)

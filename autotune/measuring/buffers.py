@@ -60,7 +60,8 @@ class _Fence:
     """Pages between two stretches of address space that trap."""
 
     def __init__(self, size: int):
-        self.map = mmap.mmap(-1, FENCE + size + FENCE, mmap.MAP_ANON | mmap.MAP_PRIVATE)
+        # shared, as tinygrad's own: private memory may get huge pages, which programs do not have
+        self.map = mmap.mmap(-1, FENCE + size + FENCE, mmap.MAP_ANON | mmap.MAP_SHARED)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.address = start + FENCE
         libc = ctypes.CDLL(None, use_errno=True)

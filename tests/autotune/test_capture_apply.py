@@ -421,6 +421,31 @@ def test_a_kernel_without_a_winner_is_exported_hand_coded(tmp_path, monkeypatch)
     assert export_beam(records, 2) == 0 and written.total() == 1
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("offset", "asked"), [(0, True), (16, True), (1, False), (4, False)])
+def test_a_kernel_on_a_view_that_begins_anywhere_is_left_alone(offset: int, asked: bool, jit: bool):
+    """In a process of its own: without the care of it, the schedule crashes the process at an offset of one float (of four bytes)."""
+    code = f"""if True:
+        import numpy as np
+        from tinygrad import Tensor, TinyJit
+        from autotune.compiler import Opt, OptOps, substitute_schedules
+        schedule, told = (Opt(OptOps.UPCAST, 1, 4), Opt(OptOps.UPCAST, 0, 4)), []
+        numbers = np.arange(5000, dtype=np.float32)
+        x, w = Tensor(numbers).realize(), Tensor(np.eye(48, 64, dtype=np.float32)).realize()
+        def f(v): return (w @ v.reshape(64, 48)).realize()
+        f = TinyJit(f) if {jit} else f
+        with substitute_schedules(lambda raw, renderer: told.append(raw) or schedule):
+            for _ in range(3):
+                found = f(x[{offset}:{offset} + 64 * 48].contiguous().realize()).numpy()
+                assert (found.reshape(-1) == numbers[{offset}:{offset} + 48 * 48]).all()
+        print(bool(told))"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "DEV": "CPU"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    assert done.stdout.strip() == str(asked)
+
+
 def test_what_beam_has_found_itself_is_not_replaced_by_hand_coded(tmp_path):
     """But by a winner; and what was tried here and did not win was put there by an earlier export."""
     x = array(31, 24)
