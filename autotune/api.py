@@ -7,11 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinygrad import Context
-
 from autotune.budget import Budget
 from autotune.capture import Program
-from autotune.compiler import default_device, renderer_of
+from autotune.compiler import default_device, renderer_of, without_beam
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
@@ -32,7 +30,7 @@ def tune(
     again. `beam` lets a beam search of that width go on where the trials end. Without a checkpoint a learned strategy takes the
     newest of this backend, else one that ships. Raises AutotuneError subclasses only.
     """
-    with Context(BEAM=0):  # neither what runs here nor our own nets shall be searched by tinygrad's BEAM
+    with without_beam():  # neither what runs here nor our own nets shall be searched by tinygrad's BEAM
         device = default_device()
         chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
         calls = kernels.calls if isinstance(kernels, Program) else {k.key: 1 for k in chosen}

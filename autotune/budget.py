@@ -18,6 +18,7 @@ class Budget:
     stop_after: int | None = None  # a replay stops at the count that the recorded run had reached by its clock
     spent: int = 0
     reserved: float = 0.0  # seconds kept back, for the final timing of winners
+    over: bool = False  # time has ended the trials: for good, though what was kept back be given back, else no replay could repeat it
 
     def __post_init__(self) -> None:
         self.started = self.clock()
@@ -26,7 +27,8 @@ class Budget:
         """How many of `wanted` trials may still be made."""
         if self.stop_after is not None:
             return max(0, min(wanted, self.stop_after - self.spent))
-        return max(0, min(wanted, self.trials - self.spent)) if self.in_time() else 0
+        self.over = self.over or not self.in_time()
+        return 0 if self.over else max(0, min(wanted, self.trials - self.spent))
 
     def in_time(self) -> bool:
         """Whether seconds are left, but those that are kept back."""

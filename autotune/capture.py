@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from autotune.compiler import UOp, canonical, is_tunable, observe_kernels, renderer_of
+from autotune.compiler import UOp, canonical, is_tunable, observe_kernels, renderer_of, settings
 from autotune.errors import CodecError, IllegalAction
 from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 
@@ -19,10 +19,16 @@ class Program:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     devices: dict[str, set[str]] = field(default_factory=dict)  # on which each ran; its calls are of all of them
+    settings: dict[str, dict[str, str]] = field(default_factory=dict)  # under which each was first launched
     skipped: int = 0  # launches of kernels that cannot be tuned: their schedule is fixed, or an op is not supported
 
     def for_device(self, device: str) -> list[Kernel]:
-        return [k for key, k in self.kernels.items() if device in self.devices[key]]
+        """What ran on this device, or on another one of its backend: schedules serve all of them."""
+        return [k for key, k in self.kernels.items() if backend_of(device) in map(backend_of, self.devices[key])]
+
+
+def backend_of(device: str) -> str:
+    return device.split(":")[0]
 
 
 @contextlib.contextmanager
@@ -41,7 +47,8 @@ def capture() -> Iterator[Program]:
         if kernel is None:
             program.skipped += 1
             return
-        program.kernels.setdefault(kernel.key, kernel)
+        if kernel.key not in program.kernels:
+            program.kernels[kernel.key], program.settings[kernel.key] = kernel, settings()
         program.devices.setdefault(kernel.key, set()).add(device)
         program.calls[kernel.key] = program.calls.get(kernel.key, 0) + 1
 

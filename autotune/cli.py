@@ -16,8 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tinygrad import Context
-
 from autotune import corpus
 from autotune.api import tune
 from autotune.cli_collect import collect_command
@@ -25,7 +23,7 @@ from autotune.cli_devices import devices_command
 from autotune.cli_records import export_command, import_command, merge_command, verify_command
 from autotune.collect import DEFAULT as COLLECTING
 from autotune.collect import STRATEGIES as COLLECTORS
-from autotune.compiler import default_device, fingerprint, renderer_of
+from autotune.compiler import default_device, fingerprint, renderer_of, without_beam
 from autotune.errors import AutotuneError, UsageError
 from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
@@ -214,7 +212,7 @@ def tune_command(args: argparse.Namespace) -> int:
     device = default_device()
     description = fingerprint(device)
     records = Records(args.records)
-    with contextlib.closing(records), Context(BEAM=0):  # neither the script nor our own nets shall be searched by BEAM
+    with contextlib.closing(records), without_beam():  # neither the script nor our own nets shall be searched by BEAM
         records.add_fingerprint(description)  # a read-only file or a full disk is noticed now
         guide = Guide.load(find_checkpoint(args.checkpoint, device)) if args.strategy in NEEDS_GUIDE else None
         program = capture_script(args.script, args.arguments, args.capture_seconds)

@@ -7,12 +7,11 @@ import contextlib
 from collections.abc import Sequence
 
 import numpy as np
-from tinygrad import Context
 
 from autotune import corpus
 from autotune.card import card_of
 from autotune.collect import collect
-from autotune.compiler import default_device
+from autotune.compiler import default_device, without_beam
 from autotune.data import shipped_kernels
 from autotune.errors import UsageError
 from autotune.guide import Guide, find_checkpoint
@@ -36,7 +35,7 @@ def collect_command(args: argparse.Namespace) -> int:
     with (
         contextlib.closing(Records(args.records)) as records,
         contextlib.closing(Runner(device)) as runner,
-        Context(BEAM=0),  # neither the script nor our own nets shall be searched by BEAM
+        without_beam(),  # neither the script nor our own nets shall be searched by BEAM
     ):
         records.add_fingerprint(runner.fields)
         kernels = _some(_kernels(args, device), args.kernels, args.seed)

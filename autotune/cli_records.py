@@ -14,12 +14,13 @@ from autotune.compiler import default_device, fingerprint
 from autotune.errors import DeviceError
 from autotune.kernel import schedule_to_json
 from autotune.measuring import noise
-from autotune.measuring.recheck import SLOWER, Checked, choose, recheck
-from autotune.measuring.runner import Runner, commit
-from autotune.records import Records, fingerprint_id, foreign
+from autotune.measuring.recheck import SLOWER, Checked, Claim, choose, recheck
+from autotune.measuring.runner import NOISE_FLOOR, Runner, commit
+from autotune.records import Final, Records, fingerprint_id, foreign
 from autotune.records.exchange import describe, export, import_, merge
 from autotune.script import say
 from autotune.strict import one_line
+from autotune.winners import Winners
 
 
 def merge_command(args: argparse.Namespace) -> int:
@@ -75,6 +76,11 @@ def verify_command(args: argparse.Namespace) -> int:
             bar.update()
 
         recheck(claims, runner, tell)
+        for one in checked:
+            if one.claim.winner and one.slower:
+                print(
+                    _beside(one.claim, Winners(records, runner).again(one.claim.kernel, one.claim.schedule)), flush=True
+                )
     wrong, slower = sum(not c.holds for c in checked), sum(c.slower for c in checked)
     unknown = sum(not c.judged for c in checked)
     print(f"{len(checked)} checked, of them winners: {sum(c.claim.winner for c in checked)}; no longer right: {wrong}; "
@@ -102,6 +108,14 @@ def noise_command(device: str, path: Path) -> None:
 def _tell_noise(length: noise.Length) -> None:
     median, worst = statistics.median(length.differences), max(length.differences)
     print(f"{length.seconds * 1e3:9.3f} ms {median:8.2%} {length.floor:8.2%} {worst:8.2%}", flush=True)
+
+
+def _beside(claim: Claim, final: Final | None) -> str:
+    """What became of a winner that has become slower."""
+    if final is None:
+        return f"{claim.kernel.name}: could not be timed beside hand-coded"
+    stays = final.accepted or final.noise > NOISE_FLOOR
+    return f"{claim.kernel.name}: {final.ratio:.2f} of hand-coded's time now, {'stays' if stays else 'and is served no more'}"
 
 
 def _line(one: Checked) -> str:

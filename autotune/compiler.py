@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import platform
 import random
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tinygrad.codegen as codegen
 import tinygrad.engine.realize as realize
@@ -28,8 +29,18 @@ from tinygrad.codegen.opt import KernelOptError, Opt, OptOps
 from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.device import Allocator, Buffer, BufferSpec, TinyELF
-from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes
-from tinygrad.helpers import CACHELEVEL, DEV, Context, diskcache_get, diskcache_put
+from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes, to_dtype
+from tinygrad.helpers import (
+    CACHELEVEL,
+    DEV,
+    NOOPT,
+    TUPLE_ORDER,
+    Context,
+    ContextVar,
+    diskcache_get,
+    diskcache_put,
+    getenv,
+)
 from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import ClangRenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_pos
@@ -40,18 +51,20 @@ __all__ = [
     "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
     "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos",
     "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "launches_freely", "observe_kernels", "read_beam_cache", "read_buffer", "renderer_of",
-    "root_scheduler", "settings", "substitute_schedules", "uop_identity",
+    "root_scheduler", "settings", "substitute_schedules", "unheard", "uop_identity", "without_beam",
     "write_beam_cache", "write_buffer",
 ]  # fmt: skip
 
 Schedule = tuple[Opt, ...]
 SINGLE_THREADED = {"PARALLEL": 0, "BEAM": 0}
 NAME = "k"  # of the function in every compiled candidate
+X86 = ("model name", "cpu family", "model", "stepping")  # which processor it is, in /proc/cpuinfo
+ARM = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
 ALIGNMENT = 64  # bytes: a cache line, and more than the widest vector that tinygrad's code loads at once
 RELEASE = "2f5e023cfa690cab"  # digest of tinygrad 0.14.0's files that make code
 # environment variables that change code too and are no ContextVar, with their defaults
 SWITCHES = {"THREADS": "1", "EXPAND_SSA": "0", "ALIGNED": "1", "ALLOW_HALF8": "0", "OCCUPANCY_FLOOR": "4096", "MV": "1",
-            "MV_BLOCKSIZE": "4", "MV_THREADS_PER_ROW": "8", "MV_ROWS_PER_THREAD": "4"}  # fmt: skip
+            "MV_BLOCKSIZE": "4", "MV_THREADS_PER_ROW": "8", "MV_ROWS_PER_THREAD": "4", "DMC": "0", "LLVMOPT": "1"}  # fmt: skip
 DTYPES: dict[str, DType] = {
     name: getattr(dtypes, name)
     for name in ("void", "weakint", "weakfloat", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
@@ -102,7 +115,16 @@ def settings() -> dict[str, str]:
     """tinygrad's settings that change code, as they are in force here, by the environment variable that sets each; of SWITCHES
     those that are no default."""
     switched = {name: os.environ[name] for name, usual in SWITCHES.items() if os.environ.get(name, usual) != usual}
-    return {v.key: str(v.value) for v in codegen.to_program_config} | switched
+    if TUPLE_ORDER.value != 1:
+        switched["TUPLE_ORDER"] = str(int(TUPLE_ORDER.value))
+    return {v.key: _said(v.key, v.value) for v in codegen.to_program_config} | switched
+
+
+def _said(name: str, value: Any) -> str:
+    """A setting as its environment variable says it, however a program has set it: True is 1, and half is float16."""
+    if name in ("DEFAULT_FLOAT", "DEFAULT_INT"):
+        return DTYPE_NAMES[to_dtype(value)]
+    return str(int(value) if isinstance(value, bool) else value)
 
 
 @functools.cache
@@ -113,6 +135,11 @@ def _source() -> dict[str, str]:
         digest.update(path.read_bytes())
     found = digest.hexdigest()[:16]
     return {} if found == RELEASE else {"source": found}
+
+
+def unheard(before: Mapping[str, str]) -> list[str]:
+    """Names of tinygrad's settings that the environment says otherwise than `before`: tinygrad reads each but once."""
+    return sorted(name for name in ContextVar._cache if os.environ.get(name) != before.get(name))
 
 
 def targets() -> str:
@@ -128,7 +155,8 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     values = {key.strip(): value.strip() for key, value in fields.items()}
-    return " ".join(values.get(k, "?") for k in ("model name", "cpu family", "model", "stepping"))
+    names = X86 if "model name" in values else ARM
+    return " ".join(values.get(k, "?") for k in names)
 
 
 @functools.cache
@@ -182,7 +210,8 @@ def canonical(raw: UOp, renderer: Renderer) -> UOp:
 def is_tunable(raw: UOp) -> bool:
     """False for kernels whose schedule the program fixes itself, and for those that are no plain kernel."""
     info = raw.arg
-    return isinstance(info, KernelInfo) and raw.tag is None and info.opts_to_apply is None and not info.applied_opts
+    plain = isinstance(info, KernelInfo) and not (info.applied_opts or info.dont_use_locals)
+    return plain and raw.tag is None and info.opts_to_apply is None
 
 
 def _on_device(ast: UOp, renderer: Renderer) -> UOp:
@@ -210,9 +239,9 @@ def apply_opt(scheduler: Scheduler, opt: Opt) -> Scheduler:
 
 
 def hand_coded(ast: UOp, renderer: Renderer) -> Schedule:
-    """The schedule of tinygrad's heuristic: what an untuned program runs."""
+    """The schedule of tinygrad's heuristic: what an untuned program runs. Under NOOPT that is none."""
     scheduler = root_scheduler(ast, renderer)
-    if any(u.op is Ops.STAGE for u in ast.backward_slice):
+    if NOOPT or any(u.op is Ops.STAGE for u in ast.backward_slice):
         return ()
     return tuple(hand_coded_optimizations(scheduler).applied_opts)
 
@@ -322,6 +351,20 @@ def _with_local_size(prg: UOp, renderer: Renderer) -> UOp:
     return prg if sized is None else sized.src[0]
 
 
+@contextlib.contextmanager
+def without_beam() -> Iterator[None]:
+    """No search of tinygrad's own inside, whatever the environment asks for: neither by BEAM nor, in a TinyJit, by JITBEAM."""
+    asked, forget = os.environ.pop("JITBEAM", None), cast(Any, getenv).cache_clear
+    forget()  # tinygrad remembers what it has read
+    try:
+        with Context(BEAM=0):
+            yield
+    finally:
+        if asked is not None:
+            os.environ["JITBEAM"] = asked
+        forget()
+
+
 # **** programs of the user: seeing their kernels, and giving them schedules ****
 
 OnLaunch = Callable[[UOp, str, dict[str, int]], None]
@@ -351,10 +394,18 @@ def substitute_schedules(schedule_of: ScheduleOf) -> Iterator[None]:
 
 
 def _offset(arg: UOp) -> int:
-    """Bytes from the start of its buffer at which an argument of a kernel begins."""
-    if arg.op in (Ops.BUFFER, Ops.PARAM) or (view := arg.contiguous_view()) is None:
+    """Bytes from the start of its buffer at which an argument of a kernel begins; of one on several devices what divides all."""
+    if arg.op in (Ops.MSTACK, Ops.MSELECT, Ops.AFTER):
+        return math.gcd(*map(_offset, arg.src if arg.op is Ops.MSTACK else arg.src[:1]))
+    if arg.op is Ops.PARAM or (view := arg.contiguous_view()) is None:
         return 0
-    return view[1] * view[0].dtype.itemsize
+    return view[1] * view[0].dtype.itemsize + _foreign(view[0].base)
+
+
+def _foreign(base: UOp) -> int:
+    """The address of memory that is not tinygrad's own; 0 for what it allocates itself, which is aligned."""
+    options = getattr(base.buffer, "options", None) if base.op is Ops.BUFFER and base.is_realized else None
+    return getattr(options, "external_ptr", None) or 0
 
 
 class _Observer:

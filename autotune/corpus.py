@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from tinygrad import Context, Tensor
+from tinygrad import Tensor
 from tqdm import tqdm
 
 from autotune.capture import capture
-from autotune.compiler import Ops, canonical, default_device, is_tunable, renderer_of
+from autotune.compiler import Ops, canonical, default_device, is_tunable, renderer_of, without_beam
 from autotune.errors import CodecError, UsageError
 from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 from autotune.models import ResNet
@@ -329,7 +329,7 @@ def example_kernels() -> list[Kernel]:
     """Every kernel that the programs and the examples run: held out, whole programs at a time."""
     found = {key: kernel for name in PROGRAMS for key, kernel in captured(name).kernels.items()}
     for depth in (34, 50):
-        with Context(BEAM=0):
+        with without_beam():
             net, image = ResNet(depth), Tensor.zeros(1, 3, 224, 224).contiguous().realize()
             with capture() as program:
                 net(image).realize()

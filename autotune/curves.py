@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,15 @@ class Curve:
     def made(self, trials: float) -> int:
         """How many trials this kernel had had when its program had had so many of each kernel, on average."""
         return bisect_right(self.turns or range(1, len(self.times) + 1), trials)
+
+    def visits(self, kernels: int) -> list[int]:
+        """For each trial how often the search had come to this kernel by then: once, or, where `kernels` share their trials, anew
+        after those of others. Each time it must be prepared."""
+        turns = self.turns or []
+        if not turns:
+            return [1] * len(self.times)
+        anew = [after - before > 1.5 / kernels for before, after in pairwise(turns)]
+        return [1 + sum(anew[:i]) for i in range(len(turns))]
 
     def best_after(self, trials: float) -> float:
         """What a user has after so many trials: the best of them, or of the two baselines."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -99,15 +100,15 @@ def fine_tune(
     name: str,
     runs: Path = Path("runs"),
 ) -> Path:
-    """Train `guide` for some minutes; returns the checkpoint, `RUNS/finetuned-NAME/best`, which replaces an earlier one at the
+    """Train `guide` for some minutes; returns the checkpoint, `RUNS/finetuned-NAME-BACKEND/best`, which replaces an earlier one at the
     end.
 
     `find_checkpoint` finds it as the newest from then on, but for experiments. Raises TrainingError where learning diverges.
     """
-    final, renderer = runs / f"{FINETUNED}{name}", renderer_of(device)
-    out = final / "unfinished"  # deeper than `find_checkpoint` looks: what is cut off is never served
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    final, renderer = runs / f"{FINETUNED}{name}-{device.split(':')[0].lower()}", renderer_of(device)
+    final.mkdir(parents=True, exist_ok=True)
+    # deeper than `find_checkpoint` looks: what is cut off is never served; and no other run's
+    out = Path(tempfile.mkdtemp(prefix="unfinished-", dir=final))
     runner = Runner(device)
     records.add_fingerprint(runner.fields)
     tuner = FineTuner(
@@ -115,6 +116,9 @@ def fine_tune(
     )
     try:
         tuner.run()
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     finally:
         runner.close()
     for file in out.iterdir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping
 
 from autotune.compiler import (
@@ -22,7 +23,7 @@ from autotune.compiler import (
     targets,
     write_beam_cache,
 )
-from autotune.errors import IllegalAction
+from autotune.errors import IllegalAction, RecordsError
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import History, Records, default_path, fingerprint_id
@@ -55,7 +56,7 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
         now = targets(), *settings().values()  # a Context inside the block may change them
         if (raw, now) not in chosen:
             if (device, now) not in winners:
-                winners[device, now] = opened.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
+                winners[device, now] = _winners(opened, device)
             chosen[raw, now] = _found(winners[device, now], raw, renderer)
             applied.tuned += chosen[raw, now] is not None
             applied.plain += chosen[raw, now] is None
@@ -63,6 +64,15 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
 
     with contextlib.closing(Records(path, read_only=True)) as opened, substitute_schedules(schedule_of):
         yield applied
+
+
+def _winners(records: Records, device: str) -> dict[str, Schedule]:
+    """What is served on a device; nothing, and a line that says why, where the file is damaged."""
+    try:
+        return records.winners(fingerprint_id(fingerprint(device)), PROTOCOL)
+    except RecordsError as error:
+        print(f"autotune: {error}; the program runs as tinygrad would run it", file=sys.stderr)
+        return {}
 
 
 def _found(winners: Mapping[str, Schedule], raw: UOp, renderer: Renderer) -> Schedule | None:
@@ -92,27 +102,27 @@ def export_beam(records: Records, width: int) -> int:
 
     Kernels without an accepted schedule, or with one that tinygrad refuses, get their hand-coded one, so that BEAM=`width`
     searches nothing at all; but those that could not be measured, of which nothing is known, and those of which the cache holds
-    what was never tried here: BEAM has found it itself.
+    what BEAM has found itself: nothing that an earlier export can have put there, and nothing refuted.
     """
     device = default_device()
     renderer, own = renderer_of(device), fingerprint_id(fingerprint(device))
     winners = records.winners(own, PROTOCOL)
     exported = 0
     for kernel in records.kernels():
-        schedule = _to_export(kernel, records.history(kernel.key, own), winners.get(kernel.key), width, renderer)
+        history, accepted = records.history(kernel.key, own), records.accepted(kernel.key, own)
+        schedule = _to_export(kernel, history, winners.get(kernel.key), accepted, width, renderer)
         if schedule is not None:
             write_beam_cache(kernel.ast, schedule, width, renderer)
             exported += 1
     return exported
 
 
-def _to_export(
-    kernel: Kernel, history: History, winner: Schedule | None, width: int, renderer: Renderer
-) -> Schedule | None:
+def _to_export(kernel: Kernel, history: History, winner: Schedule | None, accepted: set[Schedule], width: int,
+               renderer: Renderer) -> Schedule | None:  # fmt: skip
     if winner is not None and _is_legal(winner, kernel, renderer):
         return winner
     hand = history.baselines.get("hand_coded")
     if hand is None or hand.seconds is None or not _is_legal(hand.schedule, kernel, renderer):
         return None
-    foreign = read_beam_cache(kernel.ast, width, renderer) - {t.schedule for t in history.trials}
-    return None if foreign else hand.schedule
+    own = {hand.schedule} | accepted | history.refuted
+    return None if read_beam_cache(kernel.ast, width, renderer) - own else hand.schedule

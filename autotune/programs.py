@@ -10,6 +10,7 @@ from tinygrad import Context, Tensor, Variable, nn
 from tinygrad.nn.state import get_parameters, get_state_dict
 
 from autotune.capture import Program, capture
+from autotune.compiler import without_beam
 from autotune.errors import UsageError
 from autotune.models import GPT, MLP, MobileNet, Net, ResNet, ViT
 
@@ -75,7 +76,7 @@ def captured(name: str) -> Program:
     """The kernels that a program runs, with how often. Raises UsageError for an unknown name."""
     if name not in PROGRAMS:
         raise UsageError(f"unknown program {name!r}; choose one of {', '.join(PROGRAMS)}")
-    with Context(BEAM=0):
+    with without_beam():
         call = PROGRAMS[name]()
         with capture() as program:
             call()

@@ -7,19 +7,20 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import FrameType, ModuleType
+from typing import NoReturn
 
-from tinygrad import Context
-
-from autotune.capture import Program, capture
+from autotune.capture import Program, backend_of, capture
+from autotune.compiler import settings, unheard, without_beam
 from autotune.errors import ScriptError, UsageError
 
 CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then counts
+SOON_SECONDS = 0.005  # until another look whether a finalizer is over
 AGAIN_SECONDS = 10.0  # until the next interrupt: a script may swallow the first, or write its files once it has come
 COMMON_NAMES = ("agents", "sims")  # packages of ours; a program may well have modules of these names
 
@@ -56,7 +57,7 @@ def kernels_of_script(script: Path, device: str) -> Program:
     """What a script runs in CAPTURE_SECONDS. Raises UsageError where there is no such script, ScriptError where it fails or
     runs nothing that can be tuned on this device."""
     check_script(script)
-    with Context(BEAM=0):  # an environment may ask for it
+    with without_beam():  # an environment may ask for it
         program = capture_script(script, [], CAPTURE_SECONDS)
     check_captured(program, device, script)
     return program
@@ -66,9 +67,15 @@ def kernels_of_script(script: Path, device: str) -> Program:
 def _bounded(seconds: float) -> Iterator[list[str]]:
     """Interrupt the block as Ctrl-C does when `seconds` are over; yields a list that will hold the reason."""
     stopped: list[str] = []
+    why = ""
 
-    def interrupt(number: int, frame: Any) -> None:
-        stopped.append("Ctrl-C" if number == signal.SIGINT else "--capture-seconds")
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal why
+        why = why or ("Ctrl-C" if number == signal.SIGINT else "--capture-seconds")
+        if _finalizes(frame):  # where an exception would be printed and forgotten
+            signal.setitimer(signal.ITIMER_REAL, SOON_SECONDS, AGAIN_SECONDS)
+            return
+        stopped.append(why)
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
@@ -81,12 +88,19 @@ def _bounded(seconds: float) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
+def _finalizes(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 def run_script(script: Path, arguments: list[str]) -> None:
     """Run a script as `python SCRIPT ARGS...` would. Raises ScriptError where it raises; SystemExit passes.
 
     It sees none of our packages that others may call alike, and is free to import its own of these names.
     """
-    argv, path, folder = sys.argv, list(sys.path), os.getcwd()
+    argv, path, folder, process = sys.argv, list(sys.path), os.getcwd(), os.getpid()
+    before, threads = dict(os.environ), set(threading.enumerate())
     sys.argv = [str(script), *arguments]
     own, absolute = str(script.resolve().parent), str(script.absolute())
     sys.path[:] = [own, *(path[1:] if path and path[0] in ("", os.getcwd()) else path)]
@@ -94,16 +108,44 @@ def run_script(script: Path, arguments: list[str]) -> None:
     try:
         # by its whole name, as Python does: it may go elsewhere and look for itself
         runpy.run_path(absolute, run_name="__main__")
+        for thread in set(threading.enumerate()) - threads:
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join()  # as Python does before it ends
+    except SystemExit as end:
+        if os.getpid() != process:  # a fork of the script, which ends here as it would by itself
+            _end(end.code)
+        raise
     except Exception as error:
         raise ScriptError(
             f"{_place(error, absolute, script)}: {_in_one_line(error)}; run it by itself to see more"
         ) from None
     finally:
+        if os.getpid() != process:
+            _end(_told_of_error())
+        if names := unheard(before):
+            say(
+                f"{script} has set {', '.join(names)}, which tinygrad had read before, so that it had no effect: set it on the command line"
+            )
         sys.argv, sys.path[:] = argv, path
         _taken()
         sys.modules.update(ours)
         with contextlib.suppress(OSError):  # it may have removed the folder
             os.chdir(folder)
+
+
+def _told_of_error() -> int:
+    """The exit status of a fork that is under way to its end, with its traceback where it fails."""
+    if sys.exc_info()[0] is None:
+        return 0
+    traceback.print_exc()
+    return 1
+
+
+def _end(code: object) -> NoReturn:
+    """End this process at once, and nothing of ours with it."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _taken() -> dict[str, ModuleType]:
@@ -131,7 +173,7 @@ def check_captured(program: Program, device: str, script: Path) -> None:
         return
     if elsewhere := sorted(set().union(*program.devices.values())):
         places = ", ".join(elsewhere)
-        raise ScriptError(f"{script} ran its kernels on {places}, not on {device}; set DEV={elsewhere[0]}")
+        raise ScriptError(f"{script} ran its kernels on {places}, not on {device}; set DEV={backend_of(elsewhere[0])}")
     if program.skipped:
         raise ScriptError(
             f"none of the {program.skipped} kernels that {script} launched can be tuned: their schedule is fixed "
@@ -145,8 +187,14 @@ def check_captured(program: Program, device: str, script: Path) -> None:
 
 def left_out(program: Program, device: str) -> str:
     """What of a program is not tuned on this device; empty where nothing is left out."""
-    elsewhere = [places for places in program.devices.values() if device not in places]
+    here = {kernel.key for kernel in program.for_device(device)}
+    elsewhere = [places for key, places in program.devices.items() if key not in here]
     told = f", launches of kernels that cannot be tuned: {program.skipped}" if program.skipped else ""
     if elsewhere:
         told += f", kernels on other devices ({', '.join(sorted(set().union(*elsewhere)))}): {len(elsewhere)}"
+    now = settings()
+    if others := [own for key, own in program.settings.items() if key in here and own != now]:
+        differ = sorted({f"{name}={value}" for own in others for name, value in own.items() if now.get(name) != value})
+        told += (f", kernels that ran under settings of the script's own ({', '.join(differ)}), for which nothing is tuned: {len(others)}; "
+                 "set them on the command line")  # fmt: skip
     return told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -12,7 +13,7 @@ from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.noise import floor_at
 from autotune.measuring.runner import NOISE_FLOOR, Measurer, Refuted, Unprepared, commit, judge
-from autotune.records import Final, History, Records
+from autotune.records import Final, History, Records, Trial
 
 CLOSE, CONTENDERS = 1.1, 4  # schedules within this factor of the best are compared again, so many of them at most
 
@@ -85,13 +86,36 @@ class Winners:
             best = self._halved(kernel, self._recorded)
         except LookupError:
             return False
-        return best is None or best == hand.schedule or self._verdict(kernel, best) is not None
+        return best is None or best == hand.schedule or self._verdict(kernel, best, hand) is not None
 
-    def _verdict(self, kernel: Kernel, schedule: Schedule) -> Final | None:
-        """On record, and not to be looked at again: a refusal in a noisy minute is."""
+    def _verdict(self, kernel: Kernel, schedule: Schedule, hand: Trial) -> Final | None:
+        """On record, and not to be looked at again: a refusal in a noisy minute is, and one beside another winner than the one that is
+        served now. A refusal is judged by the noise floor that is known now, not by the one that was known then."""
         final = self.records.final(kernel.key, self.measurer.fingerprint, schedule)
-        usable = final is not None and final.protocol >= PROTOCOL and (final.accepted or final.noise <= NOISE_FLOOR)
-        return final if usable else None
+        if final is None or final.protocol < PROTOCOL:
+            return None
+        if final.accepted:
+            return final
+        rivals = self._fresh_rivals(kernel, schedule, hand.schedule)
+        times = self.records.duel(kernel.key, self.measurer.fingerprint, rivals)
+        if final.noise > NOISE_FLOOR or times is None:
+            return None
+        again = self._judged(kernel, rivals, times, hand)
+        return again if again.accepted else final
+
+    def _fresh_rivals(self, kernel: Kernel, best: Schedule, hand: Schedule) -> list[Schedule]:
+        """What is timed in a fresh process: the fastest, the winner that is served where that is another one, hand-coded twice."""
+        served = self._served(kernel)
+        return [best, *([served] if served not in (None, best, hand) else []), hand, hand]
+
+    def _judged(
+        self, kernel: Kernel, rivals: Sequence[Schedule], times: Sequence[tuple[float, ...]], hand: Trial
+    ) -> Final:
+        """Accepted only if it beats the one that is served, too: of two that are alike the one that is there stays."""
+        floor = floor_at(self.records.noise(self.measurer.fingerprint), hand.seconds or 0.0)
+        final = judge(kernel, rivals[0], (times[0], *times[-2:]), floor)
+        tuned, *served = (statistics.median(t) for t in times[:-2])
+        return replace(final, accepted=final.accepted and all(tuned < t * (1.0 - floor) for t in served))
 
     def finish(self, kernel: Kernel) -> Final | None:
         """Time the fastest against hand-coded in a fresh process, unless that was done for this very schedule. None where there is
@@ -102,11 +126,11 @@ class Winners:
         while (best := self.settle(kernel)) is not None:
             if best == hand.schedule:
                 return None
-            if (final := self._verdict(kernel, best)) is not None:
+            if (final := self._verdict(kernel, best, hand)) is not None:
                 if final.accepted and self._served(kernel) != best:  # the newest is: a merge may bring others
                     self.records.add_final(self.measurer.fingerprint, final)
                 return final
-            rivals = [best, hand.schedule, hand.schedule]
+            rivals = self._fresh_rivals(kernel, best, hand.schedule)
             try:
                 times = self.measurer.duel(kernel, rivals)
             except Refuted as refuted:
@@ -117,11 +141,28 @@ class Winners:
             except Unprepared as why:
                 return self._left(why)
             self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
-            floor = floor_at(self.records.noise(self.measurer.fingerprint), hand.seconds)
-            final = judge(kernel, best, times, floor)
+            final = self._judged(kernel, rivals, times, hand)
             self.records.add_final(self.measurer.fingerprint, final)
             return final
         return None
+
+    def again(self, kernel: Kernel, schedule: Schedule) -> Final | None:
+        """Time a schedule that is served against hand-coded once more. One that does not beat it any more is served no longer, unless
+        this is a noisy minute. None where that cannot be told."""
+        hand = self._history(kernel).baselines.get("hand_coded")
+        if hand is None or hand.seconds is None:
+            return None
+        rivals = [schedule, hand.schedule, hand.schedule]
+        try:
+            final = self._judged(kernel, rivals, self.measurer.duel(kernel, rivals), hand)
+        except Refuted as refuted:
+            commit(self.records, self.measurer, kernel, [refuted.trial])
+            return None
+        except Unprepared as why:
+            return self._left(why)
+        if final.accepted or final.noise <= NOISE_FLOOR:
+            self.records.add_final(self.measurer.fingerprint, final)
+        return final
 
     @staticmethod
     def _left(why: Unprepared) -> None:

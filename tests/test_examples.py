@@ -62,6 +62,6 @@ def test_tuned_beside_random_schedules_and_beam(tmp_path, phase):
 def test_a_policy_trained_on_the_network_is_found_when_it_is_tuned(tmp_path):
     trained = example(tmp_path, "--train", "--minutes", "0.5")
     assert trained.returncode == 0, trained.stderr[-2000:]
-    assert (tmp_path / "runs" / "finetuned-gpt-prefill" / "best.safetensors").exists()
+    assert (tmp_path / "runs" / "finetuned-gpt-prefill-cpu" / "best.safetensors").exists()
     tuned = example(tmp_path, "--infer", "--trials", "1")
-    assert tuned.returncode == 0 and "finetuned-gpt-prefill" in tuned.stdout, tuned.stderr[-2000:]
+    assert tuned.returncode == 0 and "finetuned-gpt-prefill-cpu" in tuned.stdout, tuned.stderr[-2000:]

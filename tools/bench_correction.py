@@ -89,7 +89,10 @@ def bench(histories: Histories, guide: Guide, renderer: Renderer, seeds: int) ->
     assert guide.memory is not None
     own = guide.memory.copy()
     for kernel, trials in histories.values():
-        own.add(root_state(kernel, renderer), [(t.schedule, t.seconds) for t in trials if t.seconds is not None])
+        own.add(
+            root_state(kernel, renderer),
+            [(t.schedule, t.seconds) for t in trials if t.kind == "trial" and t.seconds is not None],
+        )
     guide.memory = own
     judged = [(k, ts) for k, ts in histories.values() if sum(t.kind == "trial" for t in ts) >= LEAST]
     scores = []

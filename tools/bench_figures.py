@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from autotune.experiments.kept import unpack
 SHOWN = ("1", "4", "10", "16", "32", "64")  # budgets of the tables
 PROFILED = 10  # trials at which performance profiles are drawn ...
 FAR = "curves-*-64-*.json"
+Preparing = Mapping[str, Mapping[str, float]]  # by device and kernel key: seconds
 RATIOS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0)  # ... and the points of them that are tabled
 # trials a kernel, whom they are held against, with how many of its trials, and the ratio that is asked for
 BARS = ((10, "beam", math.inf, 1.0), (10, "random", 128, 1.0), (64, "beam", math.inf, 0.85), (64, "random", 256, 0.90))
@@ -31,8 +33,9 @@ BARS = ((10, "beam", math.inf, 1.0), (10, "random", 128, 1.0), (64, "beam", math
 def benchmarks(folder: Path) -> str:
     """An overview, what more trials come to, then every program, one after another."""
     paths = sorted(folder.glob("bench-*.tar.xz"))
-    overview = _overview([result_of(path) for path in paths])
-    return "\n\n".join([overview, *_far(folder), *(_program(path) for path in paths)])
+    preparing = preparing_of(folder)
+    overview = _overview([result_of(path) for path in paths], preparing)
+    return "\n\n".join([overview, *_far(folder, preparing), *(_program(path, preparing) for path in paths)])
 
 
 def result_of(path: Path) -> dict[str, Any]:
@@ -51,15 +54,28 @@ def title(result: Mapping[str, Any]) -> str:
     return f"{result['figures']['settings']['program']}, DEV={result['device']} on {result['machine']}"
 
 
-def curves_of(result: Mapping[str, Any]) -> list[Curve]:
-    return [Curve(**c) for c in result["figures"]["curves"]]
+def curves_of(result: Mapping[str, Any], preparing: Preparing) -> list[Curve]:
+    """The searches of a run; to their seconds comes what preparing a kernel costs, each time that a search comes to it."""
+    kernels, costs = len(result["figures"]["calls"]), preparing.get(result["device"], {})
+    return [_prepared(Curve(**c), costs.get(c["kernel"], 0.0), kernels) for c in result["figures"]["curves"]]
 
 
-def _program(path: Path) -> str:
+def _prepared(curve: Curve, cost: float, kernels: int) -> Curve:
+    visits = curve.visits(kernels)
+    return replace(curve, seconds=[s + n * cost for s, n in zip(curve.seconds, visits, strict=True)])
+
+
+def preparing_of(folder: Path) -> Preparing:
+    """What tools/bench_preparing.py has measured."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("preparing-*.json"))]
+    return {one["device"]: one["seconds"] for one in found}
+
+
+def _program(path: Path, preparing: Preparing) -> str:
     result = result_of(path)
     figures = result["figures"]
     settings, summary, calls = figures["settings"], figures["summary"], figures["calls"]
-    curves = curves_of(result)
+    curves = curves_of(result, preparing)
     seeds = {name: len({c.seed for c in curves if c.strategy == name}) for name in summary}
     shown = [b for b in SHOWN if b in next(iter(summary.values()))["total"]]
     budgets = budgets_of(settings)  # beyond it a strategy would have gone on
@@ -77,7 +93,7 @@ def _program(path: Path) -> str:
         f"### {title(result)}",
         f"`{path.name}`: {len(calls)} kernels, each at least {settings['least']:.0%} of the time of the program. Seconds of all of them, "
         "calls counted, over hand-coded, after so many trials of each (mean over seeds, and their range); then at the end of the "
-        "searches, with their trials and wall-clock seconds a kernel, and the seconds of the first ten.",
+        "searches, with their trials and wall-clock seconds a kernel, and the seconds of the first ten (without preparing the kernel).",
         table(("strategy", "seeds", *shown, "at the end", "trials", "seconds", "to 10"), rows),
         "Time of the best schedule that anyone found over that of the best after so many trials, IQM over seeds and kernels with its "
         "95% interval:",
@@ -88,7 +104,7 @@ def _program(path: Path) -> str:
         table(("strategy", *(f"{ratio:.2f}" for ratio in RATIOS)), profiles),
         "Kernel by kernel, medians over seeds: seconds over those of the other (all calls together, then the geometric mean over kernels, "
         "and the worst kernel), and how many kernels are faster, within 5%, slower.",
-        table(("strategy", "trials", "other", "its trials", "all", "bar", "geometric", "worst", "won", "tied", "lost", "seconds over its"),
+        table(("strategy", "trials", "other", "its trials", "all", "bar", "geometric", "worst", "won", "tied", "lost", "seconds over its, preparing included"),
               [row for name in summary for row in _held_against(name, curves, calls, budgets)]),
         _answers(curves),
     ])  # fmt: skip
@@ -141,12 +157,12 @@ def _held_against(
     return rows
 
 
-def _overview(results: Sequence[Mapping[str, Any]]) -> str:
+def _overview(results: Sequence[Mapping[str, Any]], preparing: Preparing) -> str:
     """What `auto` comes to in each program that was searched with all three, at the trials of the first bar, and with its first
     schedule alone."""
     rows = []
     for result in results:
-        figures, curves = result["figures"], curves_of(result)
+        figures, curves = result["figures"], curves_of(result, preparing)
         budgets = budgets_of(figures["settings"])
         if not {"auto", "beam"} <= set(budgets) or budgets.get("random", 0) < 128:
             continue
@@ -159,21 +175,22 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
                           f"{beam.seconds:.2f}", f"{beam.worst:.2f}", f"{random.worst:.2f}",
                           *(f"{statistics.geometric_mean(good):.2f}" if good else "" for good in first)]))  # fmt: skip
     head = ("program", "kernels", "BEAM=4's trials", "`auto`'s", "time over BEAM=4's (bar 1.00)", "over 128 random schedules' (1.00)",
-            "wall-clock over BEAM=4's (0.25)", "worst kernel over BEAM=4's (1.05)", "over random's",
+            "wall-clock over BEAM=4's, preparing included (0.25)", "worst kernel over BEAM=4's (1.05)", "over random's",
             "first schedule, speed over hand-coded (1.3)", "best fixed recipe's")  # fmt: skip
     return table(head, rows)
 
 
-def _far(folder: Path) -> list[str]:
+def _far(folder: Path, preparing: Preparing) -> list[str]:
     """`auto` at the trials of the second bar, in each program of which there is a file."""
     (trials, _, _, beam_bar), (_, _, draws, random_bar) = BARS[-2:]
     head = ("program", "kernels", "seeds of `auto`", "after 16 trials, time over BEAM=4's", f"after {trials} ({beam_bar:.2f})",
             f"over {draws} random schedules' ({random_bar:.2f})", "the fastest of all searches over BEAM=4's",
-            "worst kernel over BEAM=4's", "wall-clock over BEAM=4's", "file")  # fmt: skip
+            "worst kernel over BEAM=4's", "wall-clock over BEAM=4's, preparing included", "file")  # fmt: skip
     rows = []
     for path in sorted(folder.glob(FAR)):
-        figures = json.loads(path.read_text())["figures"]
-        curves, calls = curves_of({"figures": figures}), figures["calls"]
+        result = json.loads(path.read_text())
+        figures = result["figures"]
+        curves, calls = curves_of(result, preparing), figures["calls"]
         before, beam = (_held("auto", curves, calls, n, "beam", math.inf) for n in (16, trials))
         random = _held("auto", curves, calls, trials, "random", draws)
         fastest = {key: min(2.0 ** c.best_after(math.inf) for c in curves if c.kernel == key) for key in calls}

@@ -32,7 +32,7 @@ TRAINING, HELD_OUT, FIT_STEPS = 40, 6, 20  # kernels of each kind, and steps of 
 PARTS = {  # what is timed: (file, function), each with all that it calls
     "policy": [("learner.py", "evaluate")],
     "features and mask": [("planner.py", "_observe"), ("latent.py", "_walk"), ("paths.py", "paths_of")],
-    "simulator": [("mixed.py", "_corrected")]
+    "simulator": [("mixed.py", "_members"), ("mixed.py", "_moved")]
     + [(file, name) for file in ("flat.py", "transformer.py") for name in ("judge", "advance", "embed")],
     "heads": [("heads.py", "__call__")],
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from bench_figures import PROFILED, budgets_of, curves_of, result_of, title
+from bench_figures import PROFILED, budgets_of, curves_of, preparing_of, result_of, title
 from figures import ROOT
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def main() -> None:
 def plot(path: Path) -> Figure:
     """Both panels of one kept run."""
     result = result_of(path)
-    figures, curves = result["figures"], curves_of(result)
+    figures, curves = result["figures"], curves_of(result, preparing_of(path.parent))
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"{title(result)}, {len(figures['calls'])} kernels")

@@ -20,7 +20,7 @@ from sacred.observers import FileStorageObserver
 from sacred.run import Run
 from sacred.utils import SacredError
 
-from autotune.compiler import default_device, renderer_of
+from autotune.compiler import default_device, renderer_of, without_beam
 from autotune.errors import AutotuneError, UsageError
 from autotune.measuring.runner import Measurer, Runner
 from autotune.records import Records
@@ -127,6 +127,7 @@ def session_of(run: Run) -> Iterator[Session]:
     At the end its files are listed in run.json as the run's artifacts. Unobserved runs write to a temporary folder.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(without_beam())
         observers = [o for o in run.observers if isinstance(o, FileStorageObserver)]
         folder = observers[0].dir if observers else stack.enter_context(tempfile.TemporaryDirectory())
         out = Path(str(folder))

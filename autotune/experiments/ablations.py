@@ -15,7 +15,7 @@ from autotune.compiler import Renderer
 from autotune.errors import UsageError
 from autotune.guide import Guide, relative
 from autotune.kernel import Kernel, Schedule
-from autotune.paths import paths_of
+from autotune.search.latent import beliefs_of
 from autotune.search.mixed import MixedSearch
 from autotune.search.planner import PlannerSearch
 from autotune.search.random import random_path
@@ -44,6 +44,10 @@ class WithoutSimulator(MixedSearch):
         schedules = [candidates[i].schedule for i in drawn]
         self.seen.update(schedules)
         return schedules
+
+    def promise(self, count: int) -> None:
+        """Nor does it say where trials pay."""
+        return None
 
 
 class WithNets(MixedSearch):
@@ -121,14 +125,8 @@ class OtherSimulator(MixedSearch):
         self.predicted: dict[tuple[str, Schedule], np.ndarray] = {}
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
-        return relative(states, self.predicted, self._predict)
-
-    def _predict(self, states: Sequence[State]) -> np.ndarray:
-        """Two members [2, N], which lie as far apart as the simulator is unsure."""
-        paths = paths_of(states)
-        at, found = np.arange(len(states)), self.simulator.predict(paths)
-        mean, spread = found.relative[at, paths.length], found.spread[at, paths.length]
-        return np.stack([mean - spread, mean + spread])
+        """As `muzero` has it: draws from the simulator's belief about each schedule, for one that has members tells no more of them."""
+        return relative(states, self.predicted, lambda missing: beliefs_of(self.simulator, missing, self.rng))
 
 
 Make = Callable[[Kernel, Renderer, int, Guide], MixedSearch]

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from autotune.compiler import without_beam
 from autotune.errors import UsageError
 
 Job = tuple[Any, ...]
@@ -35,7 +36,7 @@ def run_jobs(function: Callable[..., dict[str, Any]], jobs: Sequence[Job], setti
     todo = [job for job in jobs if not file[job].exists()]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(settings["processes"], spawn, initializer=_end_with_parent) as pool:
-        running = {pool.submit(function, *job, settings): job for job in todo}
+        running = {pool.submit(_alone, function, *job, settings): job for job in todo}
         try:
             for done in tqdm(as_completed(running), total=len(todo), desc=label):
                 file[running[done]].write_text(json.dumps(done.result()))
@@ -43,6 +44,11 @@ def run_jobs(function: Callable[..., dict[str, Any]], jobs: Sequence[Job], setti
             pool.shutdown(cancel_futures=True)  # else those not begun would be done, and thrown away
             raise
     return [json.loads(file[job].read_text()) for job in jobs]
+
+
+def _alone(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    with without_beam():  # a worker has its settings from the environment
+        return function(*arguments)
 
 
 def _end_with_parent() -> None:

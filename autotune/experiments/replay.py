@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from autotune.compiler import without_beam
 from autotune.errors import ReplayError, UsageError
 from autotune.experiments import Session
 from autotune.experiments.agents import compare as compare_agents
@@ -41,7 +42,7 @@ WALL_CLOCK = ("seconds", "each_trial")  # figures that hold what thinking took: 
 def main(run: Path, live: bool) -> int:
     """Replay a run directory, or one that was kept as a file (tools/keep_run.py); 0 when every figure is the same, 1 when one
     differs (or, live, always 0)."""
-    with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-replay-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tinygrad-autotune-replay-") as folder, without_beam():
         if run.is_file():
             unpack(run, Path(folder) / "kept")
         return _replay(run, Path(folder) / "kept" if run.is_file() else run, Path(folder) / "out", live)

@@ -95,6 +95,9 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
                 f"{settings['resume']} was trained on {learned}, and this is {session.device}: set DEV={learned}"
             )
         own = guide.agent.config
+        _not_heard(
+            settings, {"ppo": own, "simulator": guide.simulator.nets.config, "trees": guide.simulator.trees.config}
+        )
         if own.anneal_updates and guide.agent.updates >= own.anneal_updates:
             guide.agent.config = gently(own)
         return guide
@@ -108,10 +111,20 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
         guide.agent.start_from(known.agent)
     except ValueError as error:
         raise UsageError(f"cannot start from {source}: {error}; begin from nothing with `start=`") from None
-    guide.agent.config = gently(config.ppo)
+    asked = {name: value for name, value in vars_of(config.ppo).items() if value != getattr(DEFAULTS.ppo, name)}
+    guide.agent.config = replace(gently(config.ppo), **asked)
     if config.keep_world and config.world:
         guide.world = known.world
     return guide
+
+
+def _not_heard(settings: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises UsageError for what was asked for and a resumed checkpoint has otherwise: it goes on with its own."""
+    for part, config in own.items():
+        for name, value in settings.get(part, {}).items():
+            if value != SETTINGS[part][name] and value != getattr(config, name):
+                raise UsageError(f"{part}.{name}={value}: a checkpoint that is resumed goes on with its own "
+                                 f"({getattr(config, name)}); leave it out, or begin with `start=`")  # fmt: skip
 
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:

@@ -26,8 +26,10 @@ class GuardedBuffer:
         self.guard = GUARD_BYTES[slot % len(GUARD_BYTES)]
         self.front = GUARD if has_offsets(device) else 0
         self.nbytes = elements * dtype.itemsize
-        total = -(-(self.front + self.nbytes + GUARD) // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.fence = _Fence(total) if device.split(":")[0] == "CPU" and sys.platform == "linux" else None
+        fenced = device.split(":")[0] == "CPU" and sys.platform == "linux"
+        # where a fence stands it is right behind the last page of the data, as far as a program can be sure to own
+        total = -(-(self.front + self.nbytes + (0 if fenced else GUARD)) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.fence = _Fence(total) if fenced else None
         options = None if self.fence is None else BufferSpec(external_ptr=self.fence.address)
         self.base = Buffer(device, total, dtypes.uint8, options=options).allocate()
         inside = Buffer(device, elements, dtype, base=self.base, offset=self.front).allocate() if self.front else None

@@ -52,7 +52,15 @@ class Child:
             # PoCL would fill the user's terminal with a line for each candidate that its compiler warns of
             env = {"POCL_EXTRA_BUILD_FLAGS": "-w", **os.environ}
             # what is in force here may differ from what the environment says: a Context, or a script that changed it
-            env |= {**settings(), "BEAM": "0", "DEBUG": "0", "PARALLEL": "0"}
+            env |= {
+                **settings(),
+                "BEAM": "0",
+                "DEBUG": "0",
+                "PARALLEL": "0",
+                "VIZ": "0",
+                "PROFILE": "0",
+                "TRACK_MATCH_STATS": "0",
+            }
             if named := targets():
                 env["DEV"] = named
             env["PYTHONPATH"] = os.pathsep.join([*CHECKOUTS, env.get("PYTHONPATH", "")]).rstrip(os.pathsep)

@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import statistics
+import sys
 import tempfile
 import time
 from collections import OrderedDict, deque
@@ -19,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from autotune.compiler import fingerprint
 from autotune.errors import AutotuneError, DeviceError
@@ -41,6 +44,7 @@ SETTLE_SECONDS = 0.06  # of each of the fastest few, compared on the bench
 KEPT_PROGRAMS = 256  # binaries of late, so that a duel compiles nothing again
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 COMPILERS = 2  # candidates compiled side by side
+PATIENCE, LOOK = 30.0, 0.02  # seconds of waiting for a device before that is said, and between two looks until then
 
 
 Done = Callable[[Trial], None]  # called with each trial as soon as it is finished
@@ -76,8 +80,17 @@ class Measurer(Protocol):
 def device_lock(device: str, exclusive: bool) -> Iterator[None]:
     """Machine-wide: many may compile (shared), only one may time (exclusive), and never both at once."""
     path = Path(tempfile.gettempdir()) / f"tinygrad-autotune-{os.getuid()}-{device.replace(':', '-')}.lock"
+    kind, began, told = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, time.monotonic(), False
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        while True:
+            try:
+                fcntl.flock(file, kind | (0 if told else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() > began + PATIENCE:
+                    tqdm.write(f"autotune: waits for another process that times on {device} ({path})", file=sys.stderr)
+                    told = True
+                time.sleep(LOOK)
         yield
 
 
@@ -97,7 +110,10 @@ class Runner:
 
     def close(self) -> None:
         for child in (*self.compilers, self.bench):
-            child.kill()
+            with contextlib.suppress(
+                ChildFailed
+            ):  # one that hangs in its driver, while all that was measured is on record
+                child.kill()
 
     # **** children that hold a kernel ****
 
@@ -119,7 +135,8 @@ class Runner:
             if not child.prepared:
                 self.plain_seconds = child.ask({"do": "prepare"}, PREPARE_SECONDS)["seconds"]
         except ChildFailed as failed:
-            child.kill()
+            with contextlib.suppress(ChildFailed):
+                child.kill()
             self.check_device()
             raise ChildFailed(failed.verdict, f"{UNPREPARED}: {failed.detail}") from None
         child.prepared = True
@@ -136,7 +153,8 @@ class Runner:
             except ChildFailed as failed:
                 detail = failed.detail
             finally:
-                child.kill()
+                with contextlib.suppress(ChildFailed):  # what does not even die has given no answer either
+                    child.kill()
         raise DeviceError(f"{self.device} failed {MAX_DEVICE_FAILURES} times in a row, last: {detail}; "
                           "all finished trials are kept: see to the device, then run the same command again")  # fmt: skip
 

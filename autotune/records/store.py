@@ -241,6 +241,10 @@ class Records:
         found = [r for r in self._of("finals", kernel, fingerprint) if schedule is None or r["schedule"] == schedule]
         return _made(Final, found[-1]) if found else None
 
+    def accepted(self, kernel: str, fingerprint: str) -> set[Schedule]:
+        """All schedules of a kernel that were ever accepted on a device, whatever became of them since."""
+        return {row["schedule"] for row in self._of("finals", kernel, fingerprint) if row["accepted"]}
+
     def winners(self, fingerprint: str, protocol: int = 1) -> dict[str, Schedule]:
         """Schedules by kernel key: what may be applied on this device. See `served`."""
         return {key: final.schedule for key, final in self.served(fingerprint, protocol).items()}

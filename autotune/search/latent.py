@@ -19,6 +19,7 @@ from autotune.kernel import Kernel, Schedule
 from autotune.paths import paths_of
 from autotune.search.mixed import MixedSearch
 from autotune.space import ACTIONS, MAX_STEPS, State, apply_to_state, legal_mask, may_take, root_of, step
+from sims import PathSimulator
 
 ROWS, SIMULATIONS, CONSIDERED = 16, 64, 16  # of one search; a plan is looked at once it has ended, or as far as it goes
 CONTINUED = 3  # fastest schedules whose prefixes become roots, once something was measured
@@ -72,14 +73,19 @@ class LatentSearch(MixedSearch):
         states = [_short(s) for s in states]
         wanted = {key: s for s in states if (key := _key(s)) not in self.beliefs}
         if wanted:
-            paths = paths_of(list(wanted.values()))
-            found, at = self.latent.simulator.predict(paths), (np.arange(len(paths)), paths.length)
-            draws = self.rng.standard_normal((DRAWS, len(paths)))
-            # few draws must not hide the simulator's own mean and spread
-            draws = (draws - draws.mean(0)) / draws.std(0)
-            beliefs = found.relative[at] + draws * found.spread[at]
-            self.beliefs.update(zip(wanted, beliefs.T, strict=True))
+            drawn = beliefs_of(self.latent.simulator, list(wanted.values()), self.rng)
+            self.beliefs.update(zip(wanted, drawn.T, strict=True))
         return np.stack([self.beliefs[_key(s)] for s in states], axis=1)
+
+
+def beliefs_of(simulator: PathSimulator, states: Sequence[State], rng: np.random.Generator) -> np.ndarray:
+    """Draws from what a simulator believes of some schedules [DRAWS, N]: a normal of its mean and spread."""
+    paths = paths_of(states)
+    found, at = simulator.predict(paths), (np.arange(len(paths)), paths.length)
+    draws = rng.standard_normal((DRAWS, len(paths)))
+    # few draws must not hide the simulator's own mean and spread
+    draws = (draws - draws.mean(0)) / draws.std(0)
+    return found.relative[at] + draws * found.spread[at]
 
 
 def _short(state: State) -> State:

@@ -76,6 +76,8 @@ def test_without_a_simulator_nothing_is_predicted(guide: Guide, monkeypatch: pyt
     search = ablated("no-simulator", KERNEL, CPU, 0, guide)
     first = search.ask(8)
     assert len(set(first)) == 8 and not set(first) & set(search.ask(8))
+    search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
+    assert search.promise(4) is None  # so `auto` spends its trials by what trials bring on average
 
 
 @pytest.mark.parametrize(("name", "asked"), [("mixed", "trees"), ("only-nets", "nets"), ("with-nets", "")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,24 @@ def test_a_strategy_is_held_against_beam_and_random_schedules(figures):
     assert bars == ["10", "10"]  # a tenth of 120 is more
 
 
+def test_preparing_a_kernel_is_charged_each_time_that_a_search_comes_to_it(figures, tmp_path: Path):
+    """Of two kernels `auto` tries a, b, b, a, a: it comes to a twice, to b once; beam once to each. Kernel a costs 10 s, b 3 s; on another
+    device other ones do."""
+    turns = {"a": [0.5, 2.0, 2.5], "b": [1.0, 1.5]}
+    auto = [replace(curve("auto", k, [0.0] * len(t)), turns=t) for k, t in turns.items()]
+    beam = [curve("beam", k, [0.0] * 2) for k in CALLS]
+    assert [c.visits(2) for c in [*auto, *beam]] == [[1, 2, 2], [1, 1], [1, 1], [1, 1]]
+    for device, costs in (("CPU", {"a": 10.0, "b": 3.0}), ("CL", {"a": 1.0})):
+        (tmp_path / f"preparing-{device}.json").write_text(json.dumps({"device": device, "seconds": costs}))
+    known = figures.preparing_of(tmp_path)
+    result = {"device": "CPU", "figures": {"calls": CALLS, "curves": [asdict(c) for c in [*auto, *beam]]}}
+    found = figures.curves_of(result, known)
+    assert [c.seconds for c in found] == [[10.5, 21.0, 21.5], [3.5, 4.0], [10.5, 11.0], [3.5, 4.0]]
+    found = figures.curves_of({**result, "device": "CL"}, known)
+    assert [c.seconds for c in found] == [[1.5, 3.0, 3.5], [0.5, 1.0], [1.5, 2.0], [0.5, 1.0]]
+    assert figures._seconds("auto", found, 1.0) == 1.0  # a after its first trial, b after its own: 1.5 and 0.5
+
+
 def test_a_first_answer_that_fails_is_counted_by_itself(figures):
     """`auto` answers kernel a with a schedule that fails, b with one of twice hand-coded's speed."""
     assert "| auto | 2.000 | 2.00 | 1 of 2 |" in figures._answers(CURVES)
@@ -62,14 +80,14 @@ def test_the_overview_has_a_row_for_each_program_that_was_searched_with_all_thre
     summary = {name: {"end": {"trials": 40.0}} for name in settings["strategies"]}
     result = {"device": "CPU", "machine": "here", "figures": {"settings": settings, "summary": summary, "calls": CALLS,
                                            "curves": [asdict(c) for c in CURVES]}}  # fmt: skip
-    (row,) = figures._overview([result]).splitlines()[2:]
+    (row,) = figures._overview([result], {}).splitlines()[2:]
     assert row == "| two, DEV=CPU on here | 2 | 40 | 4 | 1.43 | 0.71 | 0.10 | 2.00 | 1.00 | 2.00 |  |"
     for missing in (
         {"strategies": ["auto", "random"]},
         {"more": []},
     ):  # no beam search; fewer random schedules than 128
         without = {**result["figures"], "settings": {**settings, **missing}}
-        assert len(figures._overview([{**result, "figures": without}]).splitlines()) == 2
+        assert len(figures._overview([{**result, "figures": without}], {}).splitlines()) == 2
 
 
 def test_what_64_trials_come_to_stands_beside_what_anyone_found(figures, tmp_path: Path):
@@ -77,11 +95,11 @@ def test_what_64_trials_come_to_stands_beside_what_anyone_found(figures, tmp_pat
     curves = [c for c in CURVES if (c.strategy, c.kernel) != ("auto", "b")]
     curves += [curve("auto", "b", [0.0] * 16 + [-1.0] * 48), curve("evolution", "a", [-3.0])]
     found = {"settings": {"program": "two"}, "calls": CALLS, "curves": [asdict(c) for c in curves]}
-    (tmp_path / "curves-two-64-cpu.json").write_text(json.dumps({"figures": found}))
+    (tmp_path / "curves-two-64-cpu.json").write_text(json.dumps({"device": "CPU", "figures": found}))
     (tmp_path / "curves-two-cpu.json").write_text("not asked for")
-    (row,) = figures._far(tmp_path)[1].splitlines()[2:]
+    (row,) = figures._far(tmp_path, {})[1].splitlines()[2:]
     assert row == "| two | 2 | 1 | 1.00 | 0.71 | 0.36 | 0.50 | 1.00 | 1.00 | `curves-two-64-cpu.json` |"
-    assert figures._far(tmp_path / "nothing") == []
+    assert figures._far(tmp_path / "nothing", {}) == []
 
 
 def test_a_strategy_has_no_figures_beyond_its_trials(figures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -92,7 +110,9 @@ def test_a_strategy_has_no_figures_beyond_its_trials(figures, tmp_path: Path, mo
     result = {"device": "CPU", "machine": "here", "figures": {"settings": settings, "summary": summary, "calls": CALLS,
               "curves": [asdict(c) for c in curves]}}  # fmt: skip
     monkeypatch.setattr(figures, "result_of", lambda _: result)
-    rows = [line.split(" | ") for line in figures._program(tmp_path / "two.tar.xz").splitlines() if "policy" in line]
+    rows = [
+        line.split(" | ") for line in figures._program(tmp_path / "two.tar.xz", {}).splitlines() if "policy" in line
+    ]
     (totals, scores, first) = rows  # no row of the profile, none against others
     assert totals[2] and totals[3:5] == ["", ""] and scores[1] and scores[2:] == ["", " |"] and len(first) == 4
 

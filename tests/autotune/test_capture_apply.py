@@ -156,7 +156,7 @@ def test_kernels_that_cannot_be_read_back_are_skipped(make):
     assert program.kernels == {} and program.skipped == 1
 
 
-def test_a_kernel_that_ran_on_two_devices_belongs_to_both():
+def test_a_kernel_that_ran_on_two_devices_of_a_backend_belongs_to_both():
     there = f"{DEVICE}:1"
     x, y, z = array(5, 13), array(5, 13).to(there).realize(), array(5, 14).to(there).realize()
     with autotune.capture() as program:
@@ -164,8 +164,11 @@ def test_a_kernel_that_ran_on_two_devices_belongs_to_both():
             (t + 1).realize()
     both, one = program.kernels.values()
     assert program.devices == {both.key: {DEVICE, there}, one.key: {there}} and program.calls[both.key] == 2
-    assert program.for_device(DEVICE) == [both] and program.for_device(there) == [both, one]
-    assert left_out(program, DEVICE) == f", kernels on other devices ({there}): 1" and left_out(program, there) == ""
+    assert program.for_device(DEVICE) == program.for_device(there) == [both, one] and left_out(program, DEVICE) == ""
+    program.devices[one.key] = {"GPU:1"}
+    assert program.for_device(DEVICE) == [both] and program.for_device("GPU") == [one]
+    assert left_out(program, DEVICE) == ", kernels on other devices (GPU:1): 1"
+    program.devices[one.key] = {there}
     program.skipped = 3
     assert left_out(program, there) == ", launches of kernels that cannot be tuned: 3"
 
@@ -214,6 +217,20 @@ def test_what_is_not_accepted_here_runs_as_tinygrad_would(tmp_path, case):
     with autotune.apply(tmp_path / "r.db") as applied, launched() as during:
         (x * 4 - 1).realize()
     assert during == [hand_coded(next(iter(program.kernels.values())).ast, renderer_of(DEVICE))] and applied.tuned == 0
+
+
+def test_a_damaged_row_ends_no_program(tmp_path, capsys):
+    x = array(36, 17)
+    with autotune.capture() as program:
+        (x * 4 - 5).realize()
+    with contextlib.closing(records_with(tmp_path / "r.db", program)) as records:
+        records.db.execute("UPDATE finals SET accepted = 2")
+    with autotune.apply(tmp_path / "r.db") as applied:
+        (x * 4 - 5).realize()
+        (x * 4 - 6).realize()
+    assert (applied.tuned, applied.plain) == (0, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "finals row 1 is malformed" in line and "runs as tinygrad would run it" in line
 
 
 def test_other_settings_within_the_block_have_winners_of_their_own(tmp_path):
@@ -446,8 +463,11 @@ def test_a_kernel_on_a_view_that_begins_anywhere_is_left_alone(offset: int, aske
     assert done.stdout.strip() == str(asked)
 
 
-def test_what_beam_has_found_itself_is_not_replaced_by_hand_coded(tmp_path):
-    """But by a winner; and what was tried here and did not win was put there by an earlier export."""
+def test_what_beam_has_found_itself_is_not_replaced_by_hand_coded(tmp_path, monkeypatch):
+    """But by a winner. What was accepted here once and is served no more was put there by an earlier export."""
+    monkeypatch.setattr("tinygrad.helpers.CACHEDB", str(tmp_path / "cache.db"))
+    monkeypatch.setattr("tinygrad.helpers._db_connection", None)
+    monkeypatch.setattr("tinygrad.helpers._db_tables", set())
     x = array(31, 24)
     with autotune.capture() as program:
         (x * 3 - 1).realize()
@@ -459,7 +479,10 @@ def test_what_beam_has_found_itself_is_not_replaced_by_hand_coded(tmp_path):
     records = records_with(tmp_path / "r.db", program, accepted=False)
     assert export_beam(records, 2) == 0 and read_beam_cache(kernel.ast, 2, renderer) == {found}
     assert export_beam(records, 3) == 1 and read_beam_cache(kernel.ast, 3, renderer) == {hand}
-    records.add_trial(own, Trial(kernel.key, found, "ok", (1e-6,)), PROTOCOL)
+    records.add_trial(own, Trial(kernel.key, found, "ok", (1e-6,)), PROTOCOL)  # tried here, and not yet settled
+    assert export_beam(records, 2) == 0 and read_beam_cache(kernel.ast, 2, renderer) == {found}
+    for still in (True, False):
+        records.add_final(own, Final(kernel.key, found, (1.0,), (2.0,), (2.0,), still, PROTOCOL))
     assert export_beam(records, 2) == 1 and read_beam_cache(kernel.ast, 2, renderer) == {hand}
     write_beam_cache(kernel.ast, (Opt(OptOps.UPCAST, 0, 12),), 2, renderer)
     accepted = records_with(tmp_path / "accepted.db", program)

@@ -102,6 +102,26 @@ def test_verify_tells_what_holds(folder, tmp_path):
     assert status == 0 and "2 checked, of them winners: 1; no longer right: 0;" in printed, err  # it is served no more
 
 
+@pytest.mark.parametrize(("ratio", "told"), [(0.8, "stays"), (1.2, "and is served no more")])
+def test_verify_holds_a_winner_that_has_become_slower_against_hand_coded(filled, capsys, monkeypatch, ratio, told):
+    """Recorded at 1000 s; now at 3000, and hand-coded at as much or more. What is no winner is held against nothing."""
+    monkeypatch.setattr(Runner, "measure", lambda self, kernel, schedules, cutoff, done: [
+        done(Trial(kernel.key, s, "ok", (3e3,), input_seed=1)) for s in schedules])  # fmt: skip
+    asked = []
+
+    def duel(self, kernel, schedules, fresh=True):
+        asked.append((tuple(schedules), fresh))
+        return [(3e3,), (3e3 / ratio,), (3e3 / ratio,)]
+
+    monkeypatch.setattr(Runner, "duel", duel)
+    assert main("verify", "--records", filled) == 0
+    assert f"{add_one().name}: {ratio:.2f} of hand-coded's time now, {told}" in capsys.readouterr().out
+    assert asked == [(((U2,), (), ()), True)]
+    with closing(Records(filled)) as records:
+        own = fingerprint_id(fingerprint(default_device()))
+        assert bool(records.served(own, PROTOCOL)) == (ratio < 1)
+
+
 def test_what_verify_has_found_is_on_record_though_the_device_fails_then(filled, capsys, monkeypatch):
     def fail(self, kernel, schedules, cutoff, done=None):
         assert len(schedules) == 2

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny import U4, add_one, kernel_of, kernels_of, raw_kernels
-from tinygrad import Tensor, codegen
+from tinygrad import Context, Tensor, codegen, dtypes, helpers
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.codegen.opt.search import actions as beam_actions
 from tinygrad.engine import realize
@@ -139,6 +139,14 @@ def test_hand_coded_is_what_an_untuned_program_runs():
     assert agree("CPU") >= 4
 
 
+def test_under_noopt_an_untuned_program_runs_nothing_of_it():
+    kernel = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
+    assert hand_coded(kernel.ast, renderer_of("CPU"))
+    with Context(NOOPT=1):
+        assert hand_coded(kernel.ast, renderer_of("CPU")) == ()
+        assert agree("CPU") == 0
+
+
 @pytest.mark.cl
 def test_hand_coded_is_what_an_untuned_program_runs_on_cl(cl):
     assert agree("CL") >= 4
@@ -195,6 +203,40 @@ def test_another_device_is_not_described_by_this_machine(monkeypatch):
     fields, own = compiler.fingerprint("CUDA:1"), compiler.fingerprint("CPU")
     assert (fields["backend"], fields["model"], fields["compiler"]) == ("CUDA", "unknown", "unknown")
     assert own["model"] != "unknown" and own["compiler"] == "unknown"  # not clang's renderer
+
+
+@pytest.mark.parametrize(("lines", "model"), [
+    ("processor : 0\nmodel name : Some CPU\ncpu family : 6\nmodel : 207\nstepping : 2\n\nprocessor : 1", "Some CPU 6 207 2"),
+    ("processor : 0\nCPU implementer : 0x41\nCPU architecture: 8\nCPU variant : 0x3\nCPU part : 0xd0c\nCPU revision : 1", "0x41 8 0x3 0xd0c 1"),
+])  # fmt: skip
+def test_processors_without_a_name_are_told_apart(monkeypatch, lines, model):
+    """ARM's /proc/cpuinfo has none of the fields of x86's."""
+    monkeypatch.setattr(Path, "read_text", lambda self: lines)
+    assert compiler._cpu_model() == model
+
+
+def test_a_setting_is_one_however_it_was_set():
+    plain = compiler.settings()
+    for value in ("half", "HALF", "float16", dtypes.half):
+        with Context(DEFAULT_FLOAT=value, NOLOCALS=True):
+            assert compiler.settings() == {**plain, "DEFAULT_FLOAT": "float16", "NOLOCALS": "1"}
+    with Context(TUPLE_ORDER=0):
+        assert compiler.settings() == {**plain, "TUPLE_ORDER": "0"}
+    assert (plain["DEFAULT_FLOAT"], plain["DEFAULT_INT"]) == ("float32", "int32")
+
+
+def test_nothing_is_searched_inside_whatever_the_environment_asks_for(monkeypatch):
+    monkeypatch.setenv("JITBEAM", "3")
+    helpers.getenv.cache_clear()
+    asked = lambda: (helpers.getenv("JITBEAM", helpers.BEAM.value), helpers.BEAM.value)  # as TinyJit asks  # noqa: E731
+    with Context(BEAM=2):
+        assert asked() == (3, 2)
+        with pytest.raises(ZeroDivisionError), compiler.without_beam():
+            assert asked() == (0, 0)
+            raise ZeroDivisionError
+        assert asked() == (3, 2)
+    monkeypatch.undo()
+    helpers.getenv.cache_clear()
 
 
 def test_locals_make_globals_of_output_axes():

@@ -23,6 +23,7 @@ from autotune.features import summary
 from autotune.guide import SHIPPED, Guide
 from autotune.paths import paths_of
 from autotune.records import Trial
+from autotune.search.latent import beliefs_of
 from autotune.search.random import RandomSearch
 from autotune.space import ACTION_INDEX, ACTIONS, MAX_STEPS, STOP_INDEX, apply_to_state, legal_mask, root_state, step
 
@@ -77,7 +78,7 @@ def test_what_has_to_learn_does_so_before_any_search(monkeypatch: pytest.MonkeyP
 
 
 def test_another_simulator_is_asked_in_place_of_the_trees(monkeypatch: pytest.MonkeyPatch):
-    """On the made-up device the longer is the faster. What the linear simulator says lies between the two members, relative to the
+    """On the made-up device the longer is the faster. Members are draws of what the linear simulator believes, relative to the
     un-optimized kernel; the search asks for longer schedules than one whose simulator has learned the opposite."""
     guide = Guide.load(SHIPPED / "guide-cpu")
     monkeypatch.setattr(guide, "members", lambda *_: pytest.fail("the trees were asked"))
@@ -94,7 +95,10 @@ def test_another_simulator_is_asked_in_place_of_the_trees(monkeypatch: pytest.Mo
         found = controls.simulator("linear").predict(paths)
         relative = found.relative[at] - found.relative[0, 0]
         np.testing.assert_allclose(members.mean(0), relative, atol=1e-5)
-        np.testing.assert_allclose(members[1] - members[0], 2 * (found.spread[at] - found.spread[0, 0]), atol=1e-5)
+        drawn = beliefs_of(controls.simulator("linear"), states, search.rng)
+        np.testing.assert_allclose(drawn.mean(0), found.relative[at], atol=1e-5)
+        np.testing.assert_allclose(drawn.std(0), found.spread[at], atol=1e-5)
+        assert len(members) == len(drawn) and members.std(0)[1:].min() > 0.1 * found.spread[at].min()
         lengths[sign] = np.mean([len(s) for s in search.ask(8)])
     assert lengths[1] > lengths[-1] + 1
     assert set(SIMULATED) == {

@@ -17,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from shell import members, start
+from tinygrad.helpers import BEAM
 
 from autotune import cli, guide
 from autotune.errors import UsageError
@@ -354,6 +355,16 @@ def test_where_a_job_fails_the_rest_is_given_up(tmp_path: Path):
     with pytest.raises(ZeroDivisionError):
         run_jobs(divide, [(1,), (0,), *((n,) for n in range(2, 12))], settings, tmp_path, "dividing")
     assert (tmp_path / "job-1.json").exists() and len(list(tmp_path.glob("done-*"))) < 6
+
+
+def test_jobs_are_not_searched_by_tinygrad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A worker has BEAM from the environment."""
+    monkeypatch.setenv("BEAM", "2")
+    assert run_jobs(told_of_beam, [(1,)], {"part": "", "processes": 1}, tmp_path, "asking") == [{"beam": 0}]
+
+
+def told_of_beam(n: int, settings: dict) -> dict:
+    return {"beam": BEAM.value}
 
 
 def divide(n: int, settings: dict) -> dict:

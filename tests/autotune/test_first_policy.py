@@ -17,7 +17,7 @@ from autotune import training
 from autotune.compiler import renderer_of
 from autotune.data import Dataset
 from autotune.errors import UsageError
-from autotune.experiments.train import first
+from autotune.experiments.train import SETTINGS, first
 from autotune.guide import SHIPPED, Guide, find_checkpoint
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, Trial
@@ -153,6 +153,25 @@ def test_a_check_that_would_end_late_is_not_made(
     monkeypatch.setattr(Trainer, "check", lambda _: made.append(now[0]))
     trainer.practise()
     assert len(made) == checks and all(at + fitting < 60.0 * minutes for at in made)
+
+
+def test_settings_of_a_policy_that_ships_are_heard_and_of_a_resumed_checkpoint_refused(tmp_path: Path):
+    session = SimpleNamespace(out=tmp_path, device="CPU", renderer=renderer_of("CPU"))
+    ppo = replace(TrainConfig().ppo, lr=3e-4, anneal_updates=77)
+    begun = first(session, {"resume": "", "start": "shipped"}, TrainConfig(ppo=ppo), KERNEL)
+    plain = first(session, {"resume": "", "start": "shipped"}, TrainConfig(), KERNEL)
+    assert begun is not None and (begun.agent.config.lr, begun.agent.config.anneal_updates) == (3e-4, 77)
+    assert plain is not None and (plain.agent.config.lr, plain.agent.config.anneal_updates) == (LEARNING_RATE, 0)
+    assert begun.agent.config.entropy == plain.agent.config.entropy == ppo.entropy_end
+    settings = {
+        "resume": str(SHIPPED / "guide-cpu"),
+        "start": "",
+        **{k: dict(SETTINGS[k]) for k in ("ppo", "simulator", "trees")},
+    }
+    assert first(session, settings, TrainConfig(), KERNEL) is not None
+    settings["trees"]["members"] = 7
+    with pytest.raises(UsageError, match="trees.members=7: a checkpoint that is resumed goes on with its own"):
+        first(session, settings, TrainConfig(), KERNEL)
 
 
 def test_a_finished_training_is_resumed_at_a_rate_at_which_something_is_learned(tmp_path: Path):

@@ -405,6 +405,37 @@ def test_the_lock_of_a_device_holds_between_processes(theirs, ours, waits, tmp_p
         thread.join(10.0)
 
 
+def test_who_waits_long_for_a_device_says_so_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runner_module, "PATIENCE", 0.1)
+    with device_lock("TEST:1", exclusive=True):
+        thread = threading.Thread(target=lambda: device_lock("TEST:1", exclusive=False).__enter__(), daemon=True)
+        thread.start()
+        thread.join(0.6)
+        assert thread.is_alive()
+    thread.join(10.0)
+    assert not thread.is_alive()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("autotune: waits for another process that times on TEST:1")
+
+
+def test_a_process_that_does_not_even_die_ends_no_tuning(monkeypatch):
+    """It hangs in its driver: the others are closed all the same, and a probe of it is a device that fails."""
+    runner, killed = Runner("CPU"), []
+
+    def kill(self):
+        killed.append(self)
+        raise ChildFailed("timeout", "it does not even die")
+
+    monkeypatch.setattr(Child, "kill", kill)
+    runner.close()
+    assert killed == [*runner.compilers, runner.bench]
+    monkeypatch.setattr(Child, "ask", lambda *_: (_ for _ in ()).throw(ChildFailed("timeout", "no answer")))
+    monkeypatch.setattr(runner_module.time, "sleep", lambda _: None)
+    with pytest.raises(DeviceError, match="failed 3 times in a row, last: no answer"):
+        runner.check_device()
+
+
 def test_a_killed_holder_frees_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", HOLDS.format(exclusive=True)], text=True, stdin=subprocess.PIPE,

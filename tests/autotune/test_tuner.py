@@ -143,6 +143,60 @@ def test_a_winner_is_displaced_only_by_what_beats_it_side_by_side(records):
     assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
 
 
+@pytest.mark.parametrize(("true", "replaces"), [(0.52, False), (0.495, False), (0.4, True)])
+def test_a_winner_is_displaced_only_by_what_beats_it_in_the_fresh_process(records, true, replaces):
+    """Side by side on the bench THIRD was ahead by luck. FIRST takes half of hand-coded, and 2% is noise."""
+    device, third = Told(), (U2, U2, U2)
+    tuner = accepted(records, device)
+    device.true[third] = true
+    seen(records, device, third, 0.45)
+    records.add_duel(KERNEL.key, device.fingerprint, [third, FIRST], [(0.45,), (0.5,)])
+    final = tuner.winners.finish(KERNEL)
+    assert final is not None and (final.schedule, final.accepted) == (third, replaces) and final.ratio == true
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third if replaces else FIRST}
+    assert tuner.winners.decided(KERNEL) and tuner.winners.finish(KERNEL) == final and device.duels == 2
+    if not replaces:  # once FIRST has turned out wrong THIRD is held against hand-coded alone
+        records.add_trial(device.fingerprint, Trial(KERNEL.key, FIRST, "wrong_output", kind="recheck"), PROTOCOL)
+        assert not tuner.winners.decided(KERNEL)
+        final = tuner.winners.finish(KERNEL)
+        assert final is not None and final.accepted and device.duels == 3
+        assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
+
+
+def test_a_refusal_is_judged_by_the_noise_that_is_known_now(records):
+    """It wins by 5%; where 8% are noise that is nothing, where 2% are it is kept, and nothing is timed again."""
+    device = Told()
+    device.true[FIRST] = 0.95
+    tuner = tuner_of(records, device)
+    tuner.baselines(KERNEL)
+    seen(records, device, FIRST, 0.95)
+    records.add_noise(device.fingerprint, [(1.0, 0.08)])
+    final = tuner.winners.finish(KERNEL)
+    assert final is not None and not final.accepted and tuner.winners.finish(KERNEL) == final
+    made = device.duels
+    records.add_noise(device.fingerprint, [(1.0, 0.01)])
+    assert tuner.winners.decided(KERNEL)
+    final = tuner.winners.finish(KERNEL)
+    assert final is not None and final.accepted and device.duels == made
+    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
+
+
+@pytest.mark.parametrize(
+    ("now", "control", "stays"), [(0.7, 1.0, True), (1.1, 1.0, False), (0.99, 1.0, False), (1.1, 1.5, True)]
+)
+def test_a_winner_that_has_become_slower_stays_as_long_as_it_beats_hand_coded(records, now, control, stays):
+    """In a noisy minute nothing is decided."""
+    device = Told()
+    tuner = accepted(records, device)
+    device.true[FIRST], device.control = now, control
+    final = tuner.winners.again(KERNEL, FIRST)
+    assert final is not None and final.ratio == now
+    assert records.winners(device.fingerprint, PROTOCOL) == ({KERNEL.key: FIRST} if stays else {})
+    assert tuner.winners.decided(KERNEL) or control > 1
+    device.duel = lambda *_, **__: (_ for _ in ()).throw(Unprepared("too busy"))  # type: ignore[method-assign]
+    assert tuner.winners.again(KERNEL, FIRST) is None
+
+
 def test_a_faster_winner_comes_back_when_a_slower_one_was_accepted_since(records):
     """As where the records of another machine of the same kind were merged, on which FIRST was never tried."""
     device, third = Told(), (U2, U2, U2)
