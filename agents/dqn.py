@@ -110,7 +110,8 @@ def dqn_loss(q: Tensor, target_q: Tensor, batch: Batch, gamma: float) -> tuple[T
 def closed(rollout: Rollout, gamma: float) -> Rollout:
     """The same, where a truncated step is an end that pays r + gamma V(s'), V as the agent saw it then. Without a target an action
     that a time limit always cuts would keep whatever value it happened to begin with, and steps before would learn from it."""
-    reward = rollout.reward + np.float32(gamma) * rollout.bootstrap  # 0 but where truncated
+    # 0 but where truncated; what is over at that very step is worth nothing more
+    reward = rollout.reward + np.float32(gamma) * rollout.bootstrap * ~rollout.terminated
     return replace(rollout, reward=reward, terminated=rollout.ended)
 
 

@@ -1,4 +1,5 @@
-"""Learning from which of two episodes was better, and from nothing else about their returns.
+"""Learning from which of two episodes was better, and from nothing else about their returns (but that the value, which shares the
+policy's trunk, is fitted to them unless `value_coef` is 0).
 
 A pairwise Bradley-Terry loss (Christiano et al. 2017, eq. 1 and the cross-entropy after it) on a score of each episode:
 either the sum of a learned reward, from which PPO then learns, or the policy's own log-likelihood of what was done."""

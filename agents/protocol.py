@@ -30,6 +30,8 @@ class Step(NamedTuple):
 
 
 class VectorEnv(Protocol):
+    """Arrays that it gives are kept for a whole rollout: it makes new ones at each step, and changes none."""
+
     n_envs: int
     state_dim: int
     n_actions: int

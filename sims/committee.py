@@ -25,9 +25,9 @@ class Committee(Bagged):
     def learn(
         self, rows: TrainingRows, steps: int | None, deadline: Deadline | None
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """As in `Bagged`: `steps` and `deadline` are of the nets; the trees make the same share of theirs."""
+        """As in `Bagged`: `steps` and `deadline` are of the nets; the trees make the same share of theirs, and no more than all."""
         counts, told = self.nets.learn(rows, steps, deadline)
-        share = told["steps"] / self.nets.config.steps
+        share = min(1.0, told["steps"] / self.nets.config.steps)
         more, _ = self.trees.learn(rows, math.ceil(share * self.trees.config.rounds), None)
         return np.concatenate([counts, more]), told
 

@@ -65,7 +65,7 @@ class Trees(Bagged):
         self, rows: TrainingRows, steps: int | None, deadline: Deadline | None
     ) -> tuple[np.ndarray, dict[str, float]]:
         """As in `Bagged`: a step is a tree of each member."""
-        rng = np.random.default_rng(self.config.seed)
+        rng = np.random.default_rng([self.config.seed, 1])  # beside nets of the same seed the kernels shall be others
         counts = bootstrap(rows, self.config.members, rng)  # [M, K]
         rounds = self.config.rounds if steps is None else steps
         trees = _boosted(rows, counts[:, rows.kernel], self.config, rounds, rng, deadline)

@@ -186,7 +186,7 @@ def test_a_step_that_is_cut_pays_what_was_to_come(agent_of, make):
     r = rollout_of(make, agent, 11)
     assert r.ended.tolist() == [[False] * 2, [True] * 2, [False] * 2] and r.terminated[1].tolist() == [True, False]
     bootstrap = np.zeros((3, 2), np.float32)
-    bootstrap[1, 1] = 3
+    bootstrap[1] = 7, 3  # an environment may call the step at which all is over cut, too
     r = replace(r, reward=np.full((3, 2), 2, np.float32), bootstrap=bootstrap)
     found = closed(r, 0.5)
     assert found.reward.tolist() == [[2, 2], [2, 3.5], [2, 2]] and found.reward.dtype == np.float32

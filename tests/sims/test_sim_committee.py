@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sims import Committee, EnsembleConfig, SimulatorError, Trees, TreesConfig, metrics
+from sims.base import TrainingRows
 from sims.toys import WIDTH, World
 
 TREES = TreesConfig(rounds=120)
@@ -42,6 +43,19 @@ def test_steps_shorten_both(train: World, small: EnsembleConfig) -> None:
     short = Committee(WIDTH, small, TREES)
     told = short.fit(train.features, train.log_time, train.group, steps=7)  # of 350
     assert told["steps"] == 7 and short.trees.state()["value"].shape[1] == 3  # 2.4 of 120
+
+
+def test_each_member_has_kernels_of_its_own(train: World, small: EnsembleConfig) -> None:
+    """Of one seed: a tree that had those of a net would err where it errs."""
+    rows = TrainingRows.build(train.features, train.log_time, train.group, WIDTH)
+    counts, _ = Committee(WIDTH, small, TREES).learn(rows, 1, None)
+    assert len(np.unique(counts, axis=0)) == len(counts) == small.members + TREES.members
+
+
+def test_more_steps_than_configured_make_no_more_trees(train: World, small: EnsembleConfig) -> None:
+    longer = Committee(WIDTH, replace(small, steps=3), replace(TREES, rounds=5))
+    longer.fit(train.features, train.log_time, train.group, steps=6)
+    assert longer.trees.state()["value"].shape[1] == 5
 
 
 def test_a_deadline_leaves_the_trees_the_share_of_the_nets(train: World, small: EnsembleConfig) -> None:
