@@ -322,11 +322,14 @@ def test_a_training_goes_on_where_it_began(tmp_path: Path):
 
 
 def test_the_settings_of_all_kept_runs_are_good(tmp_path: Path):
+    """And what preparing each of their kernels costs is known: the tables charge it."""
     kept = sorted((ROOT / "benchmarks").glob("bench-*.tar.xz"))
     for file in kept:
         unpack(file, tmp_path / file.stem)
         name, settings, result = replay.read_run(tmp_path / file.stem)
         assert name == "curves" and curves.checked(settings).items() >= result["figures"]["settings"].items()
+        costs = json.loads((ROOT / "benchmarks" / f"preparing-{result['device'].lower()}.json").read_text())
+        assert costs["device"] == result["device"] and set(result["figures"]["calls"]) <= set(costs["seconds"])
     assert kept
 
 
