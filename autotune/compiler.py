@@ -397,6 +397,8 @@ def _offset(arg: UOp) -> int:
     """Bytes from the start of its buffer at which an argument of a kernel begins; of one on several devices what divides all."""
     if arg.op in (Ops.MSTACK, Ops.MSELECT, Ops.AFTER):
         return math.gcd(*map(_offset, arg.src if arg.op is Ops.MSTACK else arg.src[:1]))
+    if arg.op is Ops.BUFFER:  # as nearly all are; what a view begins at is found by rewriting
+        return _foreign(arg)
     if arg.op is Ops.PARAM or (view := arg.contiguous_view()) is None:
         return 0
     return view[1] * view[0].dtype.itemsize + _foreign(view[0].base)
@@ -433,7 +435,7 @@ class _Hooks:
     def __init__(self) -> None:
         self.observers: list[_Observer] = []
         self.substitutions: list[ScheduleOf] = []
-        self.unaligned: set[bytes] = set()  # keys of kernels that were seen to work on views
+        self.unaligned: set[UOp] = set()  # kernels that were seen to work on views, as the program made them
         self._lock = threading.Lock()
         self._originals: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
@@ -472,7 +474,7 @@ class _Hooks:
         """Whether a kernel works, or has worked here, on a view that begins anywhere in its buffer. Code with vectors crashes there,
         and no trial has shown it: all are made with buffers of their own. A TinyJit's capture hides its inputs, its first call does not.
         """
-        raw = call.src[0].key
+        raw = call.src[0]
         if any(_offset(arg) % ALIGNMENT for arg in call.src[1:] if not arg.is_bound_var):
             self.unaligned.add(raw)
         return raw in self.unaligned

@@ -154,13 +154,17 @@ class Winners:
             return None
         rivals = [schedule, hand.schedule, hand.schedule]
         try:
-            final = self._judged(kernel, rivals, self.measurer.duel(kernel, rivals), hand)
+            times = self.measurer.duel(kernel, rivals)
         except Refuted as refuted:
             commit(self.records, self.measurer, kernel, [refuted.trial])
             return None
         except Unprepared as why:
             return self._left(why)
+        final = self._judged(kernel, rivals, times, hand)
         if final.accepted or final.noise <= NOISE_FLOOR:
+            self.records.add_duel(
+                kernel.key, self.measurer.fingerprint, rivals, times
+            )  # else the older one would speak for it
             self.records.add_final(self.measurer.fingerprint, final)
         return final
 

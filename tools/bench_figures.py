@@ -55,9 +55,13 @@ def title(result: Mapping[str, Any]) -> str:
 
 
 def curves_of(result: Mapping[str, Any], preparing: Preparing) -> list[Curve]:
-    """The searches of a run; to their seconds comes what preparing a kernel costs, each time that a search comes to it."""
-    kernels, costs = len(result["figures"]["calls"]), preparing.get(result["device"], {})
-    return [_prepared(Curve(**c), costs.get(c["kernel"], 0.0), kernels) for c in result["figures"]["curves"]]
+    """The searches of a run; to their seconds comes what preparing a kernel costs, each time that a search comes to it. Raises
+    SystemExit where that was not measured."""
+    calls, costs = result["figures"]["calls"], preparing.get(result["device"], {})
+    if missing := set(calls) - set(costs):
+        raise SystemExit(f"what preparing costs is not known of {len(missing)} kernels of a run with DEV={result['device']}: measure it with "
+                         "tools/bench_preparing.py on all runs that are kept")  # fmt: skip
+    return [_prepared(Curve(**c), costs[c["kernel"]], len(calls)) for c in result["figures"]["curves"]]
 
 
 def _prepared(curve: Curve, cost: float, kernels: int) -> Curve:

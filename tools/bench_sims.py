@@ -24,8 +24,9 @@ from autotune import corpus
 from autotune.compiler import Opt, OptOps, default_device, renderer_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import RecordsError
+from autotune.experiments.controls import MADE
 from autotune.guide import FEATURES
-from autotune.paths import ROOFLINE, action_row, paths_from
+from autotune.paths import action_row, paths_from
 from autotune.records import Records
 from autotune.space import root_of
 from sims import (
@@ -36,10 +37,7 @@ from sims import (
     EnsembleConfig,
     Flat,
     Linear,
-    NearestNeighbour,
     Paths,
-    Roofline,
-    RooflineConfig,
     SimulatorError,
     Transformer,
     TransformerConfig,
@@ -75,8 +73,8 @@ def simulators(widths: Widths, seed: int, steps: int | None) -> dict[str, Make]:
     short: dict[str, Any] = {"seed": seed} if steps is None else {"seed": seed, "steps": steps}
     forest = TreesConfig(seed=seed) if steps is None else TreesConfig(seed=seed, rounds=steps)
     return {
-        "roofline": lambda: Flat(widths, Roofline(widths.state, RooflineConfig(ROOFLINE))),
-        "nearest": lambda: Flat(widths, NearestNeighbour(widths.state)),
+        "roofline": lambda: MADE["roofline"](widths, seed),
+        "nearest": lambda: MADE["nearest"](widths, seed),
         "boosting": lambda: Flat(widths, Boosting(seed)),  # type: ignore[arg-type]
         "linear": lambda: Linear(widths),
         "ensemble": lambda: Flat(widths, Ensemble(widths.state, EnsembleConfig(**short))),

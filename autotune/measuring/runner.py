@@ -110,9 +110,8 @@ class Runner:
 
     def close(self) -> None:
         for child in (*self.compilers, self.bench):
-            with contextlib.suppress(
-                ChildFailed
-            ):  # one that hangs in its driver, while all that was measured is on record
+            # one may hang in its driver, while all that was measured is on record
+            with contextlib.suppress(ChildFailed):
                 child.kill()
 
     # **** children that hold a kernel ****

@@ -14,6 +14,7 @@ from autotune.curves import Curve, profile, summarise
 from autotune.experiments.kept import pack
 
 CALLS = {"a": 3, "b": 1}
+FREE = {"CPU": {"a": 0.0, "b": 0.0}}  # preparing a kernel costs nothing
 
 
 def curve(strategy: str, kernel: str, times: list[float | None]) -> Curve:
@@ -58,7 +59,7 @@ def test_preparing_a_kernel_is_charged_each_time_that_a_search_comes_to_it(figur
     auto = [replace(curve("auto", k, [0.0] * len(t)), turns=t) for k, t in turns.items()]
     beam = [curve("beam", k, [0.0] * 2) for k in CALLS]
     assert [c.visits(2) for c in [*auto, *beam]] == [[1, 2, 2], [1, 1], [1, 1], [1, 1]]
-    for device, costs in (("CPU", {"a": 10.0, "b": 3.0}), ("CL", {"a": 1.0})):
+    for device, costs in (("CPU", {"a": 10.0, "b": 3.0}), ("CL", {"a": 1.0, "b": 0.0})):
         (tmp_path / f"preparing-{device}.json").write_text(json.dumps({"device": device, "seconds": costs}))
     known = figures.preparing_of(tmp_path)
     result = {"device": "CPU", "figures": {"calls": CALLS, "curves": [asdict(c) for c in [*auto, *beam]]}}
@@ -66,6 +67,10 @@ def test_preparing_a_kernel_is_charged_each_time_that_a_search_comes_to_it(figur
     assert [c.seconds for c in found] == [[10.5, 21.0, 21.5], [3.5, 4.0], [10.5, 11.0], [3.5, 4.0]]
     found = figures.curves_of({**result, "device": "CL"}, known)
     assert [c.seconds for c in found] == [[1.5, 3.0, 3.5], [0.5, 1.0], [1.5, 2.0], [0.5, 1.0]]
+    with pytest.raises(
+        SystemExit, match="not known of 2 kernels of a run with DEV=METAL: measure it with tools/bench_preparing"
+    ):
+        figures.curves_of({**result, "device": "METAL"}, known)
     assert figures._seconds("auto", found, 1.0) == 1.0  # a after its first trial, b after its own: 1.5 and 0.5
 
 
@@ -80,14 +85,14 @@ def test_the_overview_has_a_row_for_each_program_that_was_searched_with_all_thre
     summary = {name: {"end": {"trials": 40.0}} for name in settings["strategies"]}
     result = {"device": "CPU", "machine": "here", "figures": {"settings": settings, "summary": summary, "calls": CALLS,
                                            "curves": [asdict(c) for c in CURVES]}}  # fmt: skip
-    (row,) = figures._overview([result], {}).splitlines()[2:]
+    (row,) = figures._overview([result], FREE).splitlines()[2:]
     assert row == "| two, DEV=CPU on here | 2 | 40 | 4 | 1.43 | 0.71 | 0.10 | 2.00 | 1.00 | 2.00 |  |"
     for missing in (
         {"strategies": ["auto", "random"]},
         {"more": []},
     ):  # no beam search; fewer random schedules than 128
         without = {**result["figures"], "settings": {**settings, **missing}}
-        assert len(figures._overview([{**result, "figures": without}], {}).splitlines()) == 2
+        assert len(figures._overview([{**result, "figures": without}], FREE).splitlines()) == 2
 
 
 def test_what_64_trials_come_to_stands_beside_what_anyone_found(figures, tmp_path: Path):
@@ -97,7 +102,7 @@ def test_what_64_trials_come_to_stands_beside_what_anyone_found(figures, tmp_pat
     found = {"settings": {"program": "two"}, "calls": CALLS, "curves": [asdict(c) for c in curves]}
     (tmp_path / "curves-two-64-cpu.json").write_text(json.dumps({"device": "CPU", "figures": found}))
     (tmp_path / "curves-two-cpu.json").write_text("not asked for")
-    (row,) = figures._far(tmp_path, {})[1].splitlines()[2:]
+    (row,) = figures._far(tmp_path, FREE)[1].splitlines()[2:]
     assert row == "| two | 2 | 1 | 1.00 | 0.71 | 0.36 | 0.50 | 1.00 | 1.00 | `curves-two-64-cpu.json` |"
     assert figures._far(tmp_path / "nothing", {}) == []
 
@@ -111,7 +116,7 @@ def test_a_strategy_has_no_figures_beyond_its_trials(figures, tmp_path: Path, mo
               "curves": [asdict(c) for c in curves]}}  # fmt: skip
     monkeypatch.setattr(figures, "result_of", lambda _: result)
     rows = [
-        line.split(" | ") for line in figures._program(tmp_path / "two.tar.xz", {}).splitlines() if "policy" in line
+        line.split(" | ") for line in figures._program(tmp_path / "two.tar.xz", FREE).splitlines() if "policy" in line
     ]
     (totals, scores, first) = rows  # no row of the profile, none against others
     assert totals[2] and totals[3:5] == ["", ""] and scores[1] and scores[2:] == ["", " |"] and len(first) == 4
