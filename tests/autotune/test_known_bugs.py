@@ -34,6 +34,15 @@ def test_padded_and_unrolled_sums_are_wrong(runner, size):
     assert trial.verdict == "wrong_output" and "1 of 1 elements differ" in trial.detail and trial.samples == ()
 
 
+def test_a_padded_gather_reads_behind_the_last_page_of_its_indices(runner):
+    """An index that serves as an address loses its gate: 32 rows of 1000 are read where there are 31, and the mask offers it. In a
+    program what lies there may be nothing; with a page of guard behind the data it passed. Fewer rows stay within the page."""
+    gather = kernel_of(Tensor.empty(50, 1000).gather(0, Tensor.empty(31, 1000, dtype="int32")))
+    plain, padded = runner.measure(gather, [(), (PAD,)], None)
+    assert PAD in offered(gather) and plain.verdict == "ok"
+    assert padded.verdict == "crashed", "tinygrad keeps the gate now, or the fence stands too far behind"
+
+
 @pytest.mark.cl
 def test_padding_a_grouped_reduce_of_a_tile_is_wrong(cl):
     """A group made of a whole reduce, then padded, adds what an earlier kernel left in local memory: here that of `full`, unless
