@@ -75,6 +75,12 @@ class SearchResult(NamedTuple):
         return [self.tree.leaf(row, int(node)) for node in np.flatnonzero(self.tree.parent[row] >= 0)]
 
 
+def with_stop(value: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Learned values [B] of states in which the last action is STOP, which ends the episode and pays nothing: never below 0, and 0
+    where the mask [B, A] offers nothing else."""
+    return np.where(mask[:, :-1].any(1), np.maximum(value, 0.0), 0.0)
+
+
 def considered_visits(considered: int, simulations: int) -> list[int]:
     """Sequential halving (Karnin et al. 2013): how often an action must have been visited to be visited next, for each
     simulation. Of m actions each phase keeps the better half, and visits them max(1, n / (ceil(log2 m) kept)) times."""

@@ -3,7 +3,8 @@
 One step's reward is Phi(s) - Phi(s'), where Phi is a simulator's log2 of the run time (no simulator: 0). At STOP the
 measured time, where there is a measurer, corrects the sum, so that an episode's return is log2(t_unoptimized / t_final)
 whoever supplied the time on the way: from hardware, from records (replay) or from the simulator alone. A failed trial
-makes the return `failure_return`. STOP terminates; the cap on actions truncates, and a cut episode costs no trial.
+makes the return `failure_return`. STOP terminates; a cap on actions truncates where more could be done, and a cut episode costs
+no trial. After MAX_STEPS actions STOP alone is left: that is no cut, since what follows is known.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ REMEMBERED = 2048  # states whose masks and views a task keeps, at about 40 KB e
 @dataclass(frozen=True)
 class EnvConfig:
     failure_return: float = -3.0  # of an episode whose trial failed: as if eight times slower
-    max_steps: int = MAX_STEPS  # actions before an episode is cut
+    max_steps: int = MAX_STEPS  # actions before an episode is cut, unless only STOP is left then
 
 
 @dataclass
@@ -104,6 +105,11 @@ class Episode:
         """What an agent may choose [A] bool."""
         return self.mask if self.task.masked else np.ones_like(self.mask)
 
+    @property
+    def cut(self) -> bool:
+        """Whether the cap ends it here, though it could go on."""
+        return len(self.state.schedule) >= self.task.config.max_steps and bool(self.mask[:STOP_INDEX].any())
+
     def take(self, action: int) -> bool:
         """Apply an action; True for what ends the episode. Raises IllegalAction for one that is not offered."""
         if not self.offered[action]:
@@ -141,8 +147,7 @@ class KernelVectorEnv:
         reward = self._progress()
         if stopped.any():
             reward[stopped] += self._settle([e for e, s in zip(self.episodes, stopped, strict=True) if s])
-        long = np.array([len(e.state.schedule) >= self.task.config.max_steps for e in self.episodes])
-        truncated = long & ~stopped
+        truncated = np.array([e.cut for e in self.episodes]) & ~stopped
         final = self._observation(self.episodes) if truncated.any() else None
         ended = np.flatnonzero(stopped | truncated)
         for i in ended:
@@ -224,8 +229,7 @@ class KernelEnv:
         reward = self.vector._progress()
         if stopped:
             reward += self.vector._settle([self.episode])
-        truncated = not stopped and len(self.episode.state.schedule) >= self.task.config.max_steps
-        return self._observation(), float(reward[0]), stopped, truncated, self._info()
+        return self._observation(), float(reward[0]), stopped, self.episode.cut and not stopped, self._info()
 
     def _observation(self) -> dict[str, np.ndarray]:
         # copies, since the task remembers what it has shown

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from agents.networks import ILLEGAL
-from agents.planning import CONSIDERED, Embeddings, Recurrent, Root, SearchResult, search
+from agents.planning import CONSIDERED, Embeddings, Recurrent, Root, SearchResult, search, with_stop
 from sims.base import PathSimulator, SimulatorError
 from sims.heads import Heads
 from sims.paths import Paths
@@ -30,7 +30,7 @@ class LatentWorld:
         """Where paths [B] of this kernel end; mask [B, A] is what is legal there, exactly."""
         z = self.simulator.embed(starts)
         prior, value, _, node = self._look(z, starts.length)
-        return Root(np.where(mask, prior, ILLEGAL), value, node, mask)
+        return Root(np.where(mask, prior, ILLEGAL), with_stop(value, mask), node, mask)
 
     def recurrent(self, embedding: Embeddings, action: np.ndarray) -> Recurrent:
         """STOP pays nothing and ends; any other action pays by how much log2 of the time falls."""
@@ -45,7 +45,7 @@ class LatentWorld:
         mask[after[:, -1] >= self.steps] = False  # a path is full
         mask[:, self.stop] = True  # to stop is always legal
         reward = np.where(stopped, 0.0, nodes[:, -2] - after[:, -2])
-        return Recurrent(reward, np.where(stopped, 0.0, 1.0), prior, value, mask, after)
+        return Recurrent(reward, np.where(stopped, 0.0, 1.0), prior, with_stop(value, mask), mask, after)
 
     def plan(self, starts: Paths, mask: np.ndarray, simulations: int, noise: np.ndarray | None = None,
              considered: int = CONSIDERED) -> SearchResult:  # fmt: skip
@@ -57,7 +57,7 @@ class LatentWorld:
         relative, reachable, _ = self.simulator.judge(z)
         prior, legal = self.heads(z, self.rows)
         node = np.concatenate([z, np.stack([relative, depth], axis=1)], axis=1).astype(np.float32)
-        return prior, np.maximum(relative - reachable, 0.0), legal, node
+        return prior, relative - reachable, legal, node
 
 
 def reanalyse(

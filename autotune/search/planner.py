@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.networks import ILLEGAL
-from agents.planning import Recurrent, Root, search
+from agents.planning import Recurrent, Root, search, with_stop
 from agents.protocol import Observation
 from autotune.compiler import Renderer
 from autotune.episodes import look
@@ -88,8 +88,8 @@ class PlannerSearch(MixedSearch):
         times = members[np.arange(len(states)) % len(members), np.arange(len(states))]
         nodes = [Node(s, h, float(t)) for s, h, t in zip(states, after, times, strict=True)]
         logits = log_probs / self.temperatures[:, None]
-        # from any state STOP is worth 0, so nothing is worth less
-        return Root(np.where(observation.mask, logits, ILLEGAL), np.maximum(value, 0.0), nodes, observation.mask)
+        mask = observation.mask
+        return Root(np.where(mask, logits, ILLEGAL), with_stop(value, mask), nodes, mask)
 
     def _follow(self, nodes: Sequence[Any] | np.ndarray, actions: np.ndarray) -> Recurrent:
         """The rules of KernelVectorEnv: STOP pays nothing and ends; any other action pays the fall of the log-time."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agents.networks import ILLEGAL
+from agents.planning import with_stop
 from agents.protocol import Observation
 from autotune.episodes import look
 from autotune.search.policy import PolicySearch
@@ -62,7 +63,7 @@ class ValueSearch(PolicySearch):
         best = {(i, a) for i in range(len(states)) for a in np.argsort(-found[i])[:LOOKED]}
         beyond = [(i, a, child) for i, a, child in steps if (i, a) in best]
         for (i, action, _), value in zip(beyond, self._values([child for _, _, child in beyond]), strict=True):
-            found[i, action] += max(value, 0.0)  # from anywhere STOP is worth 0, so nothing is worth less
+            found[i, action] += value
         return found
 
     def _logits(self, states: Sequence[State]) -> np.ndarray:
@@ -83,7 +84,8 @@ class ValueSearch(PolicySearch):
         return np.concatenate(log_probs), np.concatenate(values)
 
     def _values(self, states: Sequence[State]) -> np.ndarray:
-        return self._policy(states)[1]
+        """What the critic says lies beyond each state [N]."""
+        return with_stop(self._policy(states)[1], np.stack([look(s, self.looked)[1] for s in states]))
 
 
 class FilterSearch(ValueSearch):

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from agents.planning import Recurrent, Root, SearchError, considered_visits, search
+from agents.planning import Recurrent, Root, SearchError, considered_visits, search, with_stop
 
 ACTIONS, DEPTH = 6, 3
 
@@ -58,6 +58,12 @@ def noise(games, seed=0):
 
 
 # *** sequential halving ***
+
+
+def test_to_stop_is_worth_nothing_and_never_out_of_reach():
+    """Rows: STOP alone is legal, so nothing can be had; a loss can be stopped before; a gain is believed."""
+    mask = np.array([[False, True], [True, True], [True, False]])
+    assert with_stop(np.array([2.5, -1.0, 0.5]), mask).tolist() == [0.0, 0.0, 0.5]
 
 
 def test_sequential_halving_by_hand():

@@ -256,6 +256,25 @@ def test_the_cap_truncates_and_tells_where():
     )  # root and end of the one that stopped; a cut episode costs none
 
 
+def test_where_only_stop_is_left_the_cap_cuts_nothing(recording):
+    """After eight actions, or two in a recording that holds no longer ones: the episode ends by STOP, and its return is known."""
+    env = KernelEnv(Task([add_one(2**12)], renderer_of("CPU"), potential=odd_potential))
+    env.reset(seed=0)
+    rewards = []
+    while len(env.episode.state.schedule) < MAX_STEPS:
+        _, reward, terminated, truncated, _ = env.step(min(legal(env) - {STOP_INDEX}))
+        rewards.append(reward)
+        assert not terminated and not truncated
+    assert legal(env) == {STOP_INDEX}
+    _, reward, terminated, truncated, _ = env.step(STOP_INDEX)
+    before, after = odd_potential([env.task.root(env.episode.state.kernel), env.episode.state])
+    assert reward == 0.0 and sum(rewards) == pytest.approx(before - after) and terminated and not truncated
+    rewards, terminated, truncated, _ = play(KernelEnv(task_of(recording, max_steps=2)), 0, [A2, A2, STOP_INDEX])
+    assert sum(rewards) == 3.0 and terminated and not truncated
+    cut = play(KernelEnv(task_of(recording, max_steps=2)), 1, [A4, AU])  # (U4, UNROLL, U2) is recorded beyond
+    assert sum(cut[0]) == 0.0 and cut[1:3] == (False, True)
+
+
 @pytest.mark.parametrize("potential", [None, odd_potential])
 def test_several_in_lockstep_equal_each_alone(recording, potential):
     kernels, rng = [add(), matmul()], np.random.default_rng(5)

@@ -12,7 +12,7 @@ from autotune.compiler import renderer_of
 from autotune.guide import SHIPPED, Guide
 from autotune.records import Trial
 from autotune.search.planner import PlannerSearch
-from autotune.space import ACTIONS, STOP_INDEX, legal_mask, state_after
+from autotune.space import ACTIONS, STOP_INDEX, legal_mask, root_state, state_after, step
 
 CPU = renderer_of("CPU")
 LARGE = next(k for k in corpus.load("held_out") if k.family == "residual")
@@ -57,6 +57,16 @@ def test_rewards_add_up_to_what_a_row_believes_and_stop_pays_nothing(guide):
     for i in range(0, n, 2):
         member = i % len(times)
         assert root.embedding[i].log_time - once.reward[i] == pytest.approx(times[member, i], abs=1e-5)
+
+
+def test_a_leaf_from_which_nothing_can_be_done_is_worth_nothing(guide, monkeypatch: pytest.MonkeyPatch):
+    search, full = planner(guide), root_state(KERNEL, CPU)
+    while legal_mask(full)[:-1].any():
+        full = step(full, int(np.flatnonzero(legal_mask(full)[:-1])[-1]))
+    n, evaluate = search.rows, guide.agent.evaluate
+    monkeypatch.setattr(guide.agent, "evaluate", lambda *a: (evaluate(*a)[0], np.full(n, 2.5), evaluate(*a)[2]))
+    found = search._look([search.root, full] * (n // 2), guide.agent.initial_hidden(n), np.ones(n, np.float32))
+    assert found.value.tolist() == [2.5, 0.0] * (n // 2)
 
 
 def test_plans_are_made_with_what_trials_have_taught(guide, monkeypatch: pytest.MonkeyPatch):

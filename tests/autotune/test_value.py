@@ -40,6 +40,15 @@ def test_an_action_is_worth_its_reward_and_what_the_critic_sees_beyond(guide: Gu
     assert worth[actions[last]] == pytest.approx(falls[last])
 
 
+def test_nothing_lies_beyond_the_last_action(guide: Guide, monkeypatch: pytest.MonkeyPatch):
+    """Of a state in which STOP alone is left the critic may say what it likes."""
+    search, full = ValueSearch(KERNEL, CPU, 0, guide), root_state(KERNEL, CPU)
+    while legal_mask(full)[:-1].any():
+        full = step(full, int(np.flatnonzero(legal_mask(full)[:-1])[-1]))
+    monkeypatch.setattr(search, "_policy", lambda states: (None, np.full(len(states), 2.5)))
+    assert search._values([search.root, full]).tolist() == [2.5, 0.0]
+
+
 def test_states_are_judged_alike_alone_and_together(guide: Guide):
     search, root = ValueSearch(KERNEL, CPU, 0, guide), root_state(KERNEL, CPU)
     states = [root, *(step(root, int(a)) for a in np.flatnonzero(legal_mask(root)[:-1])[:3])]

@@ -240,6 +240,24 @@ def test_stop_ends_and_pays_nothing_and_a_full_path_can_only_stop(world: LatentW
     assert found.mask.tolist() == [[False] * (A - 1) + [True]] * 2
 
 
+def test_a_full_path_promises_nothing() -> None:
+    """Here a simulator believes that twice the speed is within reach of anything; below the last action it cannot be had."""
+
+    class Hopeful(Law):
+        def judge(self, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            time, _, spread = super().judge(embedding)
+            return time, time - 1, spread
+
+    world = LatentWorld(Hopeful(), Open(), rows_of(np.random.default_rng(5), 1)[0], STEPS)  # type: ignore[arg-type]
+    root = world.root(roots(2), np.ones((2, A), bool))
+    node, values = root.embedding, [root.value.tolist()]
+    for _ in range(STEPS):
+        found = world.recurrent(np.asarray(node), np.array([1, 1]))
+        node = found.embedding
+        values.append(found.value.tolist())
+    assert values == [[pytest.approx(1)] * 2] * STEPS + [[0, 0]]
+
+
 def test_a_search_finds_the_best_plan_of_all(world: LatentWorld) -> None:
     every = [p for n in range(STEPS + 1) for p in itertools.product(range(A - 1), repeat=n)]
     best = max(walk(world, p) for p in every)
