@@ -15,6 +15,7 @@ import signal
 import sqlite3
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
@@ -24,6 +25,11 @@ from autotune.compiler import Program
 from autotune.errors import AutotuneError
 from autotune.kernel import kernel_from_json, schedule_from_json, schedule_to_json
 from autotune.measuring.bench import Bench, WrongOutput, compile_outcome
+from autotune.measuring.child import MEMORY_LIMIT
+
+# of all buffers of the kernels that are held, of the latest alone it may be more: prepared, a kernel takes six times as much, and twelve while that
+# is done; none may fail for want of memory that others keep
+HELD_BYTES = min(MEMORY_LIMIT // 32, 512 << 20)
 
 
 def program_to_json(program: Program) -> dict[str, Any]:
@@ -41,11 +47,14 @@ def program_from_json(data: dict[str, Any]) -> Program:
 
 
 class Worker:
-    """Holds the kernel at hand; forgets it when the next one comes."""
+    """Holds the kernel at hand, and those before it as long as there is room: a search goes from kernel to kernel and comes back,
+    and preparing one costs as much as some trials."""
 
     def __init__(self, device: str):
         self.device = device
-        self.bench: Bench | None = None
+        self.benches: OrderedDict[tuple[str, int], Bench] = (
+            OrderedDict()
+        )  # by kernel and seed; the one at hand is the last
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request. The `do` field names one of the methods below."""
@@ -60,11 +69,14 @@ class Worker:
         return {"works": (Tensor([1.0, 2.0], device=self.device) + 1).tolist() == [2.0, 3.0]}
 
     def kernel(self, kernel: dict[str, Any], seed: int) -> dict[str, Any]:
-        if self.bench is not None:
-            self.bench.close()  # its buffers go before those of the next kernel come
-        self.bench = None
-        self.bench = Bench(kernel_from_json(kernel), self.device, seed)
-        return {"baselines": [schedule_to_json(s) for s in self.bench.baseline_schedules]}
+        parsed = kernel_from_json(kernel)
+        key = parsed.key, seed
+        bench = self.benches.pop(key, None) or Bench(parsed, self.device, seed)
+        room = HELD_BYTES - bench.nbytes
+        while self.benches and sum(b.nbytes for b in self.benches.values()) > room:
+            self.benches.popitem(last=False)[1].close()  # its buffers go before those of the next kernel come
+        self.benches[key] = bench
+        return {"baselines": [schedule_to_json(s) for s in bench.baseline_schedules]}
 
     def prepare(self) -> dict[str, Any]:
         return {"seconds": self._bench().prepare()}
@@ -84,9 +96,9 @@ class Worker:
             return {"wrong": str(wrong), "index": wrong.index}
 
     def _bench(self) -> Bench:
-        if self.bench is None:
+        if not self.benches:
             raise AutotuneError("no kernel was sent")
-        return self.bench
+        return next(reversed(self.benches.values()))
 
 
 def serve(requests: Iterator[str], answers: TextIO, device: str) -> None:

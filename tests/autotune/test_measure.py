@@ -11,8 +11,9 @@ from tiny import U2, U4, add_one, in_place, kernel_of, slots, symbolic, total
 from tinygrad import Context, Tensor
 
 from autotune.compiler import Opt, OptOps, compile_schedule, dtypes
-from autotune.kernel import Kernel, kernel_to_json
+from autotune.kernel import Kernel, kernel_to_json, schedule_to_json
 from autotune.measuring import bench as bench_module
+from autotune.measuring import worker as worker_module
 from autotune.measuring.bench import MAX_SAMPLES, MIN_SAMPLES, MIN_SECONDS, Bench, Outcome, WrongOutput, compile_outcome
 from autotune.measuring.buffers import GUARD
 from autotune.measuring.inputs import CASES, sizes_of
@@ -138,14 +139,51 @@ def test_a_closed_bench_gives_its_memory_back_at_once():
         gc.enable()
 
 
-def test_a_worker_gives_up_the_kernel_that_it_had():
+def hold(worker: Worker, size: int, seed: int = 0) -> Bench:
+    """Send it `add_one(size)`, whose two buffers take 8 bytes an element, and let it be prepared."""
+    worker.kernel(kernel_to_json(add_one(size)), seed)
+    assert worker.prepare()["seconds"] > 0
+    return worker._bench()
+
+
+def test_a_worker_holds_kernels_as_long_as_there_is_room_and_gives_up_the_oldest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker_module, "HELD_BYTES", 8 * 100)
     worker = Worker("CPU")
-    worker.kernel(kernel_to_json(add_one()), 0)
-    before = worker.bench
-    worker.prepare()
-    assert before is not None and before.buffers
-    worker.kernel(kernel_to_json(add_one(64)), 0)
-    assert before.buffers == {} and worker.bench is not before and worker.prepare()["seconds"] > 0
+    large, small = hold(worker, 64), hold(worker, 36)  # just fits
+    assert large.nbytes == 8 * 64 and hold(worker, 64) is large and large.buffers
+    last = hold(worker, 16)  # the one that was longest unused goes
+    assert (large.buffers and not small.buffers) and list(worker.benches.values()) == [large, last]
+    larger = hold(worker, 200)  # beyond the limit it is held alone
+    assert list(worker.benches.values()) == [larger] and not large.buffers and not last.buffers
+    again = hold(worker, 64)
+    assert again is not large and list(worker.benches.values()) == [again]
+
+
+def test_a_held_kernel_is_prepared_once_and_answers_as_a_fresh_one_does():
+    """With two in turn each answers for itself. With other inputs it is another one."""
+    worker, alone = Worker("CPU"), Worker("CPU")
+    hold(alone, 64)
+    program = alone.compile(schedule_to_json((U4,)))["program"]
+    assert hold(worker, 64) is hold(worker, 64) is not hold(worker, 64, seed=1)
+    first = hold(worker, 64)
+    ran = first.plain.launched
+    hold(worker, 300)
+    assert worker.measure(program, None)["verdict"] != "ok"  # it is of the other kernel
+    assert hold(worker, 64) is first and first.plain.launched == ran
+    assert worker.compile(schedule_to_json((U4,)))["program"] == program
+    mine, other = worker.measure(program, None), alone.measure(program, None)
+    assert mine["verdict"] == other["verdict"] == "ok" and len(mine["samples"]) > 3
+
+
+def test_verifying_does_not_run_the_kernel_itself_again(monkeypatch: pytest.MonkeyPatch):
+    """It may take a hundred times as long as any candidate; its time was known when it was prepared."""
+    bench, runs = Bench(add_one(), "CPU"), []
+    seconds = bench.prepare()
+    candidate, run = bench.load(bench.compile((U4,))), bench.plain.run
+    monkeypatch.setattr(bench.plain, "run", lambda case: runs.append(case) or run(case))
+    bench.verify(candidate)
+    assert not runs and bench.prepare() == seconds
+    assert bench.plain.outputs(CASES[0]) and len(runs) == 1
 
 
 def test_a_second_opinion_hides_nothing_of_what_the_candidate_did(monkeypatch):
