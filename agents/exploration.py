@@ -200,11 +200,17 @@ class Explorer(Wrapper):
     """An agent that explores as a configuration says: policy -> UCB -> temperature -> noise -> sticky.
 
     With every switch off it is the agent itself, bit for bit. Nothing is explored at temperature 0. A PPO's
-    `first_ratio_error` then tells how far what is done is from the policy. `seed` draws the hash of the counts.
+    `first_ratio_error` then tells how far what is done is from the policy. `seed` draws the hash of the counts. Raises TypeError for
+    an agent that acts otherwise than by its policy, as MuZero does: it explores by itself.
     """
 
     def __init__(self, agent: NetworkAgent, config: ExplorationConfig | None = None, seed: int = 0):
         super().__init__(agent)
+        inner: Learner = agent
+        while isinstance(inner, Wrapper):
+            inner = inner.agent
+        if type(inner).act is not NetworkAgent.act:
+            raise TypeError(f"{agent.name} does not act by its policy alone, which an Explorer would have it do")
         self.exploration = c = config or ExplorationConfig()
         state_dim, n_actions, _ = agent.dims
         self.counts = StateCounts(state_dim, n_actions, c.ucb_bits, c.ucb_digits, seed) if c.ucb else None

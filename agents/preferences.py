@@ -118,9 +118,8 @@ def preference_loss(
     """The scalar to minimise, and POLICY_METRICS: Bradley-Terry on S = beta sum_t log pi(a_t | s_t), that is
     - log sigmoid(S_A - S_B) where A is preferred.
 
-    This is contrastive preference learning (Hejna et al. 2024, section 3.2) without discount, or DPO (Rafailov et al.
-    2023, eq. 7) with a uniform reference. To it comes c_v mean (V - G)^2 / 2. log_probs [T, B, A] over legal actions,
-    value [T, B].
+    This is contrastive preference learning (Hejna et al. 2024, section 3.2) without discount. To it comes c_v mean (V - G)^2 / 2.
+    log_probs [T, B, A] over legal actions, value [T, B].
     """
     b = batch
     score = config.beta * (taken(log_probs, b.action) * b.inside).sum(0)  # [B]

@@ -24,6 +24,10 @@ from agents.stacking import FrameStack
 from agents.uniform import Uniform
 
 FRAMES = 4  # that a stacked agent sees
+WHOLE = (
+    FrequencyConfig.steps
+)  # of a rollout, for agents that learn of whole episodes: of shorter ones most long episodes are cut
+LIMIT = 9  # steps of which a frequency table tells one from another
 
 
 class Settings(NamedTuple):
@@ -54,6 +58,15 @@ class Kind:
     offline: bool = False  # it learns from a log of random play, as long as what the others play themselves
     frames: int = 1  # that it sees at once
     steps: int | None = None  # of a rollout, where it needs longer ones: as many fewer of them
+
+    def own(self, settings: Settings) -> Settings:
+        """With rollouts of this kind's length, and as many fewer updates."""
+        if self.steps is None:
+            return settings
+        return settings._replace(steps=self.steps, updates=max(1, settings.updates * settings.steps // self.steps))
+
+    def make(self, settings: Settings) -> Learner:
+        return self.build(self.own(settings))
 
     def wrap(self, env: VectorEnv) -> VectorEnv:
         """The environment as this kind of agent sees it."""
@@ -102,9 +115,7 @@ def _explorer(s: Settings, **switches: float) -> Explorer:
 
 AGENTS: dict[str, Kind] = {
     "random": Kind(lambda s: Uniform(*s.dims, None, s.seed)),
-    "frequency": Kind(
-        lambda s: Frequency(*s.dims, FrequencyConfig(limit=s.steps + 1), s.seed), steps=FrequencyConfig.steps
-    ),
+    "frequency": Kind(lambda s: Frequency(*s.dims, FrequencyConfig(limit=LIMIT), s.seed), steps=WHOLE),
     "ppo-lstm": Kind(_ppo),
     "ppo": Kind(lambda s: _ppo(s, memory=False)),
     "ppo-stacked": Kind(lambda s: _ppo(s, memory=False), frames=FRAMES),
@@ -115,23 +126,22 @@ AGENTS: dict[str, Kind] = {
     "ppo-sticky": Kind(lambda s: _explorer(s, sticky=0.1)),
     "dqn": Kind(_dqn),
     "muzero": Kind(lambda s: MuZero(*s.dims, MuZeroConfig(**s.common), s.seed)),  # type: ignore[arg-type]
-    "preferences-reward": Kind(_preference_ppo),
-    "cloning": Kind(_cloning, offline=True),
+    "preferences-reward": Kind(_preference_ppo, steps=WHOLE),
+    "cloning": Kind(_cloning, offline=True, steps=WHOLE),
     "iql": Kind(_iql, offline=True),
-    "preferences": Kind(_preferences, offline=True),
+    "preferences": Kind(_preferences, offline=True, steps=WHOLE),
 }
 
 
 def teach(agent: Learner, kind: Kind, env: VectorEnv, settings: Settings) -> None:
     """`updates` updates: from its own rollouts, or from samples of a log of as many rollouts of random play."""
+    own = kind.own(settings)
     if kind.offline:
-        log = Log.record(
-            env, Uniform(*settings.dims, None, settings.seed), settings.updates, settings.steps, settings.seed
-        )
-        rng = np.random.default_rng(settings.seed)
-        for _ in range(settings.updates):
-            agent.update(log.sample(rng, settings.n_envs))
+        log = Log.record(env, Uniform(*own.dims, None, own.seed), own.updates, own.steps, own.seed)
+        rng = np.random.default_rng(own.seed)
+        for _ in range(own.updates):
+            agent.update(log.sample(rng, own.n_envs))
         return
-    runner, steps = Runner(env, agent, settings.seed), kind.steps or settings.steps
-    for _ in range(max(1, settings.updates * settings.steps // steps)):
-        agent.update(runner.collect(steps)[0])
+    runner = Runner(env, agent, own.seed)
+    for _ in range(own.updates):
+        agent.update(runner.collect(own.steps)[0])

@@ -101,7 +101,7 @@ class Axes(NamedTuple):
 
     def ordered(self) -> Axes:
         """Sorted as tinygrad sorts them, without loops of one turn and without places that no state needs."""
-        kind = np.where((self.size == 1) & (self.factor == 0), NONE, self.kind)
+        kind = np.where(self.size == 1, NONE, self.kind)
         order = np.argsort((_POSITION[kind] << 32) + self.rank, axis=1, kind="stable")
         places = max(MIN_PLACES, int((kind != NONE).sum(1).max(initial=0)))
         found = self._replace(kind=kind).at(np.arange(len(kind))[:, None], order[:, :places])

@@ -54,7 +54,7 @@ class Curve:
 
     def visits(self, kernels: int) -> list[int]:
         """For each trial how often the search had come to this kernel by then: once, or, where `kernels` share their trials, anew
-        after those of others. Each time it must be prepared."""
+        after those of others. At first it must be prepared."""
         turns = self.turns or []
         if not turns:
             return [1] * len(self.times)

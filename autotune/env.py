@@ -95,8 +95,9 @@ def _moves(ends: Iterable[Schedule]) -> dict[Schedule, np.ndarray]:
 class Episode:
     """One kernel being scheduled."""
 
-    def __init__(self, task: Task, kernel: Kernel):
-        self.task, self.state = task, task.root(kernel)
+    def __init__(self, task: Task, kernel: Kernel, number: int = 0):
+        """`number`: how many were begun before it."""
+        self.task, self.state, self.number = task, task.root(kernel), number
         self.log_time = self.start = 0.0
         self.mask = task.mask(self.state)
 
@@ -134,10 +135,11 @@ class KernelVectorEnv:
         self.rng = np.random.default_rng(0)
         self.episodes: list[Episode] = []
         self.finished: list[tuple[Kernel, Schedule, float]] = []  # (kernel, schedule, return) of terminated episodes
+        self.begins: list[int] = []  # and how many were begun before each
         self.state_dim = len(self._observe_one(self._next())[0])
 
     def reset(self, seed: int) -> Observation:
-        self.rng, self.begun, self.finished = np.random.default_rng(seed), 0, []
+        self.rng, self.begun, self.finished, self.begins = np.random.default_rng(seed), 0, [], []
         self.episodes = [self._next() for _ in range(self.n_envs)]
         self._enter(self.episodes)
         return self._observation(self.episodes)
@@ -166,7 +168,7 @@ class KernelVectorEnv:
         kernels = self.task.kernels
         index = self.begun % len(kernels) if self.in_order else int(self.rng.integers(len(kernels)))
         self.begun += 1
-        return Episode(self.task, kernels[index])
+        return Episode(self.task, kernels[index], self.begun - 1)
 
     def _enter(self, episodes: list[Episode]) -> None:
         if self.task.potential is not None and episodes:
@@ -192,6 +194,7 @@ class KernelVectorEnv:
             speedup = before - self.task.measured([e.state for e in episodes])
             total = np.where(np.isnan(speedup), self.task.config.failure_return, speedup)
         self.finished += [(e.state.kernel, e.state.schedule, float(t)) for e, t in zip(episodes, total, strict=True)]
+        self.begins += [e.number for e in episodes]
         return total - predicted
 
     def _observe_one(self, episode: Episode) -> tuple[np.ndarray, np.ndarray]:

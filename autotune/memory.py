@@ -50,7 +50,8 @@ class Memory:
             plain = [log_times[i] for i in rows if not data.states[i].schedule]
             rows = rows[np.argsort(log_times[rows], kind="stable")][:FASTEST]
             gain = float(plain[0] - log_times[rows[0]]) if plain else 0.0
-            good = [data.states[i].schedule for i in rows if log_times[i] <= log_times[rows[0]] + WORTH]
+            most = min([log_times[rows[0]] + WORTH, *plain])
+            good = [data.states[i].schedule for i in rows if log_times[i] <= most]
             known = [s for s in good if s and all(opt in ACTION_INDEX for opt in s)]
             root = root_of(data.states[rows[0]])
             if known and (root.kernel.key not in found or gain > found[root.kernel.key][0]):
@@ -75,7 +76,8 @@ class Memory:
         return [added[k] for k in self._nearest(root, np.stack([own.traits for own in added]))[:count]] if added else []
 
     def add(self, root: State, trials: Iterable[tuple[Schedule, float]]) -> None:
-        """What was measured of a kernel on this device just now: schedules and their seconds. Replaces what was added of it."""
+        """What was measured of a kernel on this device just now: schedules and their seconds. Replaces what was added of it, by nothing
+        where nothing but the un-optimized kernel has a time."""
         times = dict(trials)
         known = [(t, s) for s, t in times.items() if s and all(opt in ACTION_INDEX for opt in s)]
         known.sort(key=lambda pair: pair[0])
@@ -83,6 +85,8 @@ class Memory:
         if good:
             log_times = {s: math.log2(t) for s, t in times.items()}
             self.added[root.kernel.key] = Told(root, traits(root), good, log_times)
+        else:
+            self.added.pop(root.kernel.key, None)
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Between kernels of these traits [G, D]: the mean squared difference, in standard deviations of those recorded [G, G]."""

@@ -91,8 +91,11 @@ class GPT:
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def __call__(self, tokens: Tensor, start: int | UOp = 0) -> Tensor:
-        """token numbers [1, T] at positions start.. -> logits of the last one [1, vocabulary]"""
+        """token numbers [1, T] at positions start.. -> logits of the last one [1, vocabulary]. Raises ValueError for several tokens at a
+        position that is a variable: what each of them may see is not known."""
         count = tokens.shape[1]
+        if count > 1 and not isinstance(start, int):
+            raise ValueError("several tokens need a position that is a number")
         positions = self.positions.weight[start : start + count].reshape(1, count, -1)
         x = self.tokens(tokens) + positions
         for block in self.blocks:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.compiler import Opt
+from autotune.compiler import Opt, OptOps
 from autotune.data import Dataset
 from autotune.features import (
     AXIS_WIDTH,
@@ -69,7 +69,7 @@ def _access_token(root: State, i: int) -> list[float]:
 
 def action_row(root: State, opt: Opt) -> np.ndarray:
     """What an action does [F] float32, told from the un-optimized state alone."""
-    position = resolve_axis(root, opt)
+    position = None if opt.op is OptOps.TC else resolve_axis(root, opt)  # TC's axis counts choices, not loops
     axis = root.axes[position] if position is not None and position >= 0 else None
     number = opt.arg if isinstance(opt.arg, int) else 0
     full = opt.op in SPLIT_TO and number == 0

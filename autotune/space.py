@@ -215,7 +215,7 @@ def _split(axis: Axis, opt: Opt, new_id: int) -> list[Axis]:
     new = Axis((new_id,), SPLIT_TO[opt.op], amount, tuple(s * inner for s in axis.strides), groupable=axis.groupable,
                masked=axis.masked)  # fmt: skip
     old = replace(axis, size=left, factor=axis.factor // amount, strides=tuple(s * outer for s in axis.strides))
-    return [a for a in (old, new) if a.size > 1 or a.factor]
+    return [a for a in (old, new) if a.size > 1]
 
 
 def _ordered(axes: list[Axis]) -> tuple[Axis, ...]:
@@ -248,36 +248,44 @@ def _legal(state: State, opt: Opt, position: int) -> bool:
     if opt.op is OptOps.NOLOCALS:
         return not any(a.kind in (AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE) for a in state.axes)
     axis = state.axes[position]
-    if opt.op is OptOps.PADTO:
-        size = _padded(axis.size, _amount(opt, axis))
-        return (
-            not axis.factor
-            and axis.kind not in (AxisType.UPCAST, AxisType.UNROLL, AxisType.THREAD)
-            and axis.size > size // 4
-        )
-    if opt.op is OptOps.SWAP:
-        if opt.arg >= len(state.axes):  # type: ignore[operator]
-            return False
-        return axis.kind is AxisType.GLOBAL and state.axes[opt.arg].kind is AxisType.GLOBAL  # type: ignore[index]
-    amount = _amount(opt, axis)
-    if not axis.divides(amount) or (opt.arg == 0 and axis.factor):
-        return False
-    return _kind_allows(state, opt.op, axis, amount) and _fits_shared(state, opt.op, amount)
+    return _axis_allows(state, opt.op, axis) and _arg_allows(state, opt, axis)
 
 
-def _kind_allows(state: State, op: OptOps, axis: Axis, amount: int) -> bool:
+def _axis_allows(state: State, op: OptOps, axis: Axis) -> bool:
+    """What an op asks of its axis, whatever the argument."""
     target = state.target
     if op is OptOps.UPCAST:
-        return axis.kind in (AxisType.GLOBAL, AxisType.LOCAL, AxisType.WEAK) and amount <= MOST_UPCAST
+        return axis.kind in (AxisType.GLOBAL, AxisType.LOCAL, AxisType.WEAK)
     if op is OptOps.UNROLL:
-        return amount <= MOST_UNROLL
+        return True
+    if op is OptOps.PADTO:
+        return not axis.factor and axis.kind not in (AxisType.UPCAST, AxisType.UNROLL, AxisType.THREAD)
+    if op is OptOps.SWAP:
+        return axis.kind is AxisType.GLOBAL
     if op is OptOps.LOCAL:
         return target.has_local and not state.no_locals and axis.kind in (AxisType.GLOBAL, AxisType.WEAK)
     if op is OptOps.THREAD:
-        free = target.has_threads and amount <= target.max_threads and axis.threadable and axis.kind is AxisType.WEAK
+        free = target.has_threads and axis.threadable and axis.kind is AxisType.WEAK
         return free and all(a.kind is not AxisType.THREAD for a in state.axes)
     has_tc = bool(state.schedule) and state.schedule[0].op is OptOps.TC
     return target.has_local and not state.no_locals and axis.groupable and not has_tc  # GROUP, GROUPTOP
+
+
+def _arg_allows(state: State, opt: Opt, axis: Axis) -> bool:
+    """What it asks of the argument, on an axis that it may have."""
+    if opt.op is OptOps.PADTO:
+        return axis.size > _padded(axis.size, _amount(opt, axis)) // 4
+    if opt.op is OptOps.SWAP:
+        return opt.arg < len(state.axes) and state.axes[opt.arg].kind is AxisType.GLOBAL  # type: ignore[operator,index]
+    amount = _amount(opt, axis)
+    if not axis.divides(amount) or (opt.arg == 0 and axis.factor):
+        return False
+    too_many = (
+        (opt.op is OptOps.UPCAST and amount > MOST_UPCAST)
+        or (opt.op is OptOps.UNROLL and amount > MOST_UNROLL)
+        or (opt.op is OptOps.THREAD and amount > state.target.max_threads)
+    )
+    return not too_many and _fits_shared(state, opt.op, amount)
 
 
 def _fits_shared(state: State, op: OptOps, amount: int) -> bool:
@@ -300,10 +308,10 @@ def legal_mask(state: State) -> np.ndarray:
         mask[STOP_INDEX] = True
         if len(state.schedule) < MAX_STEPS:
             tiles = _tiles(state)
-            for op, members in _BY_OP.items():
-                if _op_possible(state, op):
+            for (op, _), members in _BY_AXIS.items():
+                if _op_possible(state, op) and (position := _position(state, members[0][1])) is not None:
                     for i, opt in members:
-                        mask[i] = _worth_taking(state, opt, *tiles)
+                        mask[i] = _worth_taking(state, opt, position, *tiles)
         mask.flags.writeable = False
         state.known[key] = mask
     return state.known[key]
@@ -314,7 +322,10 @@ def may_take(state: State, action: int) -> bool:
     opt = ACTIONS[action]
     if opt is None:
         return True
-    return len(state.schedule) < MAX_STEPS and _op_possible(state, opt.op) and _worth_taking(state, opt, *_tiles(state))
+    if len(state.schedule) >= MAX_STEPS or not _op_possible(state, opt.op):
+        return False
+    position = _position(state, opt)
+    return position is not None and _worth_taking(state, opt, position, *_tiles(state))
 
 
 def _tiles(state: State) -> tuple[tuple[int, int], int]:
@@ -323,10 +334,10 @@ def _tiles(state: State) -> tuple[tuple[int, int], int]:
     return unrolled, state.sizes(AxisType.WARP, AxisType.LOCAL, AxisType.GROUP_REDUCE)
 
 
-_BY_OP: dict[OptOps, list[tuple[int, Opt]]] = {}
+_BY_AXIS: dict[tuple[OptOps, int | None], list[tuple[int, Opt]]] = {}
 for _i, _action in enumerate(ACTIONS):
     if _action is not None:
-        _BY_OP.setdefault(_action.op, []).append((_i, _action))
+        _BY_AXIS.setdefault((_action.op, _action.axis), []).append((_i, _action))
 
 
 def _op_possible(state: State, op: OptOps) -> bool:
@@ -342,20 +353,26 @@ def _op_possible(state: State, op: OptOps) -> bool:
     return True
 
 
-def _worth_taking(state: State, opt: Opt, unrolled: tuple[int, int], local: int) -> bool:
+def _position(state: State, opt: Opt) -> int | None:
+    """Where its axis stands, -1 if it has none; None where no argument could make it legal there."""
+    if opt.op in (OptOps.TC, OptOps.NOLOCALS):
+        return -1
+    position = resolve_axis(state, opt)
+    return position if position is not None and _axis_allows(state, opt.op, state.axes[position]) else None
+
+
+def _worth_taking(state: State, opt: Opt, position: int, unrolled: tuple[int, int], local: int) -> bool:
+    """Of an op that is possible at its `_position`."""
     if opt.op is OptOps.TC:
         return _tensor_core_legal(state, opt)
     if opt.op is OptOps.NOLOCALS:
-        return state.target.free_launch and not state.no_locals and _legal(state, opt, -1)
-    position = resolve_axis(state, opt)
-    if position is None:
-        return False
+        return state.target.free_launch and not state.no_locals and _legal(state, opt, position)
     axis = state.axes[position]
     if opt.op is OptOps.PADTO and (axis.kind in REDUCE_KINDS or axis.size % _amount(opt, axis) == 0):
         return False  # nothing to pad; and padded reduces give wrong sums in tinygrad 0.14.0 (test_known_bugs.py)
     if opt.arg == axis.size and not axis.factor and Opt(opt.op, opt.axis, 0) in ACTION_INDEX:
         return False  # the same as arg 0
-    if not _legal(state, opt, position):
+    if not _arg_allows(state, opt, axis):
         return False
     amount = _amount(opt, axis)
     if opt.op in (OptOps.UPCAST, OptOps.UNROLL):

@@ -161,6 +161,7 @@ class Tuner:
             tick(self.trials - history.spent - made)
         self._searches.pop(kernel.key, None)
         self.winners.settle(kernel)  # now, while its buffers and binaries are at hand
+        self._remember(kernel, self._history(kernel))  # a comparison may have refuted what was fastest
 
     def spend(self, kernels: Sequence[Kernel], calls: Mapping[str, int], budget: Budget, bar: tqdm) -> None:
         """Spend the trials of all kernels where they pay most; those on record already count as spent."""
@@ -253,7 +254,8 @@ class Tuner:
         if self.guide is not None and self.guide.memory is not None:
             untold = {*BASELINES, "answer"} if self._answers else BASELINES
             timed = [(t.schedule, t.seconds) for t in history.good if t.seconds is not None and t.kind not in untold]
-            if timed:  # else it may be a kernel of another device, which has no state here
+            # where it has had no trial, it may be a kernel of another device, which has no state here
+            if timed or kernel.key in self.guide.memory.added:
                 self.guide.memory.add(root_state(kernel, self.renderer), timed)
 
     def continue_by_beam(self, kernel: Kernel, budget: Budget) -> bool:

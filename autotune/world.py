@@ -5,6 +5,7 @@ compiler (`sims/latent.py`). The strategy `muzero` searches it; `agents.ppo` can
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,7 +190,11 @@ class World:
         world.heads = Heads(size, N_ACTIONS, ACTION_WIDTH, world.heads_config)
         world.heads.load_state(parts["heads."])
         if "agent" in meta:
-            world.new_agent(ppo).load_state(parts["agent."], meta["agent"])
+            own = meta["agent"][
+                "config"
+            ]  # it may have practised otherwise than the other policy; older ones do not say
+            masked = bool(own.get("masked", PPOConfig.masked))
+            world.new_agent(replace(ppo, masked=masked)).load_state(parts["agent."], meta["agent"])
         return world
 
 

@@ -89,6 +89,13 @@ class PathSimulator(Protocol):
         ...
 
 
+def check_learned(losses: np.ndarray, *learned: np.ndarray) -> None:
+    """Raises SimulatorError where a training has diverged: a loss, or a parameter that was learned, is no number. The last step's loss is
+    of the parameters before it."""
+    if not all(np.isfinite(a).all() for a in (losses, *learned)):
+        raise SimulatorError(f"training diverged: losses {losses[-1].tolist()} at step {len(losses)}")
+
+
 def check_state(state: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Copies of the arrays, or a SimulatorError: other names or shapes than `shapes`, or numbers that are none."""
     if set(state) != set(shapes):

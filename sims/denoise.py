@@ -35,7 +35,7 @@ def initial(widths: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """theta [1, P] float32: He-normal weights, a tenth of that last, zero biases; as `mlp.initial`."""
     parts = []
     for name, shape in parameter_shapes(widths).items():
-        scale = np.sqrt(2.0 / shape[0]) * (0.1 if shape[1] == widths[-1] else 1.0)
+        scale = np.sqrt(2.0 / shape[0]) * (0.1 if name == f"w{len(widths) - 2}" else 1.0)
         values = np.zeros(shape) if name[0] == "b" else scale * rng.standard_normal(shape)
         parts.append(np.pad(values.reshape(-1), (0, -values.size % 16)))
     return np.concatenate(parts).astype(np.float32)[None]

@@ -17,7 +17,7 @@ from tinygrad import Context, Tensor
 
 from agents.jitcache import CachedJit, cached_jit, upload
 from sims import denoise, mlp, theta
-from sims.base import Scaling, SimulatorError, centre, check_features, check_state
+from sims.base import Scaling, SimulatorError, centre, check_features, check_learned, check_state
 from sims.calibration import scale_of
 from sims.flat import Arrays, StateSimulator
 from sims.paths import Paths, Points, Widths
@@ -185,8 +185,7 @@ class Diffusion(StateSimulator):
                 if deadline is not None and deadline():
                     break
             losses = np.concatenate([row.numpy() for row in rows])
-        if not np.isfinite(losses).all():
-            raise SimulatorError(f"training diverged: loss {losses[-1]} at step {len(losses)}")
+        check_learned(losses, w.numpy())
         self._theta = w
         return losses
 

@@ -13,7 +13,7 @@ from tinygrad import Context, Tensor
 from agents.jitcache import CachedJit, cached_jit, upload
 from sims import mlp
 from sims.bagged import Bagged, Deadline
-from sims.base import Scaling, SimulatorError, TrainingRows, check_features, check_state
+from sims.base import Scaling, SimulatorError, TrainingRows, check_features, check_learned, check_state
 from sims.sampling import BatchSampler, bootstrap
 
 CHUNK = 256  # rows of one prediction: any N is served by one captured JIT
@@ -193,7 +193,6 @@ class Ensemble(Bagged):
                 if deadline is not None and deadline():
                     break
             learned = [p.numpy().copy() for p in w]
-        if not all(np.isfinite(a).all() for a in (losses[-1], *learned)):
-            raise SimulatorError(f"training diverged: losses {losses[-1].tolist()} at step {len(losses)}")
+        check_learned(np.array(losses), *learned)
         self._keep(learned)
         return np.array(losses)

@@ -19,7 +19,7 @@ from agents import networks
 from agents.jitcache import CachedJit, cached_jit, upload
 from agents.networks import ILLEGAL, orthogonal
 from sims import mlp, theta
-from sims.base import Scaling, SimulatorError, check_features, check_state, per_group
+from sims.base import Scaling, SimulatorError, check_features, check_learned, check_state, per_group
 
 ROWS = 16  # embeddings of one forward pass
 PAD = 16  # widths are padded to a multiple of this: tinygrad's hand-coded schedules need divisible axes
@@ -228,7 +228,6 @@ class Heads:
                 rows.append(put[0])
                 jit(w, m, v, *put, *data)
         losses = np.stack([row.numpy() for row in rows])
-        if not np.isfinite(losses).all():
-            raise SimulatorError(f"training diverged: losses {losses[-1].tolist()} at step {len(losses)}")
+        check_learned(losses, w.numpy())
         self._theta = w
         return losses

@@ -19,7 +19,7 @@ from tinygrad import Context, Tensor
 from agents.jitcache import CachedJit, cached_jit, upload
 from sims import attention, mlp, theta
 from sims.attention import Batch, NetShape
-from sims.base import Prediction, Scaling, SimulatorError, Spread, check_features, check_state, per_group
+from sims.base import Prediction, Scaling, SimulatorError, Spread, check_features, check_learned, check_state, per_group
 from sims.calibration import calibrate
 from sims.flat import Affine, Arrays, fit_level
 from sims.paths import Paths, Points, Widths, check_widths
@@ -197,8 +197,7 @@ class Transformer:
                 if deadline is not None and deadline():
                     break
             losses = np.stack([row.numpy() for row in rows])
-        if not np.isfinite(losses).all():
-            raise SimulatorError(f"training diverged: losses {losses[-1].tolist()} at step {len(losses)}")
+        check_learned(losses, w.numpy())
         self._theta = w
         return losses
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sacred.run import Run
 
-from agents.rollout import Learner, evaluate
+from agents.rollout import Learner, Runner
 from agents.zoo import AGENTS, Kind, Settings, teach
 from autotune.compiler import default_device, renderer_of
 from autotune.env import KernelVectorEnv, Task
@@ -31,6 +31,7 @@ from autotune.experiments import (
 from autotune.experiments.jobs import run_jobs
 from autotune.kernel import Schedule
 from autotune.recorded import Recorded, recorded_path
+from autotune.space import MAX_STEPS
 from autotune.statistics import bootstrap, improvement, iqm
 
 experiment = make_experiment("agents")
@@ -56,13 +57,12 @@ def world() -> Recorded:
 
 
 def play(agent: Learner, kind: Kind, task: Task, temperature: float) -> dict[str, Schedule]:
-    """The schedule that an agent chooses for each kernel of a task; nothing, (), for one that it never finished."""
-    inner = KernelVectorEnv(task, ENVS, in_order=True)
-    evaluate(kind.wrap(inner), agent, -(-len(task.kernels) // ENVS) * ENVS, temperature=temperature)
-    chosen: dict[str, Schedule] = {kernel.key: () for kernel in task.kernels}
-    for kernel, schedule, _ in reversed(inner.finished):  # of a kernel that came twice the first counts
-        chosen[kernel.key] = schedule
-    return chosen
+    """The schedule that an agent chooses for each kernel of a task when it first comes to it; nothing, (), for one that it never
+    finished."""
+    inner, rounds = KernelVectorEnv(task, ENVS, in_order=True), -(-len(task.kernels) // ENVS)
+    Runner(kind.wrap(inner), agent).collect(rounds * (MAX_STEPS + 1), temperature)  # by then all have ended
+    first = {begun: schedule for begun, (_, schedule, _) in zip(inner.begins, inner.finished, strict=True)}
+    return {kernel.key: first.get(i, ()) for i, kernel in enumerate(task.kernels)}
 
 
 def run_one(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def run_one(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     env = kind.wrap(KernelVectorEnv(recorded.task("train", renderer), ENVS))
     updates = settings["env_steps"] // (STEPS * ENVS)
     shared = Settings(env.state_dim, env.n_actions, env.action_dim, STEPS, ENVS, settings["hidden"], updates, seed)
-    agent = kind.build(shared)
+    agent = kind.make(shared)
     teach(agent, kind, env, shared)
     task = recorded.task("held_out", renderer)
 

@@ -92,11 +92,11 @@ class Student:
         self.updates = 0 if arm in ("simulator", "random") else settings["env_steps"] // (STEPS * ENVS)
         shared = Settings(self.env.state_dim, self.env.n_actions, self.env.action_dim, STEPS, ENVS, settings["hidden"],
                           self.updates, seed)  # fmt: skip
-        config = cast(PPO, KIND.build(shared)).config
+        config = cast(PPO, KIND.make(shared)).config
         self.guide = Guide.new(
             self.task.kernels[0], renderer, config, EnsembleConfig(seed=seed), TreesConfig(seed=seed), seed
         )
-        self.agent: Learner = AGENTS["random"].build(shared) if arm == "random" else self.guide.agent
+        self.agent: Learner = AGENTS["random"].make(shared) if arm == "random" else self.guide.agent
         self.seconds: defaultdict[str, float] = defaultdict(float)  # where the time went
 
     def _task(self) -> Task:

@@ -70,7 +70,6 @@ class LatentSearch(MixedSearch):
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
         """Draws from what the simulator believes of each schedule [DRAWS, N]: a normal of its mean and spread."""
-        states = [_short(s) for s in states]
         wanted = {key: s for s in states if (key := _key(s)) not in self.beliefs}
         if wanted:
             drawn = beliefs_of(self.latent.simulator, list(wanted.values()), self.rng)
@@ -80,7 +79,7 @@ class LatentSearch(MixedSearch):
 
 def beliefs_of(simulator: PathSimulator, states: Sequence[State], rng: np.random.Generator) -> np.ndarray:
     """Draws from what a simulator believes of some schedules [DRAWS, N]: a normal of its mean and spread."""
-    paths = paths_of(states)
+    paths = paths_of([_short(s) for s in states])
     found, at = simulator.predict(paths), (np.arange(len(paths)), paths.length)
     draws = rng.standard_normal((DRAWS, len(paths)))
     # few draws must not hide the simulator's own mean and spread

@@ -19,7 +19,7 @@ from autotune.errors import IllegalAction
 from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.records import Trial
+from autotune.records import History, Trial
 from autotune.search.acquisition import AWAY, BATCH, check_kind, choose
 from autotune.search.breeding import POPULATION, Breeder
 from autotune.search.policy import PolicySearch
@@ -60,6 +60,7 @@ class MixedSearch(PolicySearch):
         self.acquisition = check_kind(acquisition)
         self.pool: dict[Schedule, State] = {(): self.root}
         self.origins: dict[Schedule, str] = {}  # which part of the search proposed it first
+        self.told: list[Trial] = []
         self.measured: list[tuple[State, float]] = []
         self.failed: list[State] = []
         self.asked: set[Schedule] = set()
@@ -141,14 +142,21 @@ class MixedSearch(PolicySearch):
             refuted = trial.kind == "recheck" and trial.verdict != "ok"
             if state is None or not (trial.kind in TAUGHT_BY or refuted):
                 continue
-            if refuted:  # its time was that of another program
-                self.measured = [(s, time) for s, time in self.measured if s.schedule != trial.schedule]
             if trial.seconds is None:
                 self.failed.append(state)
             else:
                 self.measured.append((state, math.log2(trial.seconds)))
+        self._withdraw(trials)
         if any(trial.kind == "trial" for trial in trials):
             self.stale = 0 if self.fastest < before - STALE else self.stale + 1
+
+    def _withdraw(self, trials: Sequence[Trial]) -> None:
+        """What was refuted counts among the failed, and so does all that gives the same binary: its time was that of another program."""
+        self.told += trials
+        refuted, failed = History(self.told).refuted, {s.schedule for s in self.failed}
+        gone = [s for s, _ in self.measured if s.schedule in refuted]
+        self.measured = [(s, time) for s, time in self.measured if s.schedule not in refuted]
+        self.failed += [s for s in gone if s.schedule not in failed]
 
     @property
     def fastest(self) -> float:

@@ -17,6 +17,7 @@ from agents.exploration import (
     stick,
     temper,
 )
+from agents.muzero import MuZero, MuZeroConfig
 from agents.networks import ILLEGAL
 from agents.protocol import Observation
 from agents.rollout import Runner
@@ -145,6 +146,12 @@ def test_with_every_switch_off_it_is_the_agent_bit_for_bit(make):
     assert plain == wrapped and np.array_equal(parameters, same) and meta == again
     (explored, other, _) = run(Explorer(make(1), EVERYTHING))
     assert explored != plain and not np.array_equal(parameters, other)
+
+
+def test_an_agent_that_plans_what_it_does_is_refused():
+    """Around MuZero it would sample the prior that a search begins with."""
+    with pytest.raises(TypeError, match="MuZero does not act by its policy alone"):
+        Explorer(MuZero(3, 4, 2, MuZeroConfig(steps=4, n_envs=2, hidden=8)))
 
 
 def test_what_is_stored_is_the_probability_of_what_is_sampled(make):

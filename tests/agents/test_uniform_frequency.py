@@ -260,13 +260,13 @@ def test_identity_stays_at_chance():
     assert abs(trained - 25) < 4 * error
 
 
-def test_a_comparison_gives_it_rollouts_long_enough_for_whole_episodes():
-    """Episodes of five steps: of rollouts of eight it would hear half."""
+@pytest.mark.parametrize("name", ["frequency", "cloning", "preferences", "preferences-reward"])
+def test_a_comparison_gives_rollouts_long_enough_to_those_that_learn_of_whole_episodes(name):
+    """Episodes of five steps: of rollouts of eight they would hear half. What they hear is as much as the others do."""
     settings = Settings(3, 2, 0, steps=8, n_envs=4, hidden=8, updates=16, seed=0)
-    kind = AGENTS["frequency"]
-    agent, env, heard = kind.build(settings), DelayedMemory(4), []
-    update = agent.update
-    agent.update = lambda rollout: heard.append(rollout) or update(rollout)
+    kind = AGENTS[name]
+    agent, env, heard = kind.make(settings), DelayedMemory(4), []
+    agent.update = lambda rollout: heard.append(rollout)
     teach(agent, kind, env, settings)
     assert sum(r.reward.size for r in heard) == 8 * 4 * 16
     whole = sum(whole_episodes(r).at_steps()[2].sum() for r in heard)

@@ -275,6 +275,15 @@ def test_where_only_stop_is_left_the_cap_cuts_nothing(recording):
     assert sum(cut[0]) == 0.0 and cut[1:3] == (False, True)
 
 
+def test_it_tells_how_many_episodes_were_begun_before_each_that_finished(recording):
+    """Row 0 stops at once and again, row 1 does one action first."""
+    env = KernelVectorEnv(task_of(recording), 2, in_order=True)
+    env.reset(0)
+    for actions in ([STOP_INDEX, AU], [STOP_INDEX, A2], [STOP_INDEX, STOP_INDEX]):
+        env.step(np.array(actions))
+    assert env.begins == [0, 2, 3, 1] and len(env.finished) == 4
+
+
 @pytest.mark.parametrize("potential", [None, odd_potential])
 def test_several_in_lockstep_equal_each_alone(recording, potential):
     kernels, rng = [add(), matmul()], np.random.default_rng(5)

@@ -7,11 +7,24 @@ import math
 import pytest
 from tiny import kernel_of
 from tinygrad import Tensor
+from tinygrad.helpers import Target
+from tinygrad.runtime.ops_python import PythonRenderer
 
 from autotune.compiler import Opt, OptOps, renderer_of
-from autotune.features import _access_part, _tile_part, _traffic_part, _twos, log2
+from autotune.features import (
+    _NO_EFFECT,
+    AXIS_WIDTH,
+    MAX_AXES,
+    _access_part,
+    _effect,
+    _tile_part,
+    _traffic_part,
+    _twos,
+    log2,
+)
 from autotune.kernel import Kernel
-from autotune.space import State, state_after
+from autotune.paths import action_row
+from autotune.space import State, root_state, state_after
 
 RENDERER = renderer_of("CPU")
 LOG2_5 = math.log2(5)
@@ -62,3 +75,13 @@ def test_vectors_of_odd_runs_are_no_vectors() -> None:
     odd, even = _traffic_part(after(upcast(1, 5))), _traffic_part(after(upcast(1, 4)))
     assert odd[1] == pytest.approx(log2(3)) and odd[-2:] == pytest.approx([log2(11), log2(5 / 11)])
     assert even[1] == pytest.approx(log2(3)) and even[-2:] == pytest.approx([log2(3), log2(4 / 3)])
+
+
+def test_a_tensor_core_is_shown_on_no_loop() -> None:
+    """Its `axis` counts the ways to use it, of which loop 2 knows nothing."""
+    half = kernel_of(Tensor.empty(32, 32, dtype="half").matmul(Tensor.empty(32, 32, dtype="half"), dtype="float"))
+    root = root_state(half, PythonRenderer(Target.parse("PYTHON::sm_80")))
+    opt = Opt(OptOps.TC, 2, (-1, 0, 1))
+    assert _effect(root, opt, 1) == (_NO_EFFECT, MAX_AXES) != _effect(root, upcast(0, 4), 1)
+    slots = [action_row(root, o)[-AXIS_WIDTH:] for o in (opt, upcast(0, 4))]
+    assert not slots[0].any() and slots[1].any()

@@ -64,7 +64,7 @@ def test_of_several_sources_the_one_that_gained_most_is_remembered(order: tuple[
 
 def test_where_nothing_was_gained_there_is_nothing_to_remember():
     data = Dataset(CPU)
-    data.add(MATMUL, timed(MATMUL, {(): 1.0, (U2,): 2.0}), "here")
+    data.add(MATMUL, timed(MATMUL, {(): 1.0, (U2,): 2.0, (U4,): 1.05}), "here")  # the last within WORTH
     assert Memory.learn(data) is None
 
 
@@ -126,6 +126,15 @@ def test_what_was_just_found_of_a_twin_is_recalled_first_but_nothing_of_the_kern
     assert own.recall(root_state(ALIKE, CPU), 1) == memory.recall(root_state(ALIKE, CPU), 1) == [(U4,), (U4, UNROLL)]
     own.add(root_state(ALIKE, CPU), [((U4,), 1.0)])
     assert own.recall(root_state(twin, CPU), 1) == [(U4,)] and not memory.added
+
+
+def test_of_what_has_no_time_any_more_nothing_is_told():
+    """Its schedules were refuted: what was added of it before goes."""
+    own, twin = learned((add_one(), OF_ADD)).copy(), kernel_of(Tensor.empty(64, 64) @ Tensor.empty(64, 72))
+    own.add(root_state(ALIKE, CPU), [((), 2.0), ((U2,), 1.0)])
+    assert own.relatives(root_state(twin, CPU), 1)
+    own.add(root_state(ALIKE, CPU), [((), 2.0)])
+    assert not own.relatives(root_state(twin, CPU), 1)
 
 
 def test_a_search_hears_of_what_is_added_while_it_goes_on():

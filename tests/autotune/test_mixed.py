@@ -316,6 +316,18 @@ def test_what_is_refuted_is_no_parent_and_no_incumbent(guide: Guide):
     assert {s.schedule for s, _ in search.measured} == {(), second}
 
 
+def test_what_gives_a_refuted_binary_is_refuted_with_it(guide: Guide):
+    """As records have it: of three names of two binaries one was wrong on other inputs, and two of the names are withdrawn."""
+    search = MixedSearch(KERNEL, CPU, 0, guide)
+    search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized", code_hash="plain")])
+    first, second, third = search.ask(3)
+    times = zip((first, second, third), (0.001, 0.0011, 0.25), ("same", "same", "other"), strict=True)
+    search.tell([Trial(KERNEL.key, s, "ok", (t,), code_hash=name) for s, t, name in times])
+    search.tell([Trial(KERNEL.key, first, "wrong_output", kind="recheck")])
+    assert search.fastest == -2.0 and [s.schedule for s in search.failed] == [first, second]
+    assert {s.schedule for s, _ in search.measured} == {(), third}
+
+
 def test_what_was_seen_of_a_kernel_does_not_pile_up(guide: Guide):
     search = MixedSearch(KERNEL, CPU, 0, guide)
     search.promise(1), search.ask(8)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny import U2, U4, add_one, by_op, kernel_of, kernels_of, symbolic
-from tinygrad import Context, Tensor
+from tinygrad import Context, Tensor, Variable
 from tinygrad.codegen.opt.search import get_kernel_actions
 from tinygrad.helpers import Target
 from tinygrad.renderer.cstyle import CUDARenderer, HIPRenderer, MetalRenderer, OpenCLRenderer
@@ -170,6 +170,15 @@ def test_walks_agree_with_tinygrad_on_tensor_cores():
             check_axes(one, other, counts)
             check_mask(one, other, counts)
     assert counts[OptOps.TC] >= 8 and counts["steps"] > 40
+
+
+def test_a_symbolic_axis_of_one_turn_is_gone():
+    """Rows 4 n, n at most 1, split into fours: the loop over n has one turn at most, and tinygrad drops it."""
+    kernel = kernel_of(Tensor.empty(4, 32)[: Variable("n", 0, 1).bind(1) * 4] + 1)
+    root = root_state(kernel, renderer_of("CPU"))
+    ours, theirs = step(root, ACTION_INDEX[U4]), apply_opt(root_scheduler(kernel.ast, renderer_of("CPU")), U4)
+    assert root.axes[0].factor and [a.size for a in ours.axes] == [32, 4]
+    assert [(a.kind, a.size) for a in ours.axes] == [(r.arg[-1], int(r.vmax) + 1) for r in theirs.rngs]
 
 
 def test_what_tinygrad_puts_around_a_tensor_core_is_within_reach():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from autotune.guide import SHIPPED, Guide
 from autotune.paths import paths_of
 from autotune.records import Trial
 from autotune.search import make_strategy
+from autotune.search.latent import beliefs_of
 from autotune.space import ACTION_INDEX, MAX_STEPS, STOP_INDEX, legal_mask, root_state, state_after
 from autotune.world import SOFTNESS, World, positions_of
 from sims import SimulatorError
@@ -115,6 +117,27 @@ def test_a_schedule_that_no_path_holds_is_judged_by_its_beginning(guide: Guide):
     data = Dataset(CPU)
     data.add(KERNEL, [hand, Trial(KERNEL.key, (U2,), "ok", (2.0**-7,), code_hash="b")], "here")
     assert [s.schedule for s in data.states] == [(U2,)]
+
+
+def test_any_simulator_judges_hand_coded_that_no_path_holds(guide: Guide):
+    """Also where it is asked in the trees' place."""
+    small = [Opt(OptOps.UPCAST, axis, 2) for axis in (0, 1)] * 3 + [Opt(OptOps.UNROLL, 0, 2)] * 3
+    assert guide.world is not None
+    states = [state_after(KERNEL, tuple(small[:n]), CPU) for n in (MAX_STEPS, MAX_STEPS + 1)]
+    drawn = [beliefs_of(guide.world.simulator, [s], np.random.default_rng(0)) for s in states]
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_a_policy_of_the_worlds_view_stays_as_it_practised(guide: Guide):
+    """Whatever the other policy does: with the mask, and without."""
+    assert guide.world is not None
+    for masked in (True, False):
+        world = World.load(*guide.world.state(), guide.summary_dim, replace(guide.agent.config, masked=masked))
+        assert world.agent is not None and world.agent.config.masked
+    arrays, meta = guide.world.state()
+    meta["agent"]["config"]["masked"] = False
+    world = World.load(arrays, meta, guide.summary_dim, guide.agent.config)
+    assert world.agent is not None and not world.agent.config.masked and guide.agent.config.masked
 
 
 def test_the_same_schedule_of_another_kernel_is_judged_by_itself(guide: Guide):

@@ -153,5 +153,10 @@ def test_state_round_trip_and_errors(fitted, world: PathWorld, unseen: PathWorld
     state["theta"] = state["theta"][:, 1:]
     with pytest.raises(SimulatorError, match="'theta' has shape"):
         copy.load_state(state)
+    wild = Diffusion(world.paths.widths, replace(SMALL, lr=3e38))
+    with pytest.raises(
+        SimulatorError, match=r"training diverged: .* at step 1"
+    ):  # the loss is of the parameters before it
+        wild.fit(world.paths, steps=1)
     with pytest.raises(SimulatorError, match="noise_steps"):
         DiffusionConfig(noise_steps=0)

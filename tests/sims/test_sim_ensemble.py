@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from agents import jitcache
+from agents.jitcache import CachedJit
 from sims import Ensemble, EnsembleConfig, NearestNeighbour, SimulatorError, metrics
 from sims.ensemble import CHUNK
 from sims.toys import WIDTH, World, make_world, shuffled_within
@@ -76,10 +77,12 @@ def test_a_capture_loaded_from_disk_gives_the_same_bits(
         ensemble.fit(train.features, train.log_time, train.group, steps=4)
         return ensemble.predict_members(held_out.features)
 
-    captured = run()
+    captured, made = run(), []
     monkeypatch.setattr(jitcache, "_loaded", {})  # as in a new process
+    capture = CachedJit._capture
+    monkeypatch.setattr(CachedJit, "_capture", lambda *a: made.append(a) or capture(*a))
     np.testing.assert_array_equal(run(), captured)
-    assert len(jitcache._loaded) == 2
+    assert len(jitcache._loaded) == 2 and not made
 
 
 def test_two_ensembles_do_not_touch_each_other(fitted, train: World, held_out: World, small: EnsembleConfig) -> None:

@@ -194,6 +194,11 @@ def test_what_heads_cannot_learn_from_is_an_error(taught: tuple[Heads, Taught]) 
         heads.fit(d.z, d.kernel, d.rows, d.mask, np.roll(d.target, 1, axis=1))
     with pytest.raises(SimulatorError, match="NaN"):
         heads.fit(np.where(np.arange(E) == 2, np.nan, d.z), d.kernel, d.rows, d.mask, d.target)
+    wild = Heads(E, A, F, replace(CONFIG, lr=3e38, weight_decay=100.0))
+    with pytest.raises(
+        SimulatorError, match=r"training diverged: .* at step 1"
+    ):  # the loss is of the parameters before it
+        wild.fit(d.z, d.kernel, d.rows, d.mask, d.target, 1)
     with pytest.raises(SimulatorError, match="hidden"):
         HeadsConfig(hidden=0)
 

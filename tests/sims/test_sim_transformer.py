@@ -223,6 +223,17 @@ def test_errors_of_use(brief, world: PathWorld) -> None:
         blank.fit(world.paths, steps=0)
 
 
+def test_a_fit_that_diverges_at_its_last_step_leaves_what_was_learned(
+    brief, world: PathWorld, unseen: PathWorld
+) -> None:
+    """Its loss is of the parameters before that step: only those that were learned show it."""
+    copy = fresh(world, lr=3e38)
+    copy.load_state(brief.state())
+    with pytest.raises(SimulatorError, match=r"training diverged: .* at step 1"):
+        copy.fit(unseen.paths, steps=1)
+    np.testing.assert_array_equal(copy.predict(unseen.paths).relative, brief.predict(unseen.paths).relative)
+
+
 def test_no_warm_up_is_as_good_as_one_step_of_it(world: PathWorld) -> None:
     thetas = []
     for warmup in (0, 1):
