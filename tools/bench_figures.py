@@ -24,7 +24,9 @@ from autotune.experiments.kept import unpack
 SHOWN = ("1", "4", "10", "16", "32", "64")  # budgets of the tables
 PROFILED = 10  # trials at which performance profiles are drawn ...
 FAR = "curves-*-64-*.json"
-Preparing = Mapping[str, Mapping[str, float]]  # by device and kernel key: seconds
+Preparing = Mapping[
+    str, Mapping[str, tuple[float, float]]
+]  # by device and kernel key: seconds, the first time and each further one
 RATIOS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0)  # ... and the points of them that are tabled
 # trials a kernel, whom they are held against, with how many of its trials, and the ratio that is asked for
 BARS = ((10, "beam", math.inf, 1.0), (10, "random", 128, 1.0), (64, "beam", math.inf, 0.85), (64, "random", 256, 0.90))
@@ -55,8 +57,8 @@ def title(result: Mapping[str, Any]) -> str:
 
 
 def curves_of(result: Mapping[str, Any], preparing: Preparing) -> list[Curve]:
-    """The searches of a run; to their seconds comes what preparing a kernel costs, each time that a search comes to it. Raises
-    SystemExit where that was not measured."""
+    """The searches of a run; to their seconds comes what preparing a kernel costs, and what it costs each time that a search comes
+    back to it. Raises SystemExit where that was not measured."""
     calls, costs = result["figures"]["calls"], preparing.get(result["device"], {})
     if missing := set(calls) - set(costs):
         raise SystemExit(f"what preparing costs is not known of {len(missing)} kernels of a run with DEV={result['device']}: measure it with "
@@ -64,15 +66,15 @@ def curves_of(result: Mapping[str, Any], preparing: Preparing) -> list[Curve]:
     return [_prepared(Curve(**c), costs[c["kernel"]], len(calls)) for c in result["figures"]["curves"]]
 
 
-def _prepared(curve: Curve, cost: float, kernels: int) -> Curve:
-    visits = curve.visits(kernels)
-    return replace(curve, seconds=[s + n * cost for s, n in zip(curve.seconds, visits, strict=True)])
+def _prepared(curve: Curve, cost: tuple[float, float], kernels: int) -> Curve:
+    (first, again), visits = cost, curve.visits(kernels)
+    return replace(curve, seconds=[s + first + (n - 1) * again for s, n in zip(curve.seconds, visits, strict=True)])
 
 
 def preparing_of(folder: Path) -> Preparing:
     """What tools/bench_preparing.py has measured."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("preparing-*.json"))]
-    return {one["device"]: one["seconds"] for one in found}
+    return {one["device"]: {key: (s, one["again"][key]) for key, s in one["seconds"].items()} for one in found}
 
 
 def _program(path: Path, preparing: Preparing) -> str:
