@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,22 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be used, and why, in one line."""
 
 
-def _files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+def files_of(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """NAME.safetensors and NAME.json of a checkpoint that is named by either of them or by NAME, which may have dots of its own."""
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
     return stem.parent / f"{stem.name}.safetensors", stem.parent / f"{stem.name}.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another file to write into, which takes the place of `path` once it is whole; where that fails `path` stays as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def digest(tensors: Mapping[str, np.ndarray], meta: str) -> str:
@@ -47,16 +60,14 @@ def digest(tensors: Mapping[str, np.ndarray], meta: str) -> str:
 def save(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
     """Writes both files, each by renaming a finished one, and returns the safetensors' path. `meta` must be
     JSON."""
-    binary, readable = _files(path)
+    binary, readable = files_of(path)
     binary.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(meta)
     header = {"meta": text, "sha256": digest(tensors, text)}
-    temporary = binary.with_name(f".{binary.name}.{os.getpid()}.tmp")
-    _write(temporary, tensors, header)
-    os.replace(temporary, binary)
-    temporary = readable.with_name(f".{readable.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(meta, indent=1) + "\n")
-    os.replace(temporary, readable)
+    with replacing(binary) as draft:
+        _write(draft, tensors, header)
+    with replacing(readable) as draft:
+        draft.write_text(json.dumps(meta, indent=1) + "\n")
     return binary
 
 
@@ -87,7 +98,7 @@ def load(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and meta data. `shapes` must be there as named; `accept(meta)` returns a complaint, or None
     where all is well."""
-    binary, _ = _files(path)
+    binary, _ = files_of(path)
     if not binary.is_file():
         raise CheckpointError(f"no checkpoint at {binary}")
     try:

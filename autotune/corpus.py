@@ -11,16 +11,20 @@ import functools
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
 from tqdm import tqdm
 
+from agents.checkpoint import replacing
 from autotune.capture import capture
 from autotune.compiler import Ops, canonical, default_device, is_tunable, renderer_of, without_beam
-from autotune.errors import CodecError, UsageError
+from autotune.errors import AutotuneError, CodecError, UsageError
 from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 from autotune.models import ResNet
 from autotune.programs import PROGRAMS, captured
@@ -338,9 +342,18 @@ def example_kernels() -> list[Kernel]:
 
 
 def write(kernels: list[Kernel], path: Path) -> None:
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
-        for kernel in kernels:
-            file.write(json.dumps(kernel_to_json(kernel), separators=(",", ":")).encode() + b"\n")
+    write_lines(map(kernel_to_json, kernels), path)
+
+
+def write_lines(rows: Iterable[Any], path: Path) -> None:
+    """JSON lines, compressed: the same rows give the same bytes. Finished or not at all."""
+    with (
+        replacing(path) as draft,
+        draft.open("wb") as raw,
+        gzip.GzipFile(path.name, "wb", fileobj=raw, mtime=0) as file,  # a header holds the name
+    ):
+        for row in rows:
+            file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
 
 
 def load(split: str | None = None, path: Path = DATA / "corpus.jsonl.gz") -> list[Kernel]:
@@ -357,16 +370,37 @@ def _parsed(path: Path, written: int) -> tuple[Kernel, ...]:
         return tuple(kernel_from_json(json.loads(line)) for line in file)
 
 
-def main() -> None:
+def status_of(program: str, body: Callable[[], None], interrupted: str = "nothing was written") -> int:
+    """Run the body of a module that is called by `python -m`: exit status 0, or one line on stderr and 1 (failure) or 2 (usage)."""
+    try:
+        body()
+    except AutotuneError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
+        return 1
+    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
+        print(f"{program}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m autotune.corpus", description="write the corpus of training kernels"
     )
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return status_of(parser.prog, lambda: _make(args.seed))
+
+
+def _make(seed: int) -> None:
     refused = example_kernels()
     kernels: list[Kernel] = []
     for i, (count, weights) in enumerate(DRAWS):
-        kernels += generate(count, args.seed + i, [*refused, *kernels], weights)
+        kernels += generate(count, seed + i, [*refused, *kernels], weights)
     DATA.mkdir(exist_ok=True)
     write(kernels, DATA / "corpus.jsonl.gz")
     counts = {split: sum(split_of(k) == split for k in kernels) for split in SPLITS}
@@ -374,4 +408,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ import argparse
 import gzip
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,9 +111,7 @@ def export_trials(files: Sequence[Records], path: Path, keep: bool = False, skip
                 raise UsageError(
                     f"{records.path} holds {kernel.name}, which is no training kernel: nothing held out may ship"
                 )
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
-        for line in lines:
-            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    corpus.write_lines(lines, path)
     return sum(len(line["trials"]) for line in lines)
 
 
@@ -135,7 +134,8 @@ def _rows_of(records: Records, kernel: Kernel, source: int) -> list[dict[str, An
     return lines
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m autotune.data", description="write the trials that ship with the package"
     )
@@ -143,11 +143,15 @@ def main() -> None:
     parser.add_argument("--guided", action="store_true", help="they are trials that a guide has asked for")
     parser.add_argument("--keep", action="store_true", help="add to what ships already")
     parser.add_argument("--skip", action="store_true", help="leave out kernels that are no training kernels")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return corpus.status_of(parser.prog, lambda: _ship(args))
+
+
+def _ship(args: argparse.Namespace) -> None:
     path = shipped_path(default_device(), args.guided)
     files = [Records(file, read_only=True) for file in args.records]
     print(f"{export_trials(files, path, args.keep, args.skip)} trials in {path.name}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

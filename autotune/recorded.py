@@ -1,16 +1,20 @@
 """A closed world of recorded timings: kernels of all splits, the schedules measured of each, their times. Needs no device.
 
-`python -m autotune.recorded collect` measures it, resumes where it stopped, and writes `recorded-BACKEND.jsonl.gz`. The tree
-that `ucb` grows (search/tree.py) is recorded with all of its prefixes, so an episode may stop wherever it stands. It serves
-to compare agents: nothing in it is ever trained on but the split `train`, and no schedule is applied from it.
+`python -m autotune.recorded collect` measures it, resumes where it stopped, and writes `recorded-BACKEND.jsonl.gz` when every
+split has its kernels. The tree that `ucb` grows (search/tree.py) is recorded with all of its prefixes, so an episode may stop
+wherever it stands. It serves to compare agents: nothing in it is ever trained on but the split `train`, and no schedule is
+applied from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
+import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +27,7 @@ from autotune import corpus
 from autotune.collect import collect_kernel
 from autotune.compiler import Renderer, default_device
 from autotune.env import Task
-from autotune.errors import UsageError
+from autotune.errors import AutotuneError, UsageError
 from autotune.kernel import Kernel, Schedule, schedule_from_json, schedule_to_json
 from autotune.measuring.runner import Runner
 from autotune.records import History, Records
@@ -148,7 +152,8 @@ def chosen(split: str, seed: int) -> list[Kernel]:
 
 
 def collect(records: Records, runner: Runner, seed: int, deadline: float) -> None:
-    """Measure until every split has its kernels, or until `deadline` (monotonic seconds)."""
+    """Measure until every split has its kernels, or until `deadline` (monotonic seconds). Raises AutotuneError for a split that has
+    fewer of use."""
     for split, wanted in KERNELS.items():
         useful = 0
         for kernel in tqdm(chosen(split, seed), desc=split):
@@ -156,38 +161,46 @@ def collect(records: Records, runner: Runner, seed: int, deadline: float) -> Non
                 break
             collect_kernel(kernel, records, runner, runner.device, PER_KERNEL, seed, "ucb", batch=BATCH)
             useful += row_of(kernel, split, records.history(kernel.key, runner.fingerprint)) is not None
+        else:
+            if useful < wanted:
+                raise AutotuneError(f"the split {split} has {useful} kernels of use on {runner.device}, not {wanted}")
 
 
 def write(records: Records, fingerprint: str, path: Path, seed: int) -> int:
-    """Write the recording, kernels in their seeded order. Returns how many schedules it holds."""
-    count = 0
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
-        for split, wanted in KERNELS.items():
-            rows = [row_of(k, split, records.history(k.key, fingerprint)) for k in chosen(split, seed)]
-            for row in [r for r in rows if r is not None][:wanted]:
-                count += len(row["trials"])
-                file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-    return count
+    """Write the recording, kernels in their seeded order. Returns how many schedules it holds. Raises AutotuneError where kernels
+    are missing: what `path` holds stays."""
+    rows: list[dict] = []
+    for split, wanted in KERNELS.items():
+        found = (row_of(k, split, records.history(k.key, fingerprint)) for k in chosen(split, seed))
+        rows += itertools.islice((row for row in found if row is not None), wanted)
+    if len(rows) < (wanted := sum(KERNELS.values())):
+        raise AutotuneError(f"{len(rows)} of {wanted} kernels are on record; {path.name} is written when all are: the same command "
+                            "goes on from there")  # fmt: skip
+    corpus.write_lines(rows, path)
+    return sum(len(row["trials"]) for row in rows)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m autotune.recorded", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("do", choices=["collect"])
     parser.add_argument("--records", type=Path, default=Path("runs/recorded.db"))
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    told = "every finished trial is on record, the same command goes on from there"
+    return corpus.status_of(parser.prog, lambda: _record(args), told)
+
+
+def _record(args: argparse.Namespace) -> None:
     device = default_device()
-    args.records.parent.mkdir(parents=True, exist_ok=True)
-    records, runner = Records(args.records), Runner(device)
-    records.add_fingerprint(runner.fields)
-    try:
-        collect(records, runner, args.seed, time.monotonic() + 60 * args.minutes)
-    finally:
-        runner.close()
-    path = recorded_path(device)
-    print(f"{write(records, runner.fingerprint, path, args.seed)} schedules in {path.name}")
+    with contextlib.closing(Records(args.records)) as records:
+        with contextlib.closing(Runner(device)) as runner:
+            records.add_fingerprint(runner.fields)
+            collect(records, runner, args.seed, time.monotonic() + 60 * args.minutes)
+        path = recorded_path(device)
+        print(f"{write(records, runner.fingerprint, path, args.seed)} schedules in {path.name}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -59,6 +60,9 @@ def command_line(experiment: Experiment, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; finished trials and checkpoints are in `{RUNS}`", file=sys.stderr)
         return 1
+    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
+        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -79,6 +83,13 @@ def check_counts(settings: Mapping[str, Any], *names: str) -> None:
     for name in names:
         if type(settings[name]) is not int or settings[name] < 1:
             raise UsageError(f"bad setting {name}: {shown(settings[name])} is no whole number above 0")
+
+
+def check_limit(settings: Mapping[str, Any], name: str) -> None:
+    """Raises UsageError for a setting that is neither None nor a number of at least 0."""
+    limit = settings[name]
+    if limit is not None and not (type(limit) in (int, float) and limit >= 0):
+        raise UsageError(f"bad setting {name}: {shown(limit)} is neither None nor a number of at least 0")
 
 
 def check_names(what: str, names: Collection[Any], known: Collection[str]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from sacred.run import Run
 from tqdm import tqdm
 
+from agents.checkpoint import files_of, replacing
 from autotune import corpus
 from autotune.compiler import Renderer
 from autotune.curves import Curve, Shared, pooled, search, summarise, table
@@ -132,7 +133,8 @@ def take_over(part: Path, out: Path) -> None:
             _unfold(part)
         alike = cache(partial(_led_alike, part, out))
         for path in part.glob("curve-*.json"):
-            if not (out / path.name).exists() and alike(json.loads(path.read_text())["strategy"]):
+            kept = _read(path)
+            if kept is not None and not (out / path.name).exists() and alike(kept.strategy):
                 shutil.copy(path, out / path.name)
         if (part / "records.db").exists() and not (out / "records.db").exists():
             copy_records(part / "records.db", out / "records.db")
@@ -150,7 +152,7 @@ def _led_alike(part: Path, out: Path, name: str) -> bool:
 def guide_of(run: Path, name: str) -> Path | None:
     """What a run's directory keeps to lead a strategy: its own checkpoint, else, where it needs one, that of all; or nothing."""
     labels = [f"guide-{name}", *(["guide"] if name in GUIDED else [])]
-    found = [path for label in labels if (path := (run / label).with_suffix(".safetensors")).exists()]
+    found = [path for label in labels if (path := files_of(run / label)[0]).exists()]
     return found[0] if found else None
 
 
@@ -185,7 +187,22 @@ def curve_file(folder: Path, name: str, seed: int, budget: int, key: str, togeth
 
 def _made_here(path: Path, shared: Shared) -> bool:
     """Whether a search is kept, and beside the same baselines: times of another device are no match for ours."""
-    return path.exists() and bool(json.loads(path.read_text())["hand_coded"] == shared.hand_coded)
+    kept = _read(path)
+    return kept is not None and kept.hand_coded == shared.hand_coded
+
+
+def _read(path: Path) -> Curve | None:
+    """The search that a file holds; None where there is none that can be read."""
+    try:
+        return Curve(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _keep(path: Path, found: Curve) -> None:
+    """Write one search: whole, or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(asdict(found)))
 
 
 class Searches:
@@ -218,7 +235,7 @@ class Searches:
         if not _made_here(path, shared):
             self._forget()
             found = search(shared, name, self.session.renderer, seed, self._guide(name), budget, self._make)
-            path.write_text(json.dumps(asdict(found)))
+            _keep(path, found)
         return Curve(**json.loads(path.read_text()))
 
     def _guide(self, name: str) -> Guide | None:
@@ -240,7 +257,7 @@ class Searches:
             self._forget()
             renderer, guide = self.session.renderer, self._guide(name)
             for curve in pooled(shared, self.calls, name, renderer, seed, guide, budget, self._make):
-                self._file(name, seed, curve.kernel)[0].write_text(json.dumps(asdict(curve)))
+                _keep(self._file(name, seed, curve.kernel)[0], curve)
         return [Curve(**json.loads(path.read_text())) for path in paths]
 
     def _forget(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.checkpoint import files_of
 from autotune.capture import Program
 from autotune.errors import UsageError
 from autotune.experiments import Session
@@ -20,12 +21,11 @@ from autotune.script import kernels_of_script
 
 def keep(checkpoint: Path, target: Path) -> Path:
     """Copy a checkpoint into the run, so that a replay finds it; the copy, unless it stands there already."""
-    for suffix in (".safetensors", ".json"):
-        if not target.with_suffix(suffix).exists():
-            source = checkpoint.with_suffix("").with_suffix(suffix)
+    for source, copy in zip(files_of(checkpoint), files_of(target), strict=True):
+        if not copy.exists():
             if not source.exists():
                 raise UsageError(f"no checkpoint {source}; name one that `make train` wrote, like runs/1/best")
-            shutil.copy(source, target.with_suffix(suffix))
+            shutil.copy(source, copy)
     return target
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from autotune.errors import UsageError
 
-PARTS = ("config.json", "result.json", "program.json")
+PARTS = ("config.json", "result.json", "program.json", "named.json")
 
 
 def pack(run: Path, file: Path) -> None:

@@ -35,6 +35,7 @@ KEPT = (
     "start.json",
     "start.safetensors",
     "program.json",
+    "named.json",
 )  # what a run started from
 WALL_CLOCK = ("seconds", "each_trial")  # figures that hold what thinking took: a replay thinks again
 

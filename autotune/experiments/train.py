@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sims.heads import HeadsConfig
 experiment = make_experiment("train")
 DEFAULTS = TrainConfig()
 BEFORE = "before"  # name of the search that is led by what the training began with
+NAMED = "named.json"  # in a run: the settings of its parts that the command line named
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
@@ -81,8 +83,18 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     )
     if before:
         print(f"`{BEFORE}` is `mixed`, led by what this training began with")
-    return {"shipped_rows": shipped, **trained, "checkpoint": digest(session.out / "best.safetensors"),
-            "summary": summarise(compared), "kernels": to_json(compared)}  # fmt: skip
+    figures = {"shipped_rows": shipped, **trained, "checkpoint": digest(session.out / "best.safetensors"),
+               "summary": summarise(compared), "kernels": to_json(compared)}  # fmt: skip
+    if (session.out / NAMED).exists():  # a run of an earlier version had no such figure to repeat
+        figures["settings"] = {part: asdict(config) for part, config in in_force(trainer.guide).items()}
+    return figures
+
+
+def in_force(guide: Guide) -> dict[str, Any]:
+    """What a training goes by, whatever config.json says: a policy that goes on is taught more gently, and a checkpoint that is
+    resumed keeps its own settings."""
+    nets, trees = guide.simulator.nets.config, guide.simulator.trees.config
+    return {"ppo": guide.agent.config, "simulator": nets, "trees": trees}
 
 
 def first(session: Session, settings: dict[str, Any], config: TrainConfig, kernel: Kernel) -> Guide | None:
@@ -94,12 +106,12 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
             raise UsageError(
                 f"{settings['resume']} was trained on {learned}, and this is {session.device}: set DEV={learned}"
             )
+        for part, config in in_force(guide).items():
+            _not_heard(part, config, asked_for(session, part, settings.get(part, {})))
         own = guide.agent.config
-        _not_heard(
-            settings, {"ppo": own, "simulator": guide.simulator.nets.config, "trees": guide.simulator.trees.config}
-        )
         if own.anneal_updates and guide.agent.updates >= own.anneal_updates:
             guide.agent.config = gently(own)
+            _not_heard("ppo", guide.agent.config, {name: settings["ppo"][name] for name in named(session, "ppo")})
         return guide
     if not settings["start"]:
         return None
@@ -111,20 +123,31 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
         guide.agent.start_from(known.agent)
     except ValueError as error:
         raise UsageError(f"cannot start from {source}: {error}; begin from nothing with `start=`") from None
-    asked = {name: value for name, value in vars_of(config.ppo).items() if value != getattr(DEFAULTS.ppo, name)}
-    guide.agent.config = replace(gently(config.ppo), **asked)
+    guide.agent.config = replace(gently(config.ppo), **asked_for(session, "ppo", vars_of(config.ppo)))
     if config.keep_world and config.world:
         guide.world = known.world
     return guide
 
 
-def _not_heard(settings: dict[str, Any], own: dict[str, Any]) -> None:
+def asked_for(session: Session, part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a part's settings that the command line named, be they the defaults, and those that are other than the defaults: a
+    named configuration gave them, or the run is of a version that did not keep what was named."""
+    given = named(session, part)
+    return {name: value for name, value in settings.items() if name in given or value != SETTINGS[part][name]}
+
+
+def named(session: Session, part: str) -> list[str]:
+    """Settings of a part that the command line named; none where that was not kept."""
+    path = session.out / NAMED
+    return json.loads(path.read_text()).get(part, []) if path.exists() else []
+
+
+def _not_heard(part: str, own: Any, asked: Mapping[str, Any]) -> None:
     """Raises UsageError for what was asked for and a resumed checkpoint has otherwise: it goes on with its own."""
-    for part, config in own.items():
-        for name, value in settings.get(part, {}).items():
-            if value != SETTINGS[part][name] and value != getattr(config, name):
-                raise UsageError(f"{part}.{name}={value}: a checkpoint that is resumed goes on with its own "
-                                 f"({getattr(config, name)}); leave it out, or begin with `start=`")  # fmt: skip
+    for name, value in asked.items():
+        if value != getattr(own, name):
+            raise UsageError(f"{part}.{name}={value}: a checkpoint that is resumed goes on with its own "
+                             f"({getattr(own, name)}); leave it out, or begin with `start=`")  # fmt: skip
 
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
@@ -166,6 +189,8 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
 @experiment.main
 def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
     with session_of(_run) as session:
+        given = _run.meta_info["config_updates"].items()
+        (session.out / NAMED).write_text(json.dumps({part: list(of) for part, of in given if isinstance(of, dict)}))
         return session.finish(train(session, dict(_config)))["figures"]["summary"]
 
 

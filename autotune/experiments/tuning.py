@@ -9,7 +9,15 @@ from typing import Any
 from sacred.run import Run
 
 from autotune.budget import Budget
-from autotune.experiments import Session, check_names, check_types, command_line, make_experiment, session_of
+from autotune.experiments import (
+    Session,
+    check_limit,
+    check_names,
+    check_types,
+    command_line,
+    make_experiment,
+    session_of,
+)
 from autotune.experiments.inputs import keep_guide, program_of
 from autotune.guide import Guide
 from autotune.report import Report
@@ -32,6 +40,7 @@ experiment.add_named_config("fast", {"program": "matmul", "trials": 2, "strategy
 def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Tune one program from empty records; the figures that a replay must repeat."""
     check_types(DEFAULTS, settings)
+    check_limit(settings, "seconds")
     check_names("strategy", [settings["strategy"]], STRATEGIES)
     program = program_of(session, settings["program"])
     guide = Guide.load(keep_guide(session, settings["checkpoint"])) if settings["strategy"] in NEEDS_GUIDE else None

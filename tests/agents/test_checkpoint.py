@@ -1,12 +1,13 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tinygrad.nn.state import safe_load
 
-from agents.checkpoint import NAMES, CheckpointError, digest, load, save
+from agents.checkpoint import NAMES, CheckpointError, digest, files_of, load, replacing, save
 
 ARRAYS = {
     "a/weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -48,6 +49,24 @@ def test_tinygrad_reads_what_is_written(tmp_path):
 def test_saving_again_replaces(saved):
     save(saved, {"a/weight": np.zeros(1, np.float32)}, {})
     assert load(saved)[0]["a/weight"].tolist() == [0]
+
+
+@pytest.mark.parametrize("named", ["runs/guide-v1.2", "runs/guide-v1.2.json", "runs/guide-v1.2.safetensors"])
+def test_a_name_keeps_the_dots_of_its_own(named):
+    assert files_of(named) == (Path("runs/guide-v1.2.safetensors"), Path("runs/guide-v1.2.json"))
+
+
+def test_what_is_cut_off_replaces_nothing(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(file) as draft:
+        draft.write_text("ne")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    with replacing(file) as draft:
+        draft.write_text("new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "meta"])

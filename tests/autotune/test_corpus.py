@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from itertools import combinations
 
 import numpy as np
 import pytest
 from tiny import U2, U4, add_one, kernel_of
-from tinygrad import Tensor
+from tinygrad import Tensor, Variable
 from tinygrad.nn.state import get_parameters
 
-from autotune import corpus, data
+from autotune import corpus, data, recorded
 from autotune.compiler import renderer_of
-from autotune.errors import UsageError
+from autotune.errors import AutotuneError, DeviceError, RecordsError, UsageError
 from autotune.models import GPT, ResNet
 from autotune.records import Records, Trial
 from autotune.space import state_after
@@ -59,6 +60,12 @@ def example_outputs(monkeypatch) -> list[list[Tensor]]:
         block.cache = Tensor.empty(*block.cache.shape)
     nets = [empty_weights(ResNet(depth)) for depth in (18, 50)]
     return [[net(Tensor.empty(1, 3, 224, 224))] for net in nets] + [[gpt(Tensor.empty(1, 64, dtype="int32"), 0)]]
+
+
+def test_several_tokens_at_a_position_that_is_not_known_are_refused():
+    """Which of them may see which could not be told, and each would see all."""
+    with pytest.raises(ValueError, match="several tokens need a position that is a number"):
+        GPT()(Tensor.empty(1, 4, dtype="int32"), Variable("start", 1, 100).bind(8))
 
 
 def test_nothing_of_the_examples_is_in_the_corpus(kernels, monkeypatch):
@@ -112,6 +119,36 @@ def test_a_corpus_comes_back_from_its_file(tmp_path):
     assert (tmp_path / "one" / "corpus.gz").read_bytes() == (
         tmp_path / "two" / "corpus.gz"
     ).read_bytes()  # no date inside
+
+
+@pytest.mark.parametrize(("error", "status", "told"), [
+    (UsageError("no such thing"), 2, "no such thing"), (AutotuneError("it failed"), 1, "it failed"),
+    (DeviceError("no device"), 1, "no device"), (RecordsError("no file"), 1, "no file"),
+    (PermissionError(13, "Permission denied"), 1, "PermissionError: [Errno 13] Permission denied"),
+    (sqlite3.OperationalError("disk I/O error"), 1, "OperationalError: disk I/O error"),
+    (KeyboardInterrupt(), 1, "interrupted; "),
+])  # fmt: skip
+@pytest.mark.parametrize("module", [corpus, data, recorded])
+def test_what_goes_wrong_in_a_command_is_one_line(module, error, status, told, monkeypatch, capsys):
+    def fail(*_) -> None:
+        raise error
+
+    arguments = {"autotune.corpus": [], "autotune.data": ["x.db"], "autotune.recorded": ["collect"]}[module.__name__]
+    monkeypatch.setattr(module, "example_kernels" if module is corpus else "default_device", fail)
+    assert module.main(arguments) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"python -m {module.__name__}: {told}")
+
+
+def test_a_file_that_is_cut_off_leaves_the_former(tmp_path):
+    """And bytes are those of a file that is written at its own place: a header holds its name, and no other."""
+    path = tmp_path / "rows.jsonl.gz"
+    corpus.write_lines([{"a": 1}, [2]], path)
+    before = path.read_bytes()
+    assert b"rows.jsonl\0" in before and gzip.decompress(before) == b'{"a":1}\n[2]\n'
+    with pytest.raises(TypeError):
+        corpus.write_lines([{"a": 2}, object()], path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_kernels_are_neither_trivial_nor_endless(kernels):

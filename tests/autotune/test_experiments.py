@@ -7,26 +7,33 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from shell import members, start
+from tiny import add_one
 from tinygrad.helpers import BEAM
 
 from autotune import cli, guide
+from autotune.compiler import renderer_of
+from autotune.curves import Curve
 from autotune.errors import UsageError
-from autotune.experiments import agents, command_line, curves, evaluate, imagination, replay, train, tuning
+from autotune.experiments import agents, check_limit, command_line, curves, evaluate, imagination, replay, train, tuning
+from autotune.experiments import jobs as jobs_of
+from autotune.experiments.inputs import keep
 from autotune.experiments.jobs import run_jobs
 from autotune.experiments.kept import pack, unpack
 from autotune.experiments.replay import compare
 from autotune.guide import SHIPPED, Guide, find_checkpoint
-from autotune.training import Clock
+from autotune.training import LEARNING_RATE, Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -280,12 +287,37 @@ def test_bad_input_ends_a_process_with_status_2(tmp_path: Path):
     (evaluate, {"trials": "x"}, "bad setting trials: 'x'"),
     (tuning, {"strategy": "mixd"}, "unknown strategy 'mixd'"),
     (tuning, {"trials": "x"}, "bad setting trials: 'x'"),
+    (tuning, {"seconds": "5m"}, "bad setting seconds: '5m' is neither None nor a number of at least 0"),
+    (tuning, {"seconds": -1}, "bad setting seconds: -1 is neither"),
+    (tuning, {"seconds": float("nan")}, "bad setting seconds: nan is neither"),
+    (tuning, {"seconds": True}, "bad setting seconds: True is neither"),
 ])  # fmt: skip
 def test_bad_settings_are_found_before_anything_is_done(experiment: ModuleType, changed: dict, message: str):
     """No session is there yet to measure with."""
     with pytest.raises(UsageError, match=message) as caught:
         replay.EXPERIMENTS[experiment.experiment.path](None, {**experiment.DEFAULTS, **changed})  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), sqlite3.OperationalError("disk I/O error")]
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def refuse(*_) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning, "tune_program", refuse)
+    assert command_line(tuning.experiment, ["with", "seconds=3"]) == 1
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1] == f"tuning: {type(error).__name__}: {error}" and "Traceback" not in told
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 0.5, 60])
+def test_a_limit_may_be_none(seconds: float | None):
+    check_limit({"seconds": seconds}, "seconds")
 
 
 @pytest.mark.parametrize(("changed", "message"), [
@@ -321,6 +353,90 @@ def test_a_training_goes_on_where_it_began(tmp_path: Path):
         train.first(session, {"resume": str(guide.SHIPPED / "guide-cpu")}, train.DEFAULTS, kernel=None)  # type: ignore[arg-type]
 
 
+# **** settings of a training that the command line names ****
+
+
+def begins(out: Path, settings: dict, names: dict[str, list[str]] | None) -> guide.Guide:
+    """What a training begins with; `names` is what its command line named, None: a run of a version that did not keep it."""
+    out.mkdir()
+    if names is not None:
+        (out / "named.json").write_text(json.dumps(names))
+    session, settings = (
+        SimpleNamespace(out=out, device="CPU", renderer=renderer_of("CPU")),
+        {**train.SETTINGS, **settings},
+    )
+    begun = train.first(session, settings, train.config_of(settings), add_one())  # type: ignore[arg-type]
+    assert begun is not None
+    return begun
+
+
+@pytest.mark.parametrize(("names", "lr", "anneal", "entropy"), [
+    ({"ppo": ["lr"]}, 5e-4, 0, 0.005),  # as by default, and asked for
+    ({"ppo": ["lr", "anneal_updates", "entropy"]}, 5e-4, 600, 0.02),
+    ({"trees": ["members"]}, LEARNING_RATE, 0, 0.005), ({}, LEARNING_RATE, 0, 0.005), (None, LEARNING_RATE, 0, 0.005),
+])  # fmt: skip
+def test_a_setting_is_heard_though_it_is_the_default(names, lr: float, anneal: int, entropy: float, tmp_path: Path):
+    own = begins(tmp_path / "run", {}, names).agent.config
+    assert (own.lr, own.anneal_updates, own.entropy) == (lr, anneal, entropy)
+
+
+def test_a_setting_of_a_named_configuration_is_heard(tmp_path: Path):
+    """And so it was of runs that did not keep what was named."""
+    changed = {"ppo": {**train.SETTINGS["ppo"], "lr": 3e-4}}
+    for i, names in enumerate(({}, None)):
+        assert begins(tmp_path / str(i), changed, names).agent.config.lr == 3e-4
+
+
+@pytest.mark.parametrize(("updates", "names", "refused"), [
+    (300, {"ppo": ["lr"]}, "ppo.lr=0.0005: a checkpoint that is resumed goes on with its own \\(0.0003\\)"),
+    (300, {"ppo": ["entropy"]}, ""),  # its own is the same
+    (300, {"trees": ["members"]}, ""),
+    (600, {"ppo": ["anneal_updates"]}, "ppo.anneal_updates=600: .* goes on with its own \\(0\\)"),  # all that is over
+    (300, {"ppo": ["anneal_updates"]}, ""), (600, {}, ""), (600, None, ""),
+])  # fmt: skip
+def test_what_is_asked_of_a_resumed_checkpoint_is_refused_though_it_is_the_default(updates: int, names, refused: str,
+                                                                                   tmp_path: Path):  # fmt: skip
+    known = Guide.load(SHIPPED / "guide-cpu")
+    known.agent.config = replace(known.agent.config, lr=3e-4, lr_end=0.0, anneal_updates=600, entropy=0.02)
+    known.agent.updates = updates
+    known.save(tmp_path / "known", {"backend": "CPU"})
+    settings = {"resume": str(tmp_path / "known")}
+    if not refused:
+        assert begins(tmp_path / "run", settings, names).agent.updates == updates
+        return
+    with pytest.raises(UsageError, match=refused):
+        begins(tmp_path / "run", settings, names)
+
+
+def test_a_run_keeps_what_its_command_line_named_and_its_result_what_it_went_by(tmp_path: Path, monkeypatch):
+    """And so does its replay; that of a run which kept neither goes as it went then. Nothing is trained or measured."""
+
+    class Idle(train.Trainer):
+        def run(self) -> dict:
+            keep(self.out / "start", self.out / "best")
+            return {}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "Trainer", Idle)
+    monkeypatch.setattr(train, "Evaluator", lambda *_: SimpleNamespace(compare_all=lambda *_, **__: []))
+    for name in ("summarise", "to_json", "table"):
+        monkeypatch.setattr(train, name, lambda compared: [])
+    arguments = ["with", "ppo.lr=5e-4", "trees={'members': 4}", "minutes=1", "use_shipped=False"]
+    assert command_line(train.experiment, arguments) == 0
+    run = tmp_path / "runs" / "1"
+    assert json.loads((run / "named.json").read_text()) == {"ppo": ["lr"], "trees": ["members"]}
+    result, wanted = (json.loads((run / f"{name}.json").read_text()) for name in ("result", "config"))
+    went = result["figures"]["settings"]
+    assert went["ppo"] == {**wanted["ppo"], "anneal_updates": 0, "entropy": 0.005} and went["ppo"]["lr"] == 5e-4
+    assert went["trees"]["members"] == 4 and set(went) == {"ppo", "simulator", "trees"}
+    monkeypatch.setattr(replay, "WITHOUT_DEVICE", ("train",))
+    assert replay.main(run, live=False) == 0
+    (run / "named.json").unlink()
+    del result["figures"]["settings"]
+    (run / "result.json").write_text(json.dumps(result))
+    assert replay.main(run, live=False) == 0
+
+
 def test_the_settings_of_all_kept_runs_are_good(tmp_path: Path):
     """And what preparing each of their kernels costs is known: the tables charge it."""
     kept = sorted((ROOT / "benchmarks").glob("bench-*.tar.xz"))
@@ -330,6 +446,7 @@ def test_the_settings_of_all_kept_runs_are_good(tmp_path: Path):
         assert name == "curves" and curves.checked(settings).items() >= result["figures"]["settings"].items()
         costs = json.loads((ROOT / "benchmarks" / f"preparing-{result['device'].lower()}.json").read_text())
         assert costs["device"] == result["device"] and set(result["figures"]["calls"]) <= set(costs["seconds"])
+        assert set(costs["again"]) == set(costs["seconds"])
     assert kept
 
 
@@ -364,6 +481,102 @@ def test_jobs_are_not_searched_by_tinygrad(tmp_path: Path, monkeypatch: pytest.M
     """A worker has BEAM from the environment."""
     monkeypatch.setenv("BEAM", "2")
     assert run_jobs(told_of_beam, [(1,)], {"part": "", "processes": 1}, tmp_path, "asking") == [{"beam": 0}]
+
+
+JOBS = {"part": "", "processes": 1, "seeds": 1, "seed": 5, "hidden": 8}
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    """Two jobs that are done, and say so by other results than those which they would have again."""
+    folder = tmp_path / "part"
+    folder.mkdir()
+    run_jobs(told_of_beam, [(1,), (2,)], JOBS, folder, "asking")
+    for path in folder.iterdir():
+        path.write_text(path.read_text().replace('{"beam": 0}', '{"beam": 7}'))
+    return folder
+
+
+def went_on(part: Path, **changed) -> list[int]:
+    out = part.parent / "out"
+    out.mkdir()
+    found = run_jobs(told_of_beam, [(1,), (2,)], {**JOBS, "part": str(part), **changed}, out, "asking")
+    assert sorted(path.name for path in out.iterdir()) == ["job-1.json", "job-2.json"]
+    return [row["beam"] for row in found]
+
+
+def test_jobs_are_taken_over_from_a_run_of_the_same_settings(part: Path, capsys):
+    """How many there are, by how many processes, and what sacred has drawn is nothing to a job."""
+    assert went_on(part, seeds=3, processes=2, seed=6) == [7, 7] and "not of these" not in capsys.readouterr().err
+
+
+def test_jobs_of_other_settings_are_done_again(part: Path, capsys):
+    assert went_on(part, hidden=16) == [0, 0]
+    assert f"2 jobs of {part} are not of these settings" in capsys.readouterr().err
+
+
+def test_jobs_of_another_device_or_recording_are_done_again(
+    part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sources, recording = [jobs_of.source_of(JOBS)], tmp_path / "recorded.jsonl.gz"
+    monkeypatch.setattr(jobs_of, "recorded_path", lambda device: recording)
+    for content in (b"1", b"2"):
+        recording.write_bytes(content)
+        sources.append(jobs_of.source_of(JOBS))
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs_of, "default_device", lambda: "CL")
+        sources.append(jobs_of.source_of(JOBS))
+    assert len(set(sources)) == 4
+    assert went_on(part) == [0, 0]
+
+
+@pytest.mark.parametrize("text", ["", '{"beam": 7}', '{"source": "x"}', "[]", '{"source": "x", "result": {"be'])
+def test_a_job_that_cannot_be_read_or_does_not_say_of_what_it_is_is_done_again(text: str, part: Path):
+    (part / "job-2.json").write_text(text)
+    assert went_on(part) == [7, 0]
+
+
+def test_a_job_that_is_cut_off_while_it_is_kept_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(self: Path, text: str) -> None:
+        self.write_bytes(text[:9].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError):
+        run_jobs(told_of_beam, [(1,)], JOBS, tmp_path, "asking")
+    assert list(tmp_path.iterdir()) == []
+    path = curves.curve_file(tmp_path, "random", 0, 3, "a", None)
+    with pytest.raises(OSError):
+        curves._keep(path, Curve("a", "random", 0, 0.0, [1.0], [1.0]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"strategy": "random"}', '{"strategy": "ran'])
+def test_a_search_that_cannot_be_read_is_made_again(text: str, tmp_path: Path):
+    out, part = tmp_path / "out", tmp_path / "part"
+    out.mkdir(), part.mkdir()
+    whole, broken = (curves.curve_file(part, "random", seed, 3, "a", None) for seed in (0, 1))
+    whole.write_text(json.dumps(asdict(Curve("a", "random", 0, 0.0, [1.0], [1.0]))))
+    broken.write_text(text)
+    shared = SimpleNamespace(hand_coded=0.0)
+    assert curves._made_here(whole, shared) and not curves._made_here(broken, shared)  # type: ignore[arg-type]
+    curves.take_over(part, out)
+    assert [path.name for path in out.iterdir()] == [whole.name]
+
+
+def test_checkpoints_may_have_dots_in_their_names(tmp_path: Path):
+    """Beside one whose name is all before the dot."""
+    for name in ("guide-v1", "guide-v1.2"):
+        for kind in ("safetensors", "json"):
+            (tmp_path / f"{name}.{kind}").write_text(f"{name} {kind}")
+    out = tmp_path / "out"
+    out.mkdir()
+    for named in ("guide-v1.2", "guide-v1.2.safetensors", "guide-v1.2.json"):
+        keep(tmp_path / named, out / f"guide-{named}")
+    for target in ("guide-guide-v1.2.safetensors", "guide-guide-v1.2.json"):
+        assert (out / target).read_text() == f"guide-v1.2 {target.rpartition('.')[2]}"
+    assert curves.guide_of(tmp_path, "v1.2") == tmp_path / "guide-v1.2.safetensors"
+    assert curves.guide_of(tmp_path, "v1.3") is None
 
 
 def told_of_beam(n: int, settings: dict) -> dict:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from autotune import corpus
+from autotune import corpus, recorded
 from autotune.compiler import renderer_of
 from autotune.env import KernelVectorEnv
 from autotune.errors import UsageError
 from autotune.kernel import Schedule, schedule_from_json
 from autotune.recorded import Recorded, recorded_path, row_of
-from autotune.records import History, Trial
+from autotune.records import History, Trial, fingerprint_id
 from autotune.search.tree import TreeSearch
 from autotune.space import STOP_INDEX
 
@@ -122,6 +123,76 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         file.write(json.dumps({**row, "split": "held_out"}) + "\n")
     with pytest.raises(UsageError, match="held_out"):
         Recorded.load(path)
+
+
+FIELDS = {"model": "x"}
+
+
+@pytest.fixture
+def recorder(tmp_path, monkeypatch):
+    """recorder(minutes) -> exit status of the command. One kernel of training is wanted and two are held out; of each "collecting"
+    puts the twelve schedules of `history` on record, which count[0] of the calls do before the time is over."""
+    clock, count = [0.0], [99]
+    monkeypatch.setattr(recorded, "KERNELS", {"train": 1, "held_out": 2})
+    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    monkeypatch.setattr(recorded, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(recorded, "default_device", lambda: "CPU")
+
+    def runner(device: str) -> SimpleNamespace:
+        return SimpleNamespace(device=device, fields=FIELDS, fingerprint=fingerprint_id(FIELDS), close=lambda: None)
+
+    def collect_kernel(kernel, records, runner, *_, **__) -> None:
+        if not records.history(kernel.key, runner.fingerprint).trials:
+            records.add_kernel(kernel)
+            for trial in history(kernel)[0].trials:
+                records.add_trial(runner.fingerprint, trial, 1)
+        count[0] -= 1
+        clock[0] += 0.0 if count[0] else 1e9
+
+    monkeypatch.setattr(recorded, "Runner", runner)
+    monkeypatch.setattr(recorded, "collect_kernel", collect_kernel)
+
+    def record(calls: int = 99) -> int:
+        count[0] = calls
+        return recorded.main(["collect", "--records", str(tmp_path / "r.db")])
+
+    return record
+
+
+def test_a_recording_is_written_when_it_is_whole(recorder, tmp_path, capsys):
+    """Two of three kernels when the time is over: what is there already stays, and the same command goes on."""
+    path = tmp_path / "recorded-cpu.jsonl.gz"
+    path.write_bytes(b"what shipped")
+    assert recorder(calls=2) == 1 and path.read_bytes() == b"what shipped"
+    told = [line for line in capsys.readouterr().err.splitlines() if "recorded:" in line]
+    assert told == ["python -m autotune.recorded: 2 of 3 kernels are on record; recorded-cpu.jsonl.gz is written when all are: "
+                    "the same command goes on from there"]  # fmt: skip
+    assert recorder() == 0 and "39 schedules in recorded-cpu.jsonl.gz" in capsys.readouterr().out  # three of 1 + 12
+    assert {split: len(e) for split, e in Recorded.load(path).entries.items()} == {
+        "train": 1,
+        "validation": 0,
+        "held_out": 2,
+    }
+    assert sorted(p.name for p in tmp_path.iterdir() if "recorded" in p.name) == [path.name]
+
+
+def test_a_split_that_cannot_be_filled_is_named(recorder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(recorded, "row_of", lambda *_: None)
+    monkeypatch.setattr(recorded, "chosen", lambda split, seed: KERNELS[split])
+    assert recorder() == 1 and not (tmp_path / "recorded-cpu.jsonl.gz").exists()
+    assert "the split train has 0 kernels of use on CPU, not 1" in capsys.readouterr().err
+
+
+def test_a_recording_that_cannot_be_written_leaves_the_former(recorder, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "recorded-cpu.jsonl.gz"
+    path.write_bytes(b"what shipped")
+
+    def full(*_, **__) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(corpus.json, "dumps", full)
+    assert recorder() == 1 and path.read_bytes() == b"what shipped"
+    assert "OSError: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 def test_the_recording_that_ships_is_large_and_closed():
