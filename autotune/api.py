@@ -10,12 +10,13 @@ from pathlib import Path
 from autotune.budget import Budget
 from autotune.capture import Program
 from autotune.compiler import default_device, renderer_of, without_beam
+from autotune.errors import UsageError
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Runner
 from autotune.records import Records, default_path
 from autotune.report import Report
-from autotune.search import DEFAULT, NEEDS_GUIDE
+from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner
 
 
@@ -30,6 +31,7 @@ def tune(
     again. `beam` lets a beam search of that width go on where the trials end. Without a checkpoint a learned strategy takes the
     newest of this backend, else one that ships. Raises AutotuneError subclasses only.
     """
+    check_checkpoint(checkpoint, strategy)
     with without_beam():  # neither what runs here nor our own nets shall be searched by tinygrad's BEAM
         device = default_device()
         chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
@@ -51,3 +53,9 @@ def tune(
             results, done = tuner.run(chosen, calls, budget)
             stopped, left = "" if done else "seconds", tuner.left(chosen, budget)
             return Report(device, budget.elapsed(), runner.compiled, results, stopped, left)
+
+
+def check_checkpoint(checkpoint: str | os.PathLike[str] | Guide | None, strategy: str) -> None:
+    """Raises UsageError for a checkpoint that is named for a strategy which uses none."""
+    if checkpoint and strategy in STRATEGIES and strategy not in NEEDS_GUIDE:
+        raise UsageError(f"strategy {strategy!r} uses no checkpoint, so there is nothing to name one for")

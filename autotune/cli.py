@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune import corpus
-from autotune.api import tune
-from autotune.cli_collect import collect_command
+from autotune.api import check_checkpoint, tune
+from autotune.cli_collect import SPLIT, collect_command
 from autotune.cli_devices import devices_command
 from autotune.cli_records import export_command, import_command, merge_command, verify_command
 from autotune.collect import DEFAULT as COLLECTING
@@ -159,7 +159,7 @@ def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
     option(
         "--program", choices=sorted(PROGRAMS), metavar="NAME", help=f"or those of one of {', '.join(sorted(PROGRAMS))}"
     )
-    option("--split", choices=corpus.SPLITS, default="train", help="of the corpus (default: %(default)s)")
+    option("--split", choices=corpus.SPLITS, help=f"of the corpus (default: {SPLIT})")
     option("--unseen", action="store_true", help="leave out kernels of the corpus of which trials ship for this device")
     option("--kernels", type=count, metavar="N", help="only so many of them, as the seed draws them (default: all)")
     option("--per-kernel", type=count, default=24, metavar="N", help="trials of each, in all (default: %(default)s)")
@@ -208,6 +208,7 @@ def tune_command(args: argparse.Namespace) -> int:
     check_script(args.script)
     if args.finetune and args.strategy not in NEEDS_GUIDE:
         raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to fine-tune")
+    check_checkpoint(args.checkpoint, args.strategy)
     check_output(args.json)
     device = default_device()
     description = fingerprint(device)
@@ -323,8 +324,14 @@ def replay_command(args: argparse.Namespace) -> int:
 
 def check_output(path: Path | None) -> None:
     """Raises UsageError where the file that --json names could not be written in the end."""
-    if path is not None and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
-        raise UsageError(f"--json {path} cannot be written; name a file in a directory that exists")
+    if path is None:
+        return
+    if path.exists():
+        writable = not path.is_dir() and os.access(path, os.W_OK)
+    else:
+        writable = os.access(path.resolve().parent, os.W_OK | os.X_OK)  # to make a file takes both
+    if not writable:
+        raise UsageError(f"--json {path} cannot be written; name a file that may be, in a directory that exists")
 
 
 def write_json(path: Path | None, data: dict[str, Any]) -> None:

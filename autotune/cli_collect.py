@@ -22,6 +22,8 @@ from autotune.records import Records
 from autotune.script import check_script, kernels_of_script, say
 from autotune.search import NEEDS_GUIDE
 
+SPLIT = "train"  # of the corpus, where none is named
+
 
 def collect_command(args: argparse.Namespace) -> int:
     """Measure until there is enough or the time is up, then print the data card of everything on record."""
@@ -30,6 +32,11 @@ def collect_command(args: argparse.Namespace) -> int:
         raise UsageError("--script or --program, not both")
     if args.unseen and (args.script or args.program):
         raise UsageError("--unseen is for the corpus: no trials ship of a script's or a program's kernels")
+    if args.split is not None and (args.script or args.program):
+        raise UsageError("--split is of the corpus: a script's or a program's kernels have none")
+    guided = NEEDS_GUIDE.intersection(args.strategies)
+    if args.checkpoint is not None and not guided:
+        raise UsageError(f"{' '.join(args.strategies)}: none of these strategies uses a checkpoint; name one that does")
     if args.script is not None:
         check_script(args.script)
     with (
@@ -39,7 +46,6 @@ def collect_command(args: argparse.Namespace) -> int:
     ):
         records.add_fingerprint(runner.fields)
         kernels = _some(_kernels(args, device), args.kernels, args.seed)
-        guided = NEEDS_GUIDE.intersection(args.strategies)
         guide = Guide.load(find_checkpoint(args.checkpoint, device)) if guided else None
         new = collect(kernels, records, runner, args.per_kernel, args.strategies, args.seed, args.minutes, guide)
         say(f"{new} new trials of {len(kernels)} kernels in {args.records}; the same command goes on from there")
@@ -52,7 +58,7 @@ def _kernels(args: argparse.Namespace, device: str) -> Sequence[Kernel]:
         return captured(args.program).for_device(device)
     if args.script is None:
         shipped = shipped_kernels(device) if args.unseen else set()
-        return [k for k in corpus.load(args.split) if k.key not in shipped]
+        return [k for k in corpus.load(args.split or SPLIT) if k.key not in shipped]
     return kernels_of_script(args.script, device).for_device(device)
 
 

@@ -14,9 +14,9 @@ from autotune.compiler import default_device, fingerprint
 from autotune.errors import DeviceError
 from autotune.kernel import schedule_to_json
 from autotune.measuring import noise
-from autotune.measuring.recheck import SLOWER, Checked, Claim, choose, recheck
-from autotune.measuring.runner import NOISE_FLOOR, Runner, commit
-from autotune.records import Final, Records, fingerprint_id, foreign
+from autotune.measuring.recheck import SLOWER, Checked, choose, recheck
+from autotune.measuring.runner import NOISE_FLOOR, Refuted, Runner, commit
+from autotune.records import Records, fingerprint_id, foreign
 from autotune.records.exchange import describe, export, import_, merge
 from autotune.script import say
 from autotune.strict import one_line
@@ -76,11 +76,8 @@ def verify_command(args: argparse.Namespace) -> int:
             bar.update()
 
         recheck(claims, runner, tell)
-        for one in checked:
-            if one.claim.winner and one.slower:
-                print(
-                    _beside(one.claim, Winners(records, runner).again(one.claim.kernel, one.claim.schedule)), flush=True
-                )
+        winners = Winners(records, runner)
+        checked = [_beside(one, winners) if one.claim.winner and one.slower else one for one in checked]
     wrong, slower = sum(not c.holds for c in checked), sum(c.slower for c in checked)
     unknown = sum(not c.judged for c in checked)
     print(f"{len(checked)} checked, of them winners: {sum(c.claim.winner for c in checked)}; no longer right: {wrong}; "
@@ -110,12 +107,22 @@ def _tell_noise(length: noise.Length) -> None:
     print(f"{length.seconds * 1e3:9.3f} ms {median:8.2%} {length.floor:8.2%} {worst:8.2%}", flush=True)
 
 
-def _beside(claim: Claim, final: Final | None) -> str:
-    """What became of a winner that has become slower."""
+def _beside(one: Checked, winners: Winners) -> Checked:
+    """Hold a winner that has become slower against hand-coded and print what becomes of it; returns what is known of it then."""
+    kernel = one.claim.kernel
+    try:
+        final = winners.again(kernel, one.claim.schedule)
+    except Refuted as refuted:
+        failed = Checked(one.claim, refuted.trial)
+        print(_line(failed), flush=True)
+        return failed
     if final is None:
-        return f"{claim.kernel.name}: could not be timed beside hand-coded"
-    stays = final.accepted or final.noise > NOISE_FLOOR
-    return f"{claim.kernel.name}: {final.ratio:.2f} of hand-coded's time now, {'stays' if stays else 'and is served no more'}"
+        what = "could not be timed beside hand-coded"
+    else:
+        stays = final.accepted or final.noise > NOISE_FLOOR
+        what = f"{final.ratio:.2f} of hand-coded's time now, {'stays' if stays else 'and is served no more'}"
+    print(f"{kernel.name}: {what}", flush=True)
+    return one
 
 
 def _line(one: Checked) -> str:

@@ -1,7 +1,7 @@
 """Gather a kernel set's behaviour on this device: `python -m autotune collect`. Resumes where it stopped.
 
 Kernels are visited in a seeded order, again and again, a few schedules at each visit, by one strategy after the other: many
-kernels with few schedules each teach more than few kernels with many.
+kernels with few schedules each teach more than few kernels with many. Several collectors and tuners may share a records file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Measurer, Runner, commit, known_of
 from autotune.records import History, Records, Trial
+from autotune.records.claims import share
 from autotune.search import make_strategy
 
 DEFAULT = ("random", "ucb", "greedy", "beam")  # none of them needs to have been trained
@@ -63,22 +64,30 @@ def commit_one(records: Records, measurer: Measurer, kernel: Kernel, strategy: s
 def collect(kernels: Sequence[Kernel], records: Records, runner: Runner, per_kernel: int, strategies: Sequence[str],
             seed: int, minutes: float, guide: Guide | None = None) -> int:  # fmt: skip
     """Visit the kernels until each has `per_kernel` trials, or until the time is up. Returns how many trials were new."""
-    deadline, order, new = time.monotonic() + 60 * minutes, np.random.default_rng(seed).permutation(len(kernels)), 0
-    done = [_made(records.history(kernels[i].key, runner.fingerprint)) for i in order]
+    deadline, new = time.monotonic() + 60 * minutes, 0
+    order = [kernels[i] for i in np.random.default_rng(seed).permutation(len(kernels))]
+    places = {kernel.key: place for place, kernel in enumerate(order)}
+    done = [_made(records.history(kernel.key, runner.fingerprint)) for kernel in order]
+
+    def in_time() -> bool:
+        return time.monotonic() <= deadline
+
     with tqdm(
         total=per_kernel * len(kernels), initial=sum(done), desc=runner.device, unit="trial", smoothing=0.05
     ) as bar:
-        for visit in range(-(-per_kernel // VISIT)):
-            for place, i in enumerate(order):
-                if time.monotonic() > deadline:
-                    return new
-                strategy = strategies[(place + visit) % len(strategies)]  # each kernel sees them all, in turn
-                wanted = min(per_kernel, (visit + 1) * VISIT)
-                found = collect_kernel(
-                    kernels[i], records, runner, runner.device, wanted, seed, strategy, VISIT // 2, guide
-                )
-                if guide is not None:
-                    guide.forget()  # what it said of this kernel is not asked for again
-                bar.update(found)
-                new += found
+
+        def visit(turn: int, kernel: Kernel) -> None:
+            nonlocal new
+            if not in_time():
+                return
+            strategy = strategies[(places[kernel.key] + turn) % len(strategies)]  # each kernel sees them all, in turn
+            wanted = min(per_kernel, (turn + 1) * VISIT)
+            found = collect_kernel(kernel, records, runner, runner.device, wanted, seed, strategy, VISIT // 2, guide)
+            if guide is not None:
+                guide.forget()  # what it said of this kernel is not asked for again
+            bar.update(found)
+            new += found
+
+        for turn in range(-(-per_kernel // VISIT)):
+            share(records.path, runner.fingerprint, order, functools.partial(visit, turn), in_time)
     return new

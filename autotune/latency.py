@@ -84,7 +84,8 @@ def compare(variants: Mapping[str, Variant], rounds: int = 15) -> dict[str, Late
             began = time.perf_counter()
             children[name] = subprocess.Popen(variant.command, env={**os.environ, **variant.env}, stdin=subprocess.PIPE,
                                               stdout=subprocess.PIPE, text=True)  # fmt: skip
-            _line(children[name], name)
+            while _line(children[name], name) != "ready\n":  # what else it prints as it starts is its own
+                pass
             started[name] = time.perf_counter() - began
         with device_lock(default_device(), exclusive=True):
             for _ in tqdm(range(rounds), desc="whole program"):

@@ -148,7 +148,7 @@ class Winners:
 
     def again(self, kernel: Kernel, schedule: Schedule) -> Final | None:
         """Time a schedule that is served against hand-coded once more. One that does not beat it any more is served no longer, unless
-        this is a noisy minute. None where that cannot be told."""
+        this is a noisy minute. None where that cannot be told. Raises Refuted where it fails, which is on record by then."""
         hand = self._history(kernel).baselines.get("hand_coded")
         if hand is None or hand.seconds is None:
             return None
@@ -157,6 +157,8 @@ class Winners:
             times = self.measurer.duel(kernel, rivals)
         except Refuted as refuted:
             commit(self.records, self.measurer, kernel, [refuted.trial])
+            if refuted.trial.schedule == schedule:
+                raise
             return None
         except Unprepared as why:
             return self._left(why)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import autotune
 from autotune import latency
+from autotune.api import check_checkpoint
 from autotune.budget import Budget
 from autotune.capture import Program
 from autotune.cli import check_output, write_json
@@ -32,8 +33,9 @@ from autotune.report import Report
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.tuner import Tuner
 
-# what --train has no use for, and its default
+# what only one mode has a use for, and its default
 OF_INFER = {"trials": 16, "seconds": None, "control": False, "beam": 0, "json": None, "pytorch": False}
+OF_TRAIN = {"minutes": 5.0}
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -53,7 +55,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--strategy", default=DEFAULT, choices=list(STRATEGIES))
     parser.add_argument("--control", action="store_true", help="also let random schedules search, with as many trials")
     parser.add_argument("--beam", type=int, default=0, help="also time tinygrad's BEAM=N (takes minutes)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of --train")
+    parser.add_argument("--minutes", type=float, default=OF_TRAIN["minutes"], help="of --train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--serve", choices=("default", "tuned", "beam", "pytorch"), help=argparse.SUPPRESS)
@@ -63,13 +65,13 @@ def options(description: str) -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """What would be refused in the end is refused before the network is built. Raises UsageError."""
     check_output(args.json)
-    if not args.train:
-        return
-    given = vars(args)
-    if unused := [name for name, default in OF_INFER.items() if given.get(name, default) != default]:
-        raise UsageError(f"--{unused[0]} is of --infer: --train makes a checkpoint, and ends")
-    if args.strategy not in NEEDS_GUIDE:
+    given, of_other = vars(args), OF_INFER if args.train else OF_TRAIN
+    if unused := [name for name, default in of_other.items() if given.get(name, default) != default]:
+        why = "infer: --train makes a checkpoint, and ends" if args.train else "train: --infer trains nothing"
+        raise UsageError(f"--{unused[0]} is of --{why}")
+    if args.train and args.strategy not in NEEDS_GUIDE:
         raise UsageError(f"strategy {args.strategy!r} uses no checkpoint, so there is nothing to train")
+    check_checkpoint(args.checkpoint, args.strategy)
 
 
 def find_guide(args: argparse.Namespace) -> Guide | None:
@@ -155,11 +157,11 @@ def train(args: argparse.Namespace, program: Program, name: str) -> None:
 def whole_program(args: argparse.Namespace, label: str) -> dict[str, dict[str, float | None]]:
     """Latency under TinyJit by default, tuned, and under BEAM or in PyTorch if asked, in fresh processes, interleaved."""
     command = [sys.executable, *sys.argv]
-    settings = {"default": {"BEAM": "0"}, "tuned": {"BEAM": "0"}}
+    settings = {"default": quiet(), "tuned": quiet()}
     if args.beam:
-        settings["beam"] = {"BEAM": str(args.beam), "IGNORE_BEAM_CACHE": "1"}
+        settings["beam"] = {**quiet(args.beam), "IGNORE_BEAM_CACHE": "1"}
     if "pytorch" in args and args.pytorch:  # not every example has a counterpart there
-        settings["pytorch"] = {}
+        settings["pytorch"] = quiet()
     variants = {name: latency.Variant([*command, "--serve", name], env) for name, env in settings.items()}
     found = latency.compare(variants)
     base, figures = found["default"], {}
@@ -172,6 +174,12 @@ def whole_program(args: argparse.Namespace, label: str) -> dict[str, dict[str, f
         print(f"{label}, {name:8} {result.seconds * 1e3:9.2f} ms  {result.seconds / base.seconds:6.3f} of default, ready in "
               f"{result.started:.0f} s{off}")  # fmt: skip
     return figures
+
+
+def quiet(beam: int = 0) -> dict[str, str]:
+    """An environment in which tinygrad prints nothing, and searches as asked here, whatever the user's own says: inside of a
+    TinyJit, JITBEAM goes before BEAM."""
+    return {"DEBUG": "0", "BEAM": str(beam), "JITBEAM": str(beam)}
 
 
 @contextlib.contextmanager

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from autotune.latency import Latency
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "transformer.py"
 SMALL = ["--layers", "1", "--width", "64", "--heads", "2", "--tokens", "16"]
@@ -26,11 +31,29 @@ def example(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess
     (("--train", "--strategy", "random"), "nothing to train"),
     (("--train", "--json", "x.json"), "--json is of --infer"),
     (("--train", "--trials", "8"), "--trials is of --infer"),
+    (("--infer", "--minutes", "9"), "--minutes is of --train"),
+    (("--infer", "--strategy", "random", "--checkpoint", "nowhere"), "uses no checkpoint"),
 ])  # fmt: skip
 def test_what_would_be_lost_in_the_end_is_refused_at_once(tmp_path, arguments, says):
     done = example(tmp_path, *arguments)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists() and done.stdout == ""  # the network was not even built
+
+
+def test_only_beam_is_searched_and_nobody_prints_whatever_the_environment_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    common = importlib.import_module("common")
+    asked = {}
+
+    def compare(variants):
+        asked.update({name: dict(variant.env) for name, variant in variants.items()})
+        return {name: Latency([1.0], np.zeros(1), 1.0) for name in variants}
+
+    monkeypatch.setattr(common.latency, "compare", compare)
+    common.whole_program(argparse.Namespace(beam=4, pytorch=True), "a network")
+    plain = {"DEBUG": "0", "BEAM": "0", "JITBEAM": "0"}
+    beam = {"DEBUG": "0", "BEAM": "4", "JITBEAM": "4", "IGNORE_BEAM_CACHE": "1"}
+    assert asked == {"default": plain, "tuned": plain, "beam": beam, "pytorch": plain}
 
 
 @pytest.mark.slow

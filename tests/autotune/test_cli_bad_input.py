@@ -15,7 +15,8 @@ from shell import RANDOM, ROOT, autotune, count, fails, folder, run
 
 from agents import checkpoint
 from autotune import cli, guide
-from autotune.errors import ScriptError
+from autotune.api import tune
+from autotune.errors import ScriptError, UsageError
 from autotune.kernel import Kernel
 from autotune.records import SCHEMA, Records
 from autotune.report import KernelResult, Report
@@ -37,6 +38,12 @@ def test_wrong_commands(folder, capsys):
     line = fails(capsys, 2, "tune", "--strategy", "magic", small)
     assert "'magic'" in line and "random" in line
     assert "cannot be written" in fails(capsys, 2, "tune", "--json", folder / "no" / "x.json", small)
+    assert "cannot be written" in fails(capsys, 2, "tune", "--json", small / "x.json", small)
+    unused = "strategy 'random' uses no checkpoint"
+    assert unused in fails(capsys, 2, "tune", *RANDOM, "--checkpoint", "nowhere", small)
+    assert unused in fails(capsys, 2, "tune", *RANDOM, "--finetune", "1", small)
+    with pytest.raises(UsageError, match=unused):
+        tune([], strategy="random", checkpoint="nowhere")
 
 
 @pytest.mark.parametrize(("name", "says"), [
@@ -96,17 +103,22 @@ def test_records_that_cannot_be_used(folder, tmp_path, capsys):
     assert "records" in fails(capsys, 1, "report", "--records", tmp_path)
 
 
-def test_records_that_are_read_only(folder, tmp_path):
-    path = tmp_path / "fixed.db"
-    Records(path).close()
-    path.chmod(0o444)
-    command = [sys.executable, "-m", "autotune", "tune", "--records", path, *RANDOM, folder / "small.py"]
-    if os.getuid() == 0:  # root may write everything, unless it gives that up
+def as_anyone(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m autotune` for whom the modes of files hold: root may write everything, unless it gives that up."""
+    command = [sys.executable, "-m", "autotune", *map(str, arguments)]
+    if os.getuid() == 0:
         if shutil.which("setpriv") is None:
             pytest.skip("needs a user other than root, or setpriv")
         command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
     env = {**os.environ, "DEV": "CPU", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_records_that_are_read_only(folder, tmp_path):
+    path = tmp_path / "fixed.db"
+    Records(path).close()
+    path.chmod(0o444)
+    done = as_anyone("tune", "--records", path, *RANDOM, folder / "small.py", cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""  # found before the script was run
     assert done.stderr == f"autotune: {path} is read-only; name another file with --records\n"
 
@@ -116,15 +128,24 @@ def test_records_in_a_folder_that_may_not_be_written_can_be_read(tmp_path):
     folder = tmp_path / "image"
     Records(folder / "r.db").close()
     folder.chmod(0o555)
-    command = [sys.executable, "-m", "autotune", "report", "--records", folder / "r.db"]
-    if os.getuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("needs a user other than root, or setpriv")
-        command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *command]
-    env = {**os.environ, "DEV": "CPU", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = as_anyone("report", "--records", folder / "r.db", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "") and "holds nothing for" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["r.db"]
+
+
+def test_a_result_goes_into_what_may_be_written_and_nothing_else(tmp_path):
+    """Where no file can be made, one that is there may still be written, as /dev/stdout may; or it may not."""
+    Records(tmp_path / "r.db").close()
+    folder = tmp_path / "image"
+    folder.mkdir()
+    for name, mode in (("open.json", 0o644), ("fixed.json", 0o444)):
+        (folder / name).touch()
+        (folder / name).chmod(mode)
+    folder.chmod(0o555)
+    for name, status in (("open.json", 0), ("fixed.json", 2), ("new.json", 2)):
+        done = as_anyone("report", "--records", tmp_path / "r.db", "--json", folder / name, cwd=tmp_path)
+        assert done.returncode == status and ("cannot be written" in done.stderr) == bool(status), done.stderr
+    assert json.loads((folder / "open.json").read_text())["kernels"] == []
 
 
 def test_records_without_anything_for_this_device_are_fine(folder, tmp_path, capsys):

@@ -17,7 +17,7 @@ from autotune import cli
 from autotune.compiler import default_device, fingerprint
 from autotune.errors import DeviceError
 from autotune.measuring.bench import PROTOCOL
-from autotune.measuring.runner import UNPREPARED, Runner
+from autotune.measuring.runner import UNPREPARED, Refuted, Runner
 from autotune.records import Final, Records, Trial, fingerprint_id
 
 __all__ = ["folder"]  # the fixture
@@ -120,6 +120,32 @@ def test_verify_holds_a_winner_that_has_become_slower_against_hand_coded(filled,
     with closing(Records(filled)) as records:
         own = fingerprint_id(fingerprint(default_device()))
         assert bool(records.served(own, PROTOCOL)) == (ratio < 1)
+
+
+@pytest.mark.parametrize(("failing", "status"), [((U2,), 1), ((), 0)])
+def test_verify_names_a_winner_that_its_own_comparison_refutes(filled, capsys, monkeypatch, failing, status):
+    """It was right, and slower; then wrong on the inputs of the comparison. Where hand-coded was, nothing is known of the winner."""
+    monkeypatch.setattr(Runner, "measure", lambda self, kernel, schedules, cutoff, done: [
+        done(Trial(kernel.key, s, "ok", (3e3,), input_seed=1)) for s in schedules])  # fmt: skip
+
+    def duel(self, kernel, schedules):
+        raise Refuted(Trial(kernel.key, failing, "wrong_output", detail="1 of 1 elements differ", kind="recheck"))
+
+    monkeypatch.setattr(Runner, "duel", duel)
+    assert main("verify", "--records", filled, "-n", "1") == status
+    out, err = capsys.readouterr()
+    _, beside, last = out.splitlines()
+    assert last == (f"1 checked, of them winners: 1; no longer right: {status}; "
+                    f"right, but slower than recorded by more than 10%: {1 - status}")  # fmt: skip
+    assert ("`export-beam`" in err) == bool(status)
+    if status:
+        assert beside.startswith("winner e 300") and "wrong_output" in beside and "1 of 1 elements differ" in beside
+    else:
+        assert beside == "e 300: could not be timed beside hand-coded"
+    with closing(Records(filled)) as records:
+        own = fingerprint_id(fingerprint(default_device()))
+        (found,) = [t for _, t in records.all_trials(own) if t.kind == "recheck"]
+        assert found.schedule == failing and bool(records.served(own, PROTOCOL)) == (not status)
 
 
 def test_what_verify_has_found_is_on_record_though_the_device_fails_then(filled, capsys, monkeypatch):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from shell import autotune, count, fails, folder
+from shell import autotune, count, fails, folder, start
+from test_never_worse import CPU, Adversary
 from tiny import U2, U4, add_one, total
 from tinygrad import Context
 from tinygrad.helpers import BEAM
 
 from autotune import cli, corpus, script
 from autotune.card import card_of
-from autotune.cli_collect import _some
+from autotune.cli_collect import SPLIT, _some
+from autotune.collect import collect
+from autotune.compiler import hand_coded
 from autotune.data import shipped_kernels
 from autotune.errors import UsageError
+from autotune.kernel import Kernel, Schedule
+from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, Trial
 
 __all__ = ["folder"]  # the fixture
@@ -31,6 +37,87 @@ def test_a_scripts_kernels_are_collected_once(folder: Path):
     assert "random 8" in out and "ucb 2" in out  # a visit of eight trials each
     status, again, err = autotune(folder, *command)
     assert status == 0 and "0 new trials" in err and count(records) == 10 and again == out
+
+
+def test_two_collectors_on_one_file_make_no_trial_twice(folder: Path):
+    records = folder / "two.db"
+    command = ("collect", "--records", records, "--script", "small.py", "--per-kernel", "10", "--minutes", "2")
+    with start(folder, "-m", "autotune", *command) as one, start(folder, "-m", "autotune", *command) as other:
+        for process in (one, other):
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+    assert (count(records), count(records, "hand_coded")) == (10, 1)
+
+
+class Shared(Adversary):
+    """An honest device beside another collector, which has a kernel for the first `looks` looks at it; when it lets go, it has
+    made four of its trials. `log` holds who was measured, `held` the kernel that is claimed."""
+
+    device = "CPU"
+
+    def __init__(self, records: Records, taken: Kernel, looks: float):
+        super().__init__(0, 0.0, 0.0)
+        self.records, self.taken, self.looks, self.held = records, taken, looks, ""
+        self.log: list[str] = []
+
+    @contextmanager
+    def claim(self, path: Path, kernel: Kernel, fingerprint: str):
+        assert path == self.records.path and fingerprint == self.fingerprint and not self.held
+        if kernel.key == self.taken.key and self.looks:
+            self.looks -= 1
+            if not self.looks:
+                self.others()
+            yield False
+        else:
+            self.held = kernel.key
+            yield True
+            self.held = ""
+
+    def others(self) -> None:
+        key = self.taken.key
+        self.records.add_kernel(self.taken)
+        for kind, schedule in (("unoptimized", ()), ("hand_coded", hand_coded(self.taken.ast, CPU))):
+            self.records.add_trial(self.fingerprint, Trial(key, schedule, "ok", (1.0,), kind=kind), PROTOCOL)
+        for schedule in ((U2,), (U4,), (U2, U2), (U4, U2)):
+            self.records.add_trial(self.fingerprint, Trial(key, schedule, "ok", (1.0,)), PROTOCOL)
+
+    def baselines(self, kernel: Kernel) -> list[Trial]:
+        assert kernel.key == self.held
+        return super().baselines(kernel)
+
+    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], *more) -> list[Trial]:
+        assert kernel.key == self.held
+        self.log += [kernel.name] * len(schedules)
+        return super().measure(kernel, schedules, *more)
+
+
+@pytest.fixture
+def sharing(records: Records, monkeypatch):
+    """sharing(looks) -> a device where another collector has the first of two kernels, and both kernels."""
+
+    def make(looks: float) -> tuple[Shared, list[Kernel]]:
+        kernels = [add_one(), add_one(768)]
+        device = Shared(records, kernels[0], looks)
+        monkeypatch.setattr("autotune.records.claims.claim", device.claim)
+        monkeypatch.setattr("autotune.records.claims.PAUSE", 0.0)
+        return device, kernels
+
+    return make
+
+
+def test_a_kernel_that_another_collector_has_is_visited_later(records: Records, sharing):
+    """By then it has four trials of six: there are two to make."""
+    device, (taken, free) = sharing(3)
+    assert collect([taken, free], records, device, 6, ["random"], 0, 60.0) == 8
+    assert device.log == [free.name] * 6 + [taken.name] * 2
+    made = [t for _, t in records.all_trials(device.fingerprint) if t.kernel == taken.key and t.kind == "trial"]
+    assert len(made) == 6 == len({t.schedule for t in made})
+
+
+def test_nobody_waits_for_another_collector_beyond_the_time(records: Records, sharing):
+    device, (taken, free) = sharing(math.inf)
+    assert collect([taken, free], records, device, 6, ["random"], 0, 0.02) <= 6
+    assert taken.name not in device.log
 
 
 def test_a_guide_can_say_where_to_look(folder: Path):
@@ -123,6 +210,10 @@ def test_a_script_is_captured_without_beam_whoever_asks(monkeypatch, tmp_path: P
 def test_bad_input_is_one_line(capsys, tmp_path: Path):
     assert "for the corpus" in fails(capsys, 2, "collect", "--unseen", "--script", "small.py")
     assert "for the corpus" in fails(capsys, 2, "collect", "--unseen", "--program", "matmul")
+    for other in (("--program", "matmul"), ("--script", "small.py")):
+        assert "--split is of the corpus" in fails(capsys, 2, "collect", "--split", SPLIT, *other)
+    unled = ("collect", "--strategies", "random", "ucb", "--checkpoint", "nowhere")
+    assert "random ucb: none of these strategies uses a checkpoint" in fails(capsys, 2, *unled)
     assert "not both" in fails(capsys, 2, "collect", "--program", "matmul", "--script", "small.py")
     assert "no script nowhere.py" in fails(capsys, 2, "collect", "--script", "nowhere.py")
     assert "invalid choice: 'policy'" in fails(capsys, 2, "collect", "--strategies", "policy")

@@ -1,4 +1,4 @@
-"""Whole programs timed in turn: what becomes of a child that dies."""
+"""Whole programs timed in turn: what becomes of a child that dies, or that talks."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def test_a_child_that_is_gone_is_one_line():
     slow = Variant([sys.executable, "-c", "import time; time.sleep(0.5); print('ready', flush=True); input()"], {})
     with pytest.raises(ScriptError, match="the process that runs gone ended with status 0"):
         compare({"gone": gone, "slow": slow}, rounds=2)
+
+
+def test_what_a_child_prints_before_it_is_ready_is_passed_over():
+    talks = "print('*** CPU 1 copy', 'ready or not', sep='\\n'); print('ready', flush=True); input(); print('[0.5, [1, 2]]')"
+    found = compare({"talks": Variant([sys.executable, "-c", talks], {})}, rounds=1)["talks"]
+    assert found.samples == [0.5] and found.output.tolist() == [1.0, 2.0]
