@@ -174,10 +174,10 @@ def test_walks_agree_with_tinygrad_on_tensor_cores():
 
 def test_a_symbolic_axis_of_one_turn_is_gone():
     """Rows 4 n, n at most 1, split into fours: the loop over n has one turn at most, and tinygrad drops it."""
-    kernel = kernel_of(Tensor.empty(4, 32)[: Variable("n", 0, 1).bind(1) * 4] + 1)
+    kernel = kernel_of(Tensor.empty(4, 32)[: Variable("n", 0, 1).bind(1) * 4].sum(1))
     root = root_state(kernel, renderer_of("CPU"))
     ours, theirs = step(root, ACTION_INDEX[U4]), apply_opt(root_scheduler(kernel.ast, renderer_of("CPU")), U4)
-    assert root.axes[0].factor and [a.size for a in ours.axes] == [32, 4]
+    assert root.axes[0].factor == 4 and [a.size for a in ours.axes] == [4, 32]
     assert [(a.kind, a.size) for a in ours.axes] == [(r.arg[-1], int(r.vmax) + 1) for r in theirs.rngs]
 
 
