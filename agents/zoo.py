@@ -24,10 +24,9 @@ from agents.stacking import FrameStack
 from agents.uniform import Uniform
 
 FRAMES = 4  # that a stacked agent sees
-WHOLE = (
-    FrequencyConfig.steps
-)  # of a rollout, for agents that learn of whole episodes: of shorter ones most long episodes are cut
-LIMIT = 9  # steps of which a frequency table tells one from another
+# steps of a rollout, for agents that learn of whole episodes: shorter ones cut most of the long episodes
+WHOLE = FrequencyConfig.steps
+LIMIT = 9  # steps of an episode, at most as many as kernels' have, of which a frequency table tells one from another
 
 
 class Settings(NamedTuple):

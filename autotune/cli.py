@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ from autotune.cli_records import export_command, import_command, merge_command, 
 from autotune.collect import DEFAULT as COLLECTING
 from autotune.collect import STRATEGIES as COLLECTORS
 from autotune.compiler import default_device, fingerprint, renderer_of, without_beam
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import UsageError, status_of
 from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
 from autotune.install import apply, export_beam
@@ -58,19 +57,8 @@ COLLECTORS_HELP = f"they take turns at each kernel: {', '.join(COLLECTORS)} (def
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = make_parser().parse_args(argv)
-    try:
-        return args.command(args)
-    except AutotuneError as error:
-        return _fail(str(error), error.status)
-    except KeyboardInterrupt:
-        return _fail("interrupted; every finished trial is on record, the same command goes on from there", 1)
-    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
-        return _fail(f"{type(error).__name__}: {error}", 1)
-
-
-def _fail(line: str, status: int) -> int:
-    say(line)
-    return status
+    told = "every finished trial is on record, the same command goes on from there"
+    return status_of("autotune", lambda: args.command(args), told)
 
 
 # **** the options ****

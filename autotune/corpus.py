@@ -11,7 +11,6 @@ import functools
 import gzip
 import hashlib
 import json
-import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from agents.checkpoint import replacing
 from autotune.capture import capture
 from autotune.compiler import Ops, canonical, default_device, is_tunable, renderer_of, without_beam
-from autotune.errors import AutotuneError, CodecError, UsageError
+from autotune.errors import CodecError, UsageError, status_of
 from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 from autotune.models import ResNet
 from autotune.programs import PROGRAMS, captured
@@ -370,22 +369,6 @@ def _parsed(path: Path, written: int) -> tuple[Kernel, ...]:
         return tuple(kernel_from_json(json.loads(line)) for line in file)
 
 
-def status_of(program: str, body: Callable[[], None], interrupted: str = "nothing was written") -> int:
-    """Run the body of a module that is called by `python -m`: exit status 0, or one line on stderr and 1 (failure) or 2 (usage)."""
-    try:
-        body()
-    except AutotuneError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
-        return 1
-    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
-        print(f"{program}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -393,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    return status_of(parser.prog, lambda: _make(args.seed))
+    return status_of(parser.prog, lambda: _make(args.seed), "nothing was written")
 
 
 def _make(seed: int) -> None:

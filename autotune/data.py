@@ -20,7 +20,7 @@ import numpy as np
 
 from autotune import corpus
 from autotune.compiler import Renderer, default_device
-from autotune.errors import IllegalAction, UsageError
+from autotune.errors import IllegalAction, UsageError, status_of
 from autotune.kernel import Kernel, schedule_from_json, schedule_to_json
 from autotune.records import Records, Trial
 from autotune.space import MAX_STEPS, State, apply_to_state, root_state
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="add to what ships already")
     parser.add_argument("--skip", action="store_true", help="leave out kernels that are no training kernels")
     args = parser.parse_args(argv)
-    return corpus.status_of(parser.prog, lambda: _ship(args))
+    return status_of(parser.prog, lambda: _ship(args), "nothing was written")
 
 
 def _ship(args: argparse.Namespace) -> None:

@@ -231,9 +231,8 @@ def observe(state: State, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _effect(state: State, opt: Opt | None, unrolled: int) -> tuple[list[float], int]:
     """What an action does, and the slot of the loop to which it does it; MAX_AXES: of none."""
-    position = (
-        None if opt is None or opt.op is OptOps.TC else resolve_axis(state, opt)
-    )  # TC's axis counts choices, not loops
+    # the `axis` of a tensor-core action counts ways to use it, not loops
+    position = None if opt is None or opt.op is OptOps.TC else resolve_axis(state, opt)
     if opt is None or position is None or position < 0:
         return _NO_EFFECT, MAX_AXES
     axis = state.axes[position]

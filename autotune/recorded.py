@@ -27,7 +27,7 @@ from autotune import corpus
 from autotune.collect import collect_kernel
 from autotune.compiler import Renderer, default_device
 from autotune.env import Task
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import AutotuneError, UsageError, status_of
 from autotune.kernel import Kernel, Schedule, schedule_from_json, schedule_to_json
 from autotune.measuring.runner import Runner
 from autotune.records import History, Records
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     told = "every finished trial is on record, the same command goes on from there"
-    return corpus.status_of(parser.prog, lambda: _record(args), told)
+    return status_of(parser.prog, lambda: _record(args), told)
 
 
 def _record(args: argparse.Namespace) -> None:

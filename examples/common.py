@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import sqlite3
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from autotune.budget import Budget
 from autotune.capture import Program
 from autotune.cli import check_output, write_json
 from autotune.compiler import default_device, renderer_of
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import UsageError, status_of
 from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
@@ -191,15 +190,5 @@ def serving(args: argparse.Namespace) -> Iterator[None]:
 
 def main(body: Callable[[], None]) -> int:
     """Run an example; errors that a user can mend are one line."""
-    try:
-        body()
-    except AutotuneError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        print("interrupted; every finished trial is in the records, run the same command to go on", file=sys.stderr)
-        return 1
-    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
-        print(f"{Path(sys.argv[0]).name}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    told = "every finished trial is in the records, run the same command to go on"
+    return status_of(Path(sys.argv[0]).name, body, told)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from sacred.run import Run
 from sacred.utils import SacredError
 
 from autotune.compiler import default_device, renderer_of, without_beam
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import UsageError, status_of
 from autotune.measuring.runner import Measurer, Runner
 from autotune.records import Records
 from autotune.strict import shown
@@ -47,23 +45,16 @@ def make_experiment(name: str) -> Experiment:
 def command_line(experiment: Experiment, arguments: list[str]) -> int:
     """Run an experiment as `python -m` does: exit status 0, or one line on stderr and 1 (failure) or 2 (usage)."""
     name = str(experiment.path)
-    try:
+
+    def run() -> None:
         if name in MANY_SEEDS and any(argument.partition("=")[0].strip() == "seed" for argument in arguments):
             raise UsageError("it has no `seed`, for all is repeated with the seeds from 0 on; `seeds` is their number")
-        experiment.run_commandline([name, "--debug", *arguments])  # debug: hand errors on, print no trace
-    except AutotuneError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.status
-    except SacredError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; finished trials and checkpoints are in `{RUNS}`", file=sys.stderr)
-        return 1
-    except (OSError, sqlite3.Error) as error:  # a full disk, a file that may not be written, ...
-        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        try:
+            experiment.run_commandline([name, "--debug", *arguments])  # debug: hand errors on, print no trace
+        except SacredError as error:
+            raise UsageError(str(error)) from None
+
+    return status_of(name, run, f"finished trials and checkpoints are in `{RUNS}`")
 
 
 def check_types(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
