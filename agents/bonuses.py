@@ -19,12 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 from tinygrad import Tensor
 
-from agents import networks
+from agents import networks, parameters
+from agents.checks import check_least
 from agents.exploration import StateCounts, Wrapper
-from agents.jitcache import cached_jit
+from agents.jitcache import CachedJit
 from agents.learner import LearnerConfig, Trained, to_tensors
-from agents.networks import LSTMPolicy, orthogonal, tanh
+from agents.networks import orthogonal, tanh
 from agents.normalise import RunningMoments
+from agents.parameters import Parameters
 from agents.rollout import Learner, Rollout
 
 CLIP = 5.0  # of a normalised observation, in standard deviations
@@ -47,9 +49,7 @@ class BonusConfig(LearnerConfig):
     digits: int = 2  # decimals of an observation that tell it from another, for the counters
 
     def __post_init__(self) -> None:
-        for key, least in (("epochs", 1), ("outputs", 1), ("members", 2), ("bits", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} must be at least {least}, not {getattr(self, key)}")
+        check_least(self, epochs=1, outputs=1, members=2, bits=1)
         for key in ("steps", "n_envs", "memory", "gamma", "lr_end", "anneal_updates"):
             if getattr(self, key) != getattr(LearnerConfig, key):
                 raise ValueError(f"{key} is used by no bonus, so it cannot be {getattr(self, key)}")
@@ -128,20 +128,16 @@ class Counts:
 # *** bonuses that predict ***
 
 
-class MLPs(LSTMPolicy):
-    """M networks of two tanh layers side by side, in an LSTMPolicy's store of parameters: [N, I] -> [M, N, O]."""
+class MLPs(Parameters):
+    """M networks of two tanh layers side by side: [N, I] -> [M, N, O]."""
 
     def __init__(self, members: int, inputs: int, outputs: int, hidden: int, seed: int):
-        self.sizes = (members, inputs, outputs, hidden)
-        self._begin(seed)
-
-    @property
-    def dims(self) -> tuple[Any, ...]:
-        return self.sizes
+        self.dims = members, inputs, outputs, hidden
+        super().__init__(seed)
 
     def initial(self, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Orthogonal weights [M, rows, columns], zero biases [M, 1, columns]: the members differ only in these."""
-        members, inputs, outputs, hidden = self.sizes
+        members, inputs, outputs, hidden = self.dims
         arrays = {}
         for i, (rows, columns) in enumerate(((inputs, hidden), (hidden, hidden), (hidden, outputs)), 1):
             gain = math.sqrt(2) if i < 3 else 1.0
@@ -172,7 +168,7 @@ class Predictor:
         self.seen, self.paid = RunningMoments(state_dim), RunningMoments(1)
         here = (sys.modules[__name__],)
         self.trained = Trained(net, self.loss, (f"{self.name}_loss",), config, self.name, (), here, cache_dir)
-        self._raw = cached_jit(self.raw, f"{self.name}-bonus", net.dims, (networks, *here), cache_dir)
+        self._raw = CachedJit(self.raw, f"{self.name}-bonus", net.dims, (networks, parameters, *here), cache_dir)
 
     def raw(self, theta: Tensor, *batch: Tensor) -> Tensor:
         """The bonus before it is scaled: `inputs` -> [N]."""

@@ -92,12 +92,9 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, s
 
 
 def load(
-    path: str | os.PathLike[str],
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    accept: Callable[[dict[str, Any]], str | None] | None = None,
+    path: str | os.PathLike[str], accept: Callable[[dict[str, Any]], str | None] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and meta data. `shapes` must be there as named; `accept(meta)` returns a complaint, or None
-    where all is well."""
+    """Arrays and meta data. `accept(meta)` returns a complaint, or None where all is well. Raises CheckpointError."""
     binary, _ = files_of(path)
     if not binary.is_file():
         raise CheckpointError(f"no checkpoint at {binary}")
@@ -113,8 +110,6 @@ def load(
         raise CheckpointError(f"{binary} is damaged: its checksum differs")
     if accept is not None and (complaint := accept(meta)):
         raise CheckpointError(f"{binary}: {complaint}")
-    if shapes is not None:
-        check_shapes(tensors, shapes, str(binary))
     return tensors, meta
 
 
@@ -160,6 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_shapes(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises CheckpointError, which says `where`, for the first array that is missing or has another shape; others may be there."""
     for name, shape in shapes.items():
         if name not in tensors:
             raise CheckpointError(f"{where}: {name} is missing")

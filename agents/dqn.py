@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,13 +14,14 @@ import numpy as np
 from tinygrad import Tensor
 
 from agents import losses
-from agents.checkpoint import CheckpointError, check_shapes
+from agents.checkpoint import check_shapes
+from agents.checks import check_fraction, check_least, check_share
 from agents.jitcache import upload
-from agents.learner import LearnerConfig, NetworkAgent, Trained
+from agents.learner import LearnerConfig, NetworkAgent, Trained, annealed, check_rollout
 from agents.losses import taken, weighted_mean
 from agents.networks import ILLEGAL, LSTMPolicy
 from agents.protocol import Observation
-from agents.returns import known_steps
+from agents.replay import Replay
 from agents.rollout import Rollout
 
 METRICS = ("td_loss", "td_error", "q", "weight")
@@ -45,14 +45,9 @@ class DQNConfig(LearnerConfig):
     target_every: int = 4  # updates between two copies to the target network; after each one, CartPole is not learned
 
     def __post_init__(self) -> None:
-        for key, least in {"steps": 2, "replay": 1, "batch": 1, "gradient_steps": 1, "target_every": 1}.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} must be at least {least}, not {getattr(self, key)}")
-        for key in ("epsilon", "epsilon_end"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} must be from 0 to 1, not {getattr(self, key)}")
-        if not 0 < self.epsilon_share <= 1:
-            raise ValueError(f"epsilon_share must be above 0 and at most 1, not {self.epsilon_share}")
+        check_least(self, steps=2, replay=1, batch=1, gradient_steps=1, target_every=1)
+        check_fraction(self, "epsilon", "epsilon_end")
+        check_share(self, "epsilon_share")
 
 
 class Batch(NamedTuple):
@@ -135,52 +130,6 @@ def unpack(rows: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
     return Batch(**fields | {"mask": fields["mask"] > 0.5, "action": fields["action"].cast("int32")})
 
 
-class Replay:
-    """The last sequences, one a row [N, X] float32: a sample is then one copy to the device, not one for each field."""
-
-    def __init__(self, capacity: int, shapes: Mapping[str, tuple[int, ...]]):
-        self.shapes, self.added = shapes, 0  # sequences that were ever added
-        self.rows = np.zeros((capacity, sum(math.prod(shape) for shape in shapes.values())), np.float32)
-
-    def __len__(self) -> int:
-        return min(self.added, len(self.rows))
-
-    def add(self, rollout: Rollout) -> None:
-        """Every environment's sequence, over the oldest ones."""
-        B = rollout.action.shape[1]
-        known = {"weight": known_steps(rollout.terminated, rollout.ended), "hidden": rollout.hidden[None]}  # [1, B, 2H]
-        columns = vars(rollout) | known
-        parts = [np.moveaxis(columns[name], 1, 0).reshape(B, -1) for name in self.shapes]  # [T, B, ...] -> [B, T ...]
-        self.rows[(self.added + np.arange(B)) % len(self.rows)] = np.concatenate(parts, axis=1)
-        self.added += B
-
-    def sample(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """[count, X], each drawn from all with replacement."""
-        return self.rows[rng.integers(len(self), size=count)]
-
-    # Nearly all action features are 0 (on kernels 98%): compressed, hundreds of megabytes are a few.
-
-    def deflated(self) -> np.ndarray:
-        """The filled rows, as compressed bytes."""
-        return np.frombuffer(zlib.compress(self.rows[: len(self)].tobytes(), 1), np.uint8)
-
-    def inflated(self, data: np.ndarray, added: int) -> np.ndarray:
-        """The filled rows of a replay of this layout to which `added` sequences were added. Raises CheckpointError."""
-        shape = min(added, len(self.rows)), self.rows.shape[1]
-        size = 4 * math.prod(shape)
-        try:
-            raw = zlib.decompressobj().decompress(data.tobytes(), size + 1)  # no more, whoever wrote the checkpoint
-        except zlib.error as error:
-            raise CheckpointError(f"the replay is damaged ({error})") from error
-        if len(raw) != size:
-            raise CheckpointError(f"the replay has {len(raw)} bytes or more, expected {size}")
-        return np.frombuffer(raw, np.float32).reshape(shape)
-
-    def load(self, rows: np.ndarray, added: int) -> None:
-        self.added = added
-        self.rows[: len(rows)] = rows
-
-
 # *** the agent ***
 
 
@@ -214,8 +163,7 @@ class DQN(NetworkAgent):
     def epsilon(self) -> float:
         """Share of uniform choices: linear from `epsilon` to `epsilon_end` over a share of the annealing."""
         c = self.config
-        over = min(1.0, self.updates / (c.epsilon_share * c.anneal_updates)) if c.anneal_updates else 0.0
-        return c.epsilon + (c.epsilon_end - c.epsilon) * over
+        return annealed(c.epsilon, c.epsilon_end, self.updates, c.epsilon_share * c.anneal_updates)
 
     def evaluate(
         self, observation: Observation, hidden: np.ndarray, reset: np.ndarray
@@ -236,8 +184,7 @@ class DQN(NetworkAgent):
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Adds a rollout to the replay, then takes gradient steps on samples. Returns METRICS averaged over them."""
         c, r = self.config, rollout
-        if r.action.shape != (c.steps, c.n_envs):
-            raise ValueError(f"a rollout of {r.action.shape}, but the configuration says {(c.steps, c.n_envs)}")
+        check_rollout(r, c)
         self.replay.add(closed(r, c.gamma))
         lr, epsilon = self.lr, self.epsilon
         samples = (upload(self.replay.sample(self.rng, c.batch)) for _ in range(c.gradient_steps))
@@ -245,12 +192,11 @@ class DQN(NetworkAgent):
         self.updates += 1
         if self.updates % c.target_every == 0:
             self._copy_to_target()
-        legal = np.take_along_axis(r.mask, r.action[..., None], 2)
-        return dict(zip(self.trained.metrics, table.mean(0).tolist(), strict=True)) | {
+        return self.trained.means(table) | {
             "lr": lr,
             "epsilon": epsilon,
             "replay": float(len(self.replay)),
-            "invalid_actions": float(1 - legal.mean()),
+            "invalid_actions": r.illegal_share,
         }
 
     def start_from(self, other: NetworkAgent) -> None:

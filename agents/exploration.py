@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from agents.checkpoint import check_shapes
-from agents.learner import NetworkAgent, sample
+from agents.checks import check_fraction, check_least, check_positive
+from agents.learner import NetworkAgent, annealed, sample
 from agents.networks import ILLEGAL
 from agents.protocol import Observation
 from agents.rollout import Action, Learner, Rollout
@@ -42,17 +43,11 @@ class ExplorationConfig:
     ucb_digits: int = 2  # decimals of an observation that tell it from another
 
     def __post_init__(self) -> None:
-        for key in ("temperature", "temperature_end"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key} must be above 0, not {getattr(self, key)}")
-        for key in ("noise", "noise_end"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} must be from 0 to 1, not {getattr(self, key)}")
+        check_positive(self, "temperature", "temperature_end")
+        check_fraction(self, "noise", "noise_end")
+        check_least(self, ucb=0, temperature_updates=0, noise_updates=0)
         if not 0 <= self.sticky < 1:
             raise ValueError(f"sticky must be from 0 to below 1, not {self.sticky}")
-        for key in ("ucb", "temperature_updates", "noise_updates"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be negative, but is {getattr(self, key)}")
         if not 1 <= self.ucb_bits <= 24:
             raise ValueError(f"ucb_bits must be from 1 to 24, not {self.ucb_bits}")
 
@@ -239,16 +234,13 @@ class Explorer(Wrapper):
 
     def explore(self, log_probs: np.ndarray, observation: Observation, previous: np.ndarray | None) -> np.ndarray:
         """All switches, one after another: [B, A] -> [B, A]. previous [B] is needed where actions are sticky."""
-        c, mask = self.exploration, observation.mask
+        c, mask, updates = self.exploration, observation.mask, self.updates
         if self.counts is not None:
             log_probs = optimistic(log_probs, mask, self.counts(observation.state), c.ucb)
-        log_probs = temper(log_probs, mask, self.annealed(c.temperature, c.temperature_end, c.temperature_updates))
-        log_probs = add_noise(log_probs, mask, self.annealed(c.noise, c.noise_end, c.noise_updates))
+        temperature = annealed(c.temperature, c.temperature_end, updates, c.temperature_updates)
+        noise = annealed(c.noise, c.noise_end, updates, c.noise_updates)
+        log_probs = add_noise(temper(log_probs, mask, temperature), mask, noise)
         return log_probs if previous is None else stick(log_probs, mask, previous, c.sticky)
-
-    def annealed(self, start: float, end: float, total: int) -> float:
-        """Linear from start to end over `total` updates; 0 = for ever at start."""
-        return start + (end - start) * min(1.0, self.updates / total) if total else start
 
     def value(self, observation: Observation, hidden: np.ndarray, reset: np.ndarray) -> np.ndarray:
         return self.agent.value(observation, self.inner(hidden), reset)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.checkpoint import CheckpointError, check_shapes
+from agents.checks import check_least, check_positive, check_share
 from agents.learner import sample
 from agents.logs import whole_episodes
 from agents.networks import ILLEGAL
@@ -29,14 +30,9 @@ class FrequencyConfig:
     prior: float = 0.5  # of each action, in episodes: what was never done stays possible
 
     def __post_init__(self) -> None:
-        for key in ("steps", "limit", "window"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
-        for key in ("elite", "decay"):
-            if not 0 < getattr(self, key) <= 1:
-                raise ValueError(f"{key} must be above 0 and at most 1, not {getattr(self, key)}")
-        if not self.prior > 0:
-            raise ValueError(f"prior must be above 0, not {self.prior}")
+        check_least(self, steps=1, limit=1, window=1)
+        check_share(self, "elite", "decay")
+        check_positive(self, "prior")
 
 
 class Frequency:

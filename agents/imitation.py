@@ -13,6 +13,7 @@ from tinygrad import Tensor
 
 from agents import losses, networks
 from agents.checkpoint import check_shapes
+from agents.checks import check_positive, check_share
 from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
 from agents.logs import Group, groups, sequences, whole_episodes
 from agents.losses import taken, weighted_mean
@@ -38,16 +39,8 @@ class CloningConfig(LearnerConfig):
     def __post_init__(self) -> None:
         if self.weighting not in ("elite", "exponential"):
             raise ValueError(f"weighting must be elite or exponential, not {self.weighting!r}")
-        if not 0 < self.elite <= 1:
-            raise ValueError(f"elite must be above 0 and at most 1, not {self.elite}")
-        positive(self, "epochs", "temperature", "weight_clip", "window")
-
-
-def positive(config: LearnerConfig, *keys: str) -> None:
-    """Raises ValueError for the first of these settings that is 0 or less."""
-    for key in keys:
-        if getattr(config, key) <= 0:
-            raise ValueError(f"{key} must be above 0, not {getattr(config, key)}")
+        check_share(self, "elite")
+        check_positive(self, "epochs", "temperature", "weight_clip", "window")
 
 
 class Batch(NamedTuple):
@@ -73,8 +66,8 @@ def cloning_loss(
     """
     policy_loss = -weighted_mean(taken(log_probs, batch.action), batch.weight)
     value_loss = 0.5 * weighted_mean((value - batch.target).square(), batch.known)
-    spread = networks.entropy(log_probs, batch.mask).mean()
-    return policy_loss + value_coef * value_loss, (policy_loss, value_loss, spread)
+    mean_entropy = networks.entropy(log_probs, batch.mask).mean()
+    return policy_loss + value_coef * value_loss, (policy_loss, value_loss, mean_entropy)
 
 
 def to_go(rollout: Rollout, gamma: float) -> np.ndarray:
@@ -120,8 +113,8 @@ class Cloning(NetworkAgent):
         table = self.trained.table([self.trained.step(self.lr, [], batch) for _ in range(c.epochs)])
         self.updates += 1
         seen = self.returns[~np.isnan(self.returns)]
-        metrics = dict(zip(self.trained.metrics, table.mean(0).tolist(), strict=True))
-        return metrics | {"copied": float((weight > 0).mean())} | ({"best": float(seen.max())} if len(seen) else {})
+        metrics = self.trained.means(table) | {"copied": float((weight > 0).mean())}
+        return metrics | ({"best": float(seen.max())} if len(seen) else {})
 
     def weights(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
         """How much each step is to be copied, and whether its episode is whole: both [T, B]. Remembers the returns."""

@@ -186,13 +186,3 @@ def refill(tensor: Tensor, array: np.ndarray) -> None:
         buffer: Any = tensor.uop.buffer
         own = np.array(array, order="C", ndmin=1)  # a device may copy later, from memory that nobody changes
         buffer.ensure_allocated().allocator._copyin(buffer._buf, own.data.cast("B"))
-
-
-def cached_jit(
-    fn: Callable[..., Any],
-    name: str,
-    key_parts: Sequence[object] = (),
-    sources: Sequence[ModuleType] = (),
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> CachedJit:
-    return CachedJit(fn, name, key_parts, sources, cache_dir)

@@ -1,30 +1,30 @@
 """What every agent with a network shares: acting by it, Adam under one jitted gradient step, and its state.
 
 An agent is a NetworkAgent with one or more parts; a part is a network with the loss that trains it (`Trained`). All agents
-have one signature: `act`, `value`, `update(rollout)`, `state`, `load_state`; see agents.protocol.Learner."""
+have one signature: `act`, `value`, `update(rollout)`, `state`, `load_state`; see agents.rollout.Learner."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tinygrad import Device, Tensor
 
-from agents import networks
+from agents import networks, parameters
 from agents.checkpoint import check_shapes
-from agents.jitcache import cached_jit, refill, upload
+from agents.jitcache import CachedJit, refill, upload
 from agents.networks import LSTMPolicy
+from agents.parameters import Parameters
 from agents.protocol import Observation
 from agents.rollout import Action, Rollout
 
 Loss = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]  # (policy, coefs [K], *batch) -> scalar to minimise, metrics
 GROUPS = ("parameter", "adam_m", "adam_v")
-C = TypeVar("C")
 
 
 class Diverged(ArithmeticError):
@@ -52,7 +52,7 @@ class LearnerConfig:
 class Trained:
     """A network under Adam. `step(lr, coefs, *batch)` takes one jitted gradient step on its loss."""
 
-    def __init__(self, policy: LSTMPolicy, loss: Loss, metrics: Sequence[str], config: LearnerConfig, name: str,
+    def __init__(self, policy: Parameters, loss: Loss, metrics: Sequence[str], config: LearnerConfig, name: str,
                  frozen: Sequence[object] = (), sources: Sequence[ModuleType] = (),
                  cache_dir: str | os.PathLike[str] | None = None):  # fmt: skip
         """`frozen` are the Python values that `loss` reads, which its capture holds as constants; `sources` the modules."""
@@ -60,8 +60,8 @@ class Trained:
         self.metrics = (*metrics, "gradient_norm")
         self._begin()
         adam = (config.max_grad_norm, config.adam_b1, config.adam_b2, config.adam_eps)
-        modules = (networks, sys.modules[__name__], *sources)
-        self._jit = cached_jit(self._step, f"{name}-update", (*policy.dims, *adam, *frozen), modules, cache_dir)
+        modules = (networks, parameters, sys.modules[__name__], *sources)
+        self._jit = CachedJit(self._step, f"{name}-update", (*policy.dims, *adam, *frozen), modules, cache_dir)
 
     def _begin(self) -> None:
         """Adam before its first step."""
@@ -100,10 +100,12 @@ class Trained:
         """Metrics of some steps [N, M]: the only wait for the device. Raises Diverged."""
         table = np.stack([row.numpy() for row in rows])
         if not np.isfinite(table).all():
-            raise Diverged(
-                f"gradient step {self.steps}: {dict(zip(self.metrics, table.mean(0).tolist(), strict=True))}"
-            )
+            raise Diverged(f"gradient step {self.steps}: {self.means(table)}")
         return table
+
+    def means(self, table: np.ndarray) -> dict[str, float]:
+        """Metrics by name, averaged over the steps of a `table` [N, M]."""
+        return dict(zip(self.metrics, table.mean(0).tolist(), strict=True))
 
     def reset(self, names: Sequence[str], seed: int) -> None:
         """Give the named parameters fresh values. Adam begins anew for all: it has one step count, and under a high one moments
@@ -145,17 +147,17 @@ class NetworkAgent:
 
     def __init__(self, state_dim: int, n_actions: int, action_dim: int, config: LearnerConfig, seed: int,
                  cache_dir: str | os.PathLike[str] | None):  # fmt: skip
-        self.config, self.cache_dir, self.dims = config, cache_dir, (state_dim, n_actions, action_dim)
+        self.config, self.dims = config, (state_dim, n_actions, action_dim)
         self.policy = self.network(seed)
         self.rng = np.random.default_rng(seed)
         self.updates = 0
         # of `evaluate`, filled anew each time: making them took a quarter of it
         self._inputs: dict[tuple[Any, ...], Tensor] = {}
-        modules = (networks, sys.modules[__name__])
-        self._forward = cached_jit(self._forward_fn, "act", self.policy.dims, modules, cache_dir)
+        modules = (networks, parameters, sys.modules[__name__])
+        self._forward = CachedJit(self._forward_fn, "act", self.policy.dims, modules, cache_dir)
 
-    def network(self, seed: int) -> LSTMPolicy:
-        """One more network of this agent's shape."""
+    def network(self, seed: int) -> Any:
+        """One more network of this agent's shape: Parameters, of a kind that a subclass may choose."""
         return LSTMPolicy(*self.dims, self.config.hidden, seed, self.config.memory)
 
     # *** acting ***
@@ -210,8 +212,7 @@ class NetworkAgent:
 
     def annealed(self, start: float, end: float) -> float:
         """Linear from start to end over `anneal_updates` updates."""
-        total = self.config.anneal_updates
-        return start + (end - start) * min(1.0, self.updates / total) if total else start
+        return annealed(start, end, self.updates, self.config.anneal_updates)
 
     @property
     def lr(self) -> float:
@@ -281,9 +282,13 @@ def to_tensors(*arrays: np.ndarray | None) -> list[Tensor]:
     return [upload(array) for array in arrays if array is not None]
 
 
-def config_from(cls: type[C], mapping: Mapping[str, Any]) -> C:
-    """A configuration (a dataclass) from a mapping, such as JSON holds. Raises ValueError naming keys it does not have."""
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    if unknown := [str(key) for key in mapping if key not in known]:
-        raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
-    return cls(**mapping)
+def check_rollout(rollout: Rollout, config: LearnerConfig) -> None:
+    """Raises ValueError for a rollout of another shape than the configuration's."""
+    shape = config.steps, config.n_envs
+    if rollout.action.shape != shape:
+        raise ValueError(f"a rollout of {rollout.action.shape}, but the configuration says {shape}")
+
+
+def annealed(start: float, end: float, updates: int, total: float) -> float:
+    """Linear from start to end over `total` updates; 0 = for ever at start."""
+    return start + (end - start) * min(1.0, updates / total) if total else start

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.learner import LearnerConfig
+from agents.learner import LearnerConfig, check_rollout
 from agents.protocol import VectorEnv
-from agents.rollout import Agent, Rollout, Runner
+from agents.rollout import Agent, Rollout, Rollouts
 
 ROWS = ("hidden", "last_value")  # the fields of a rollout without a time axis: [B, ...] where others are [T, B, ...]
 # (rollout) -> int64, [B] or [T, B]: episodes may be compared whose numbers at their first steps are equal
@@ -68,9 +68,8 @@ def sequences(rollout: Rollout, config: LearnerConfig) -> list[np.ndarray]:
     The memory starts at zero, since the recorded one is of another network: exact for episodes that begin in the chunk.
     Raises ValueError for a rollout of another shape, and for a reward that is not finite.
     """
-    r, shape = rollout, (config.steps, config.n_envs)
-    if r.action.shape != shape:
-        raise ValueError(f"a rollout of {r.action.shape}, but the configuration says {shape}")
+    r = rollout
+    check_rollout(r, config)
     if not np.isfinite(r.reward).all():
         raise ValueError("a rollout with a reward that is not finite")
     return [np.zeros((config.n_envs, 2 * config.hidden), np.float32), r.state, r.mask, r.reset, r.action]
@@ -91,8 +90,8 @@ class Log:
     @classmethod
     def record(cls, env: VectorEnv, agent: Agent, chunks: int, steps: int, seed: int = 0) -> Log:
         """What `agent` does in `env`, in chunks of `steps` steps."""
-        runner = Runner(env, agent, seed)
-        return cls([runner.collect(steps)[0] for _ in range(chunks)])
+        rollouts = Rollouts(env, agent, seed)
+        return cls([rollouts.collect(steps)[0] for _ in range(chunks)])
 
     def __len__(self) -> int:
         return self.rollout.action.size

@@ -51,7 +51,8 @@ def ppo_loss(
     clipped = ratio.clip(1 - clip, 1 + clip)
     policy_loss = -(ratio * batch.advantage).minimum(clipped * batch.advantage).mean()
     value_loss = 0.5 * (value - batch.target).square().mean()
-    spread = entropy(log_probs, batch.mask).mean()
+    mean_entropy = entropy(log_probs, batch.mask).mean()
     kl, deviation = (ratio - 1 - log_ratio).mean(), (ratio - 1).abs()
-    loss = policy_loss + value_coef * value_loss - entropy_coef.sum() * spread
-    return loss, (policy_loss, value_loss, spread, kl, (deviation > clip).mean(), ratio.mean(), deviation.max())
+    loss = policy_loss + value_coef * value_loss - entropy_coef.sum() * mean_entropy
+    metrics = policy_loss, value_loss, mean_entropy, kl, (deviation > clip).mean(), ratio.mean(), deviation.max()
+    return loss, metrics

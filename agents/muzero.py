@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
-from agents import losses, muzero_networks, networks
-from agents.dqn import Replay
-from agents.imitation import positive
-from agents.jitcache import cached_jit
-from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
+from agents import losses, muzero_networks, networks, parameters
+from agents.checks import check_fraction, check_least, check_positive
+from agents.jitcache import CachedJit
+from agents.learner import LearnerConfig, NetworkAgent, Trained, check_rollout, to_tensors
 from agents.losses import weighted_mean
 from agents.muzero_networks import KEY, MuZeroNet, Unrolled
-from agents.networks import ILLEGAL, LSTMPolicy
+from agents.networks import ILLEGAL
 from agents.planning import CONSIDERED, Backup, Embeddings, Recurrent, Root, SearchResult, search
 from agents.protocol import Observation
-from agents.returns import known_steps
+from agents.replay import Replay
+from agents.returns import known_steps, lambda_returns
 from agents.rollout import Action, Rollout
 
 METRICS = ("policy_loss", "value_loss", "reward_loss", "end_loss", "legal_loss", "consistency_loss")
@@ -47,8 +47,7 @@ class MuZeroConfig(LearnerConfig):
     bins: int = 121  # of the value's distribution: 15 to a factor of 2 in time
     low: float = -2.0  # value of the first bin: four times slower
     high: float = 6.0  # and of the last: 64 times faster
-    best: bool = False  # True: a value is the best return known from there on, not the mean
-    lam: float = 1.0  # of the lambda-return, where not `best`: episodes are short, so their returns are known
+    lam: float = 1.0  # of the lambda-return: episodes are short, so their returns are known
     replay: int = 32  # rollouts kept
     save_replay: bool = True  # False: small checkpoints, but a resumed run differs from an uninterrupted one
     batch: int = 32  # sequences searched again for each rollout, and windows of a gradient step
@@ -61,17 +60,13 @@ class MuZeroConfig(LearnerConfig):
     def __post_init__(self) -> None:
         if self.memory:
             raise ValueError("memory must be False: MuZero has no LSTM")
-        positive(self, "considered", "spread", "unroll", "replay", "batch", "gradient_steps")
-        for key, least in (("simulations", 0), ("bins", 2)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} must be at least {least}, not {getattr(self, key)}")
+        check_positive(self, "considered", "spread", "unroll", "replay", "batch", "gradient_steps")
+        check_least(self, simulations=0, bins=2)
+        check_fraction(self, "lam", "explore", "explore_end")
         if not self.low < self.high:
             raise ValueError(f"low must be below high, not {self.low} and {self.high}")
         if self.backup not in ("mean", "max"):
             raise ValueError(f"backup must be mean or max, not {self.backup!r}")
-        for key in ("lam", "explore", "explore_end"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key} must be from 0 to 1, not {getattr(self, key)}")
 
 
 class Batch(NamedTuple):
@@ -98,21 +93,13 @@ def two_hot(x: Tensor, bins: int, low: float, high: float) -> Tensor:
     return (1 - (place.unsqueeze(-1) - Tensor.arange(bins)).abs()).relu()
 
 
-def value_targets(reward: np.ndarray, terminated: np.ndarray, ended: np.ndarray, value: np.ndarray, gamma: float,
-                  lam: float, best: bool) -> np.ndarray:  # fmt: skip
-    """G_t = r_t + gamma (1 - terminated_t) N_{t+1}, and v_t where what follows was not stored. All [T, B].
-
-    N = (1 - lam) v + lam G, the mean of n-step returns (Sutton and Barto 2018, eq. 12.18); `best`: N = max(v, G), since
-    from a state in a deterministic world nothing less need be had than was had once."""
-    targets, known = value.astype(np.float64), known_steps(terminated, ended) > 0
-    for t in reversed(range(len(value))):
-        if t + 1 < len(value):
-            v, g = value[t + 1], targets[t + 1]
-            following = np.maximum(v, g) if best else (1 - lam) * v + lam * g
-        else:
-            following = np.zeros_like(targets[t])  # known only where terminated
-        targets[t] = np.where(known[t], reward[t] + gamma * ~terminated[t] * following, value[t])
-    return targets.astype(np.float32)
+def value_targets(
+    reward: np.ndarray, terminated: np.ndarray, ended: np.ndarray, value: np.ndarray, gamma: float, lam: float
+) -> np.ndarray:
+    """The lambda-return G_t of each step, and its own value v_t where what follows was not stored. All [T, B]."""
+    known = known_steps(terminated, ended) > 0
+    following = np.roll(value, -1, axis=0)  # of the last step it is never looked at: that one is unknown, or an end
+    return lambda_returns(np.where(known, reward, value), gamma * (known & ~terminated), following, lam)
 
 
 # *** the loss ***
@@ -152,7 +139,7 @@ def muzero_loss(out: Unrolled, seen: Tensor, b: Batch, c: MuZeroConfig) -> tuple
 
 
 class MuZero(NetworkAgent):
-    """Also an agents.planning.Model: `initial` and `recurrent` serve any planner. One seed gives one run."""
+    """`initial` and `recurrent` serve any planner (see agents.planning). One seed gives one run."""
 
     name = "MuZero"
     config: MuZeroConfig
@@ -169,13 +156,13 @@ class MuZero(NetworkAgent):
     ):
         c = config or MuZeroConfig()
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
-        modules = (networks, muzero_networks, losses, sys.modules[__name__])
+        modules = (networks, parameters, muzero_networks, losses, sys.modules[__name__])
         frozen = (c.bins, c.low, c.high, c.value_coef, c.reward_coef, c.legal_coef, c.consistency_coef)
         self.trained = Trained(self.policy, self._loss, METRICS, c, "muzero", frozen, modules, cache_dir)
         self.parts = {"": self.trained}
         numbers = (*self.policy.dims, c.low, c.high)
-        self._initial = cached_jit(self._initial_fn, "muzero-initial", numbers, modules, cache_dir)
-        self._recurrent = cached_jit(self._recurrent_fn, "muzero-recurrent", numbers, modules, cache_dir)
+        self._initial = CachedJit(self._initial_fn, "muzero-initial", numbers, modules, cache_dir)
+        self._recurrent = CachedJit(self._recurrent_fn, "muzero-recurrent", numbers, modules, cache_dir)
         T, D, A, F = c.steps, state_dim, n_actions, action_dim
         shapes = {"state": (T, D), "mask": (T, A), **dict.fromkeys(("action", "reward", "terminated", "ended"), (T,))}
         self.replay = Replay(c.replay * c.n_envs, {**shapes, **({"actions": (T, A, F)} if F else {})})
@@ -203,7 +190,7 @@ class MuZero(NetworkAgent):
 
     def _initial_fn(self, theta: Tensor, state: Tensor, actions: Tensor | None = None) -> Tensor:
         """[B, A + 1 + H + A K]: what `initial` returns, side by side."""
-        net: Any = self.policy.bind(theta)
+        net = self.policy.bind(theta)
         latent, keys = net.represent(state).contiguous(), net.keys(state, actions).contiguous()
         found = net.predict(latent, keys)
         value = self._mean(found.value).unsqueeze(1)
@@ -211,7 +198,7 @@ class MuZero(NetworkAgent):
 
     def _recurrent_fn(self, theta: Tensor, embedding: Tensor, action: Tensor) -> Tensor:
         """[B, A + A + 3 + H]: logits, legality, value, reward, end, and the next latent state."""
-        net: Any = self.policy.bind(theta)
+        net = self.policy.bind(theta)
         keys = embedding[:, net.hidden :].reshape(-1, net.n_actions, KEY)
         latent, reward, end = net.dynamics(embedding[:, : net.hidden], keys, action)
         found = net.predict(latent, keys)
@@ -265,17 +252,15 @@ class MuZero(NetworkAgent):
         windows of them. Returns METRICS averaged over the steps, and of the searches `gain`, mean of the value found
         less the network's own, and `target_kl`, KL(improved policy, prior)."""
         c = self.config
-        if rollout.action.shape != (c.steps, c.n_envs):
-            raise ValueError(f"a rollout of {rollout.action.shape}, but the configuration says {(c.steps, c.n_envs)}")
+        check_rollout(rollout, c)
         self.replay.add(rollout)
         sample = self._sample()
         sample, searched = self.reanalyse(sample)
         lr, batches = self.lr, (to_tensors(*self.windows(sample)) for _ in range(c.gradient_steps))
         table = self.trained.table([self.trained.step(lr, [], batch) for batch in batches])
         self.updates += 1
-        legal = np.take_along_axis(rollout.mask, rollout.action[..., None], 2)
-        metrics = dict(zip(self.trained.metrics, table.mean(0).tolist(), strict=True)) | searched
-        return metrics | {"lr": lr, "replay": float(len(self.replay)), "invalid_actions": float(1 - legal.mean())}
+        own = {"lr": lr, "replay": float(len(self.replay)), "invalid_actions": rollout.illegal_share}
+        return self.trained.means(table) | searched | own
 
     def _sample(self) -> dict[str, np.ndarray]:
         """Sequences of the replay by field, [T, B, ...]."""
@@ -293,7 +278,7 @@ class MuZero(NetworkAgent):
         flat = {name: x.reshape(T * B, *x.shape[2:]) for name, x in sample.items()}
         found = self.plan(Observation(flat["state"], flat["mask"], flat.get("actions")))
         value = found.value.reshape(T, B)
-        target = value_targets(sample["reward"], sample["terminated"], sample["ended"], value, c.gamma, c.lam, c.best)
+        target = value_targets(sample["reward"], sample["terminated"], sample["ended"], value, c.gamma, c.lam)
         policy = found.policy_target.astype(np.float32).reshape(T, B, -1)
         root = found.tree.log_prior[:, 0]
         ratio = np.log(found.policy_target.clip(1e-12)) - root
@@ -316,9 +301,8 @@ class MuZero(NetworkAgent):
         features = window["actions"][0] if "actions" in window else None
         return [*states, *steps, going.astype(np.float32), features]
 
-    def _loss(self, policy: LSTMPolicy, coefs: Tensor, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        b, net = Batch(*batch), policy
-        assert isinstance(net, MuZeroNet)
+    def _loss(self, net: MuZeroNet, coefs: Tensor, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        b = Batch(*batch)
         K, B, D = b.state[1:].shape
         seen = net.represent(b.state[1:].reshape(K * B, D)).reshape(K, B, -1)
         return muzero_loss(net.unroll(b.state[0], b.action, b.actions), seen, b, self.config)

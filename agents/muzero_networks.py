@@ -10,12 +10,13 @@ In a latent state nobody knows the features: the keys of the root serve everywhe
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tinygrad import Tensor
 
-from agents.networks import LSTMPolicy, orthogonal, tanh
+from agents.networks import orthogonal, tanh
+from agents.parameters import Parameters
 
 KEY = 16  # width of an action's key; keys are most of what the search carries along
 
@@ -35,22 +36,18 @@ class Unrolled(NamedTuple):
     guess: Tensor  # [K, B, H], what the latent states after each action should represent
 
 
-class MuZeroNet(LSTMPolicy):
-    """In an LSTMPolicy's store of parameters, without an LSTM."""
+class MuZeroNet(Parameters):
+    """The three functions as one network."""
 
     def __init__(self, state_dim: int, n_actions: int, action_dim: int, hidden: int, bins: int, seed: int):
-        self.sizes = state_dim, n_actions, action_dim, hidden, bins
+        self.dims = state_dim, n_actions, action_dim, hidden, bins
         self.n_actions, self.hidden, self.bins = n_actions, hidden, bins
-        self._begin(seed)
-
-    @property
-    def dims(self) -> tuple[Any, ...]:
-        return self.sizes
+        super().__init__(seed)
 
     def initial(self, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Orthogonal weights, zero biases. Small gains where a first guess should be none: policy and value begin
         uniform, reward, end and legality undecided."""
-        D, A, F, H, bins = self.sizes
+        D, A, F, H, bins = self.dims
         trunk = math.sqrt(2)
         layers = {"encoder1": (D, H, trunk), "encoder2": (H, H, trunk), "dynamics1": (H + KEY, H, trunk),
                   "dynamics2": (H, H, 1.0), "outcome": (H, 2, 0.1), "value": (H, bins, 0.01), "policy": (H, A, 0.01),
@@ -104,7 +101,7 @@ class MuZeroNet(LSTMPolicy):
         logits = self._linear(p, "policy", latent) + (query * keys).sum(-1)
         return Prediction(logits, self._linear(p, "value", latent), self._linear(p, "legal", latent))
 
-    def unroll(self, state: Tensor, action: Tensor, actions: Tensor | None) -> Unrolled:  # type: ignore[override]
+    def unroll(self, state: Tensor, action: Tensor, actions: Tensor | None) -> Unrolled:
         """state [B, D], action [K, B], actions [B, A, F]. The gradient is halved at each step (appendix G)."""
         first, keys = self.represent(state).contiguous(), self.keys(state, actions).contiguous()
         latent, steps = first, []

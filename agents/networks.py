@@ -1,21 +1,16 @@
-"""Masked recurrent actor-critic, as a pure function of one flat parameter vector.
-
-One vector rather than a dozen tensors: clipping and Adam are then a few kernels instead of dozens, and a
-captured JIT takes the parameters of any agent as one input."""
+"""Masked recurrent actor-critic, as a pure function of one flat parameter vector."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import NamedTuple
 
 import numpy as np
 from tinygrad import Tensor
 
-from agents.jitcache import upload
+from agents.parameters import Parameters
 
 ILLEGAL = -1e9  # finite: an infinity would turn 0 * inf into NaN in the entropy
-ALIGN = 16  # floats; lets every slot of the parameter vector be read in whole vectors
 POINTER = 32  # width of the per-action score; [T, B, A, POINTER] is the largest array of an update
 
 
@@ -56,7 +51,7 @@ def entropy(log_probs: Tensor, mask: Tensor) -> Tensor:
     return -(log_probs.exp() * mask.where(log_probs, 0.0)).sum(-1)
 
 
-class LSTMPolicy:
+class LSTMPolicy(Parameters):
     """Encoder (two tanh layers) -> LSTM -> policy and value heads; with action features also a pointer head.
 
     memory=False leaves the LSTM out and passes the hidden state through: the control of every claim about
@@ -67,24 +62,8 @@ class LSTMPolicy:
     ):
         self.state_dim, self.n_actions, self.action_dim = state_dim, n_actions, action_dim
         self.hidden, self.memory = hidden, memory
-        self._begin(seed)
-
-    def _begin(self, seed: int) -> None:
-        self.shapes = {name: array.shape for name, array in self.initial(None).items()}
-        self._seed = seed
-        self._theta: Tensor | None = None
-
-    @property
-    def theta(self) -> Tensor:
-        """All parameters [P]. Initial values are drawn when they are first asked for: a checkpoint's replace them before, and
-        decompositions take seconds where another process keeps the other cores busy."""
-        if self._theta is None:
-            self._theta = upload(self.flatten(self.initial(np.random.default_rng(self._seed))))
-        return self._theta
-
-    @theta.setter
-    def theta(self, vector: Tensor) -> None:
-        self._theta = vector
+        self.dims = state_dim, n_actions, action_dim, hidden, memory
+        super().__init__(seed)
 
     def initial(self, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         """Orthogonal weights, zero biases. Gains sqrt 2 (trunk), 0.01 (policy), 1 (value): Andrychowicz et
@@ -115,58 +94,6 @@ class LSTMPolicy:
                 "pointer.score": orthogonal(rng, POINTER, 1, 0.01),
             }
         return {name: array.astype(np.float32) for name, array in arrays.items()}
-
-    @property
-    def dims(self) -> tuple[int, int, int, int, bool]:
-        return self.state_dim, self.n_actions, self.action_dim, self.hidden, self.memory
-
-    # *** parameters: the names on the outside, one vector [P] within ***
-
-    @property
-    def slots(self) -> dict[str, tuple[int, int]]:
-        """Name -> (start, end) in theta. Each slot begins at a multiple of ALIGN; what lies between slots
-        stays 0."""
-        slots, start = {}, 0
-        for name, shape in self.shapes.items():
-            slots[name] = (start, start + math.prod(shape))
-            start += -(-math.prod(shape) // ALIGN) * ALIGN
-        return slots
-
-    @property
-    def size(self) -> int:
-        """P, the length of theta."""
-        return sum(-(-math.prod(shape) // ALIGN) * ALIGN for shape in self.shapes.values())
-
-    def flatten(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Named arrays -> [P] float32. Also serves for anything with a parameter's shape, such as Adam's
-        moments."""
-        parts = [
-            np.pad(arrays[name].reshape(-1), (0, (start - end) % ALIGN)) for name, (start, end) in self.slots.items()
-        ]
-        return np.concatenate(parts).astype(np.float32)
-
-    def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: vector[start:end].reshape(self.shapes[name]) for name, (start, end) in self.slots.items()}
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Name -> a view of theta."""
-        return {name: self.theta[start:end].reshape(self.shapes[name]) for name, (start, end) in self.slots.items()}
-
-    def gradient(self, loss: Tensor) -> Tensor:
-        """d loss / d theta [P]. Each part is realized by itself: fused into one kernel they would be 100
-        times slower."""
-        parts = loss.gradient(*self.parameters.values())
-        flat = [part.contiguous().reshape(-1) for part in parts]
-        return Tensor.cat(*[part.pad((0, -part.shape[0] % ALIGN)) for part in flat])
-
-    def bind(self, theta: Tensor) -> LSTMPolicy:
-        """The same network over another parameter vector [P]."""
-        other = copy.copy(self)
-        other.theta = theta
-        return other
-
-    # *** the function ***
 
     def step(self, state: Tensor, mask: Tensor, actions: Tensor | None, hidden: Tensor, reset: Tensor) -> Output:
         """One step: state [B, D], mask [B, A], actions [B, A, F], hidden [B, 2H], reset [B] (1 where an

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from agents.checkpoint import CheckpointError
+from agents.checks import check_fraction, check_positive
 from agents.exploration import Wrapper
 from agents.protocol import Observation
 from agents.rollout import Action, Learner, Rollout
@@ -75,10 +76,8 @@ class NormaliseConfig:
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, not {self.reward}")
-        if not self.clip > 0:
-            raise ValueError(f"clip must be above 0, not {self.clip}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must be from 0 to 1, not {self.gamma}")
+        check_positive(self, "clip")
+        check_fraction(self, "gamma")
 
 
 class Normalised(Wrapper):

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
-from agents import imitation, losses, networks
+from agents import losses, networks
 from agents.checkpoint import check_shapes
-from agents.imitation import positive
-from agents.jitcache import cached_jit
+from agents.checks import check_fraction, check_positive
+from agents.jitcache import CachedJit
 from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
 from agents.logs import sequences
 from agents.losses import taken, weighted_mean
@@ -42,9 +42,8 @@ class IQLConfig(LearnerConfig):
     def __post_init__(self) -> None:
         if not 0 < self.expectile < 1:
             raise ValueError(f"expectile must be between 0 and 1, not {self.expectile}")
-        if not 0 <= self.polyak <= 1:
-            raise ValueError(f"polyak must be from 0 to 1, not {self.polyak}")
-        positive(self, "epochs", "weight_clip")
+        check_fraction(self, "polyak")
+        check_positive(self, "epochs", "weight_clip")
 
 
 class Batch(NamedTuple):
@@ -82,9 +81,9 @@ def actor_loss(
     # the exponent is clipped, not its result: an infinity on the way would be one in the metrics too
     weight = (config.beta * advantage.detach()).minimum(float(np.log(config.weight_clip))).exp()
     policy_loss = -weighted_mean(weight * taken(log_probs, batch.action), batch.uncut)
-    spread = networks.entropy(log_probs, batch.mask).mean()
+    mean_entropy = networks.entropy(log_probs, batch.mask).mean()
     loss = policy_loss + config.value_coef * value_loss
-    return loss, (policy_loss, value_loss, spread, advantage.mean(), weight.mean())
+    return loss, (policy_loss, value_loss, mean_entropy, advantage.mean(), weight.mean())
 
 
 def critic_loss(q: Tensor, value: Tensor, batch: Batch, gamma: float) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -114,7 +113,7 @@ class IQL(NetworkAgent):
     ):
         c = config or IQLConfig()
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
-        modules = (imitation, losses, sys.modules[__name__])
+        modules = (losses, sys.modules[__name__])
         frozen = (c.expectile, c.beta, c.weight_clip, c.value_coef)
         actor = Trained(self.policy, self._actor_loss, ACTOR_METRICS, c, "iql-actor", frozen, modules, cache_dir)
         self.parts, self.targets = {"": actor}, {}
@@ -122,7 +121,7 @@ class IQL(NetworkAgent):
             net = self.network(seed + i)
             critic = Trained(net, self._critic_loss, CRITIC_METRICS, c, "iql-critic", (c.gamma,), modules, cache_dir)
             self.parts[key], self.targets[key] = critic, Tensor(net.theta.numpy()).realize()
-        self._follow = cached_jit(self._follow_fn, "polyak", (c.polyak,), modules[1:], cache_dir)
+        self._follow = CachedJit(self._follow_fn, "polyak", (c.polyak,), modules, cache_dir)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Gradient steps of actor and critics. Returns the mean of ACTOR_METRICS and CRITIC_METRICS.
@@ -142,9 +141,9 @@ class IQL(NetworkAgent):
             for key, target in self.targets.items():
                 self._follow(target, self.parts[key].policy.theta)
         self.updates += 1
-        found = dict(zip(critics[0].metrics, critics[0].table(rows[1]).mean(0).tolist(), strict=True))
+        found = critics[0].means(critics[0].table(rows[1]))
         found["critic_gradient_norm"] = found.pop("gradient_norm")
-        return found | dict(zip(actor.metrics, actor.table(rows[0]).mean(0).tolist(), strict=True))
+        return found | actor.means(actor.table(rows[0]))
 
     def _actor_loss(
         self, policy: LSTMPolicy, coefs: Tensor, target1: Tensor, target2: Tensor, *batch: Tensor

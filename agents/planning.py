@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from agents.networks import ILLEGAL
-from agents.protocol import Observation
 
 CONSIDERED = 16  # the paper's; actions that the root looks at, at most
 VISITS, SCALE = 50, 0.1  # the paper's c_visit, and its c_scale for values rescaled to [0, 1]
@@ -44,13 +43,6 @@ class Recurrent(NamedTuple):
 
 
 RecurrentFn = Callable[[Embeddings, np.ndarray], Recurrent]  # (embeddings, actions [B]), always all B rows
-
-
-class Model(Protocol):
-    """What a planner needs of a learned model, whichever it is."""
-
-    def initial(self, observation: Observation) -> Root: ...
-    def recurrent(self, embedding: Embeddings, action: np.ndarray) -> Recurrent: ...
 
 
 class Leaf(NamedTuple):

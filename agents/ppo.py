@@ -10,7 +10,8 @@ import numpy as np
 from tinygrad import Tensor
 
 from agents import losses, networks
-from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
+from agents.checks import check_least, check_positive
+from agents.learner import LearnerConfig, NetworkAgent, Trained, check_rollout, to_tensors
 from agents.losses import METRICS, Batch, ppo_loss
 from agents.networks import LSTMPolicy
 from agents.returns import explained_variance, gae
@@ -32,11 +33,10 @@ class PPOConfig(LearnerConfig):
     normalise_advantages: bool = True  # over the rollout: the step size must not depend on the reward's scale
 
     def __post_init__(self) -> None:
-        for key in ("steps", "n_envs", "hidden", "epochs", "minibatches"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
-        if not self.clip > 0:
-            raise ValueError(f"clip must be above 0, not {self.clip}")
+        check_least(self, steps=1, n_envs=1, hidden=1, epochs=1, minibatches=1)
+        check_positive(self, "clip")
+        if self.n_envs % self.minibatches:
+            raise ValueError(f"n_envs ({self.n_envs}) must be a multiple of minibatches ({self.minibatches})")
 
 
 class PPO(NetworkAgent):
@@ -55,8 +55,6 @@ class PPO(NetworkAgent):
         cache_dir: str | os.PathLike[str] | None = None,
     ):
         c = config or PPOConfig()
-        if c.n_envs % c.minibatches:
-            raise ValueError("n_envs must be a multiple of minibatches")
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
         sources = (losses, sys.modules[__name__])
         self.trained = Trained(self.policy, self._loss, METRICS, c, "ppo", (c.clip, c.value_coef), sources, cache_dir)
@@ -66,20 +64,18 @@ class PPO(NetworkAgent):
         """Epochs of clipped gradient steps on one rollout. Returns METRICS averaged over them, and
         `first_ratio_error`: max |r - 1| before any step, 0 unless acting and learning disagree on the policy."""
         c, r = self.config, rollout
-        if r.action.shape != (c.steps, c.n_envs):
-            raise ValueError(f"a rollout of {r.action.shape}, but the configuration says {(c.steps, c.n_envs)}")
+        check_rollout(r, c)
         advantage = gae(r.reward, r.value, r.terminated, r.ended, r.last_value, c.gamma, c.lam, r.bootstrap)
         target = advantage + r.value
         if c.normalise_advantages:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         lr, table = self.lr, self._epochs(r, advantage, target)
         self.updates += 1
-        legal = np.take_along_axis(r.mask, r.action[..., None], 2)
-        return dict(zip(self.trained.metrics, table.mean(0).tolist(), strict=True)) | {
+        return self.trained.means(table) | {
             "first_ratio_error": float(table[0, METRICS.index("ratio_error")]),
             "lr": lr,
             "explained_variance": explained_variance(r.value, target),
-            "invalid_actions": float(1 - legal.mean()),
+            "invalid_actions": r.illegal_share,
         }
 
     def _epochs(self, rollout: Rollout, advantage: np.ndarray, target: np.ndarray) -> np.ndarray:

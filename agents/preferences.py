@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
-from agents import imitation, losses, networks
-from agents.imitation import positive, to_go
-from agents.jitcache import cached_jit
+from agents import losses, networks, parameters
+from agents.checks import check_positive
+from agents.imitation import to_go
+from agents.jitcache import CachedJit
 from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
 from agents.logs import Group, groups, sequences, whole_episodes
 from agents.losses import taken, weighted_mean
@@ -38,7 +39,7 @@ class PreferencePPOConfig(PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "reward_epochs")
+        check_positive(self, "reward_epochs")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PreferenceConfig(LearnerConfig):
     value_coef: float = 0.5  # weight of the value loss; the value only serves those who look at it
 
     def __post_init__(self) -> None:
-        positive(self, "epochs", "beta")
+        check_positive(self, "epochs", "beta")
 
 
 class Pairs(NamedTuple):
@@ -125,8 +126,8 @@ def preference_loss(
     score = config.beta * (taken(log_probs, b.action) * b.inside).sum(0)  # [B]
     loss, accuracy = bradley_terry(score, b.label, b.valid)
     value_loss = 0.5 * weighted_mean((value - b.target).square(), b.inside)
-    spread = networks.entropy(log_probs, b.mask).mean()
-    return loss + config.value_coef * value_loss, (loss, accuracy, value_loss, spread)
+    mean_entropy = networks.entropy(log_probs, b.mask).mean()
+    return loss + config.value_coef * value_loss, (loss, accuracy, value_loss, mean_entropy)
 
 
 def tensors(rollout: Rollout, config: LearnerConfig, group: Group | None) -> list[Tensor]:
@@ -154,7 +155,7 @@ class PreferencePolicy(NetworkAgent):
         c = config or PreferenceConfig()
         super().__init__(state_dim, n_actions, action_dim, c, seed, cache_dir)
         frozen = (c.beta, c.value_coef)
-        modules = (imitation, losses, sys.modules[__name__])
+        modules = (losses, sys.modules[__name__])
         self.trained = Trained(self.policy, self._loss, POLICY_METRICS, c, "preferences", frozen, modules, cache_dir)
         self.parts = {"": self.trained}
 
@@ -163,7 +164,7 @@ class PreferencePolicy(NetworkAgent):
         batch = tensors(rollout, self.config, self.group)
         table = self.trained.table([self.trained.step(self.lr, [], batch) for _ in range(self.config.epochs)])
         self.updates += 1
-        return dict(zip(self.trained.metrics, table.mean(0).tolist(), strict=True))
+        return self.trained.means(table)
 
     def _loss(self, policy: LSTMPolicy, coefs: Tensor, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         b = Batch(*batch)
@@ -177,27 +178,27 @@ class PreferenceReward:
     def __init__(
         self, policy: LSTMPolicy, config: PreferencePPOConfig, cache_dir: str | os.PathLike[str] | None = None
     ):
-        self.config, modules = config, (imitation, losses, sys.modules[__name__])
+        self.policy, self.config, modules = policy, config, (losses, sys.modules[__name__])
         frozen, name = (config.score_penalty,), "preference-reward"
         self.trained = Trained(policy, self._loss, REWARD_METRICS, config, name, frozen, modules, cache_dir)
-        self._jit = cached_jit(self._rewards, f"{name}s", policy.dims, (networks, *modules), cache_dir)
+        self._jit = CachedJit(self._rewards, f"{name}s", policy.dims, (networks, parameters, *modules), cache_dir)
 
     def learn(self, rollout: Rollout, group: Group | None = None) -> dict[str, float]:
         """Gradient steps on all pairs of one rollout. Returns the mean of REWARD_METRICS."""
         c, batch = self.config, tensors(rollout, self.config, group)
         table = self.trained.table([self.trained.step(c.reward_lr, [], batch) for _ in range(c.reward_epochs)])
-        return dict(zip(self.trained.metrics, table.mean(0).tolist(), strict=True))
+        return self.trained.means(table)
 
     def relabel(self, rollout: Rollout) -> Rollout:
         """The same rollout with the learned reward [T, B] in place of the environment's."""
         inputs = to_tensors(*sequences(rollout, self.config), rollout.actions)
-        return replace(rollout, reward=self._jit(self.trained.policy.theta, *inputs).numpy().copy())
+        return replace(rollout, reward=self._jit(self.policy.theta, *inputs).numpy().copy())
 
     def _rewards(
         self, theta: Tensor, hidden: Tensor, state: Tensor, mask: Tensor, reset: Tensor, action: Tensor,
         actions: Tensor | None = None
     ) -> Tensor:  # fmt: skip
-        out = self.trained.policy.bind(theta).unroll(state, mask, actions, hidden, reset)
+        out = self.policy.bind(theta).unroll(state, mask, actions, hidden, reset)
         return (out.value + taken(out.logits, action)).contiguous()
 
     def _loss(self, policy: LSTMPolicy, coefs: Tensor, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

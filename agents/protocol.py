@@ -37,8 +37,13 @@ class VectorEnv(Protocol):
     n_actions: int
     action_dim: int  # 0 = no action features
 
-    def reset(self, seed: int) -> Observation: ...
-    def step(self, actions: np.ndarray) -> Step: ...
+    def reset(self, seed: int) -> Observation:
+        """Begins an episode in every row; all that is random from here on comes from the seed."""
+        ...
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Takes a legal action in each row, actions [B] int32. A row whose episode ends in it begins the next one at once."""
+        ...
 
 
 class Restartable(VectorEnv, Protocol):

@@ -61,8 +61,13 @@ class Rollout:
     hidden: np.ndarray  # [B, 2H] float32, before the first step
     last_value: np.ndarray  # [B] float32, of the observation after the last step
 
+    @property
+    def illegal_share(self) -> float:
+        """Share of the actions taken that were illegal."""
+        return float(1 - np.take_along_axis(self.mask, self.action[..., None], 2).mean())
 
-class Runner:
+
+class Rollouts:
     """Steps an environment with an agent. Observation, memory and running returns are carried from chunk to
     chunk."""
 
@@ -135,13 +140,13 @@ def evaluate(env: VectorEnv, agent: Agent, episodes: int, seed: int = 0, tempera
     """`episodes` episodes in the order in which they end, greedy by default. Every environment gives its first ones, as many
     as any other (the first environments one more where that does not divide), so that short episodes are not
     over-represented."""
-    runner = Runner(env, agent, seed)
+    rollouts = Rollouts(env, agent, seed)
     quota = episodes // env.n_envs + (np.arange(env.n_envs) < episodes % env.n_envs)
     kept: list[Episode] = []
     counts = np.zeros(env.n_envs, np.int64)
     while (counts < quota).any():
         ended: list[Episode] = []
-        runner._step(temperature, ended)
+        rollouts._step(temperature, ended)
         for episode in ended:
             if counts[episode.env] < quota[episode.env]:
                 kept.append(episode)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from agents import checkpoint
-from agents.learner import Diverged, LearnerConfig, config_from
+from agents.learner import Diverged, LearnerConfig
 from agents.protocol import VectorEnv
-from agents.rollout import Episode, Learner, Rollout, Runner
+from agents.rollout import Episode, Learner, Rollout, Rollouts
 
 Log = Callable[[str, float, int], None]  # (metric, value, update)
 HEADS = {  # head -> the metric that shows its health, and how its parameters' names begin
@@ -51,11 +51,6 @@ class TrainingConfig:
                 raise ValueError(f"{key} must be at least {positive.get(key, 0)}, not {value}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must be between 0 and 1, not {self.alpha}")
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> TrainingConfig:
-        """Raises ValueError naming a key that there is not."""
-        return config_from(cls, mapping)
 
 
 class Result(NamedTuple):
@@ -114,7 +109,7 @@ class Health:
 
 
 class Source(Protocol):
-    """Where rollouts come from: a Runner, or a log."""
+    """Where rollouts come from: Rollouts, or a log."""
 
     seconds: dict[str, float]
 
@@ -266,7 +261,7 @@ class Training:
         """Goes on from `last`. Raises CheckpointError where there is none, or of other settings or another shape."""
         if self.out is None:
             raise ValueError("resume needs the directory of the run: out")
-        tensors, meta = checkpoint.load(self.out / "last", {}, self._complaint)
+        tensors, meta = checkpoint.load(self.out / "last", self._complaint)
         self.agent.load_state(tensors, meta)
         saved = meta["training"]
         self.updates, self.best = int(saved["updates"]), float(saved["best"])
@@ -316,7 +311,7 @@ def train(agent: Learner, env: VectorEnv, config: TrainingConfig | None = None,
     if c.max_steps < steps_each:
         raise ValueError(f"max_steps={c.max_steps} is less than one update takes, {steps_each}")
     limit = c.max_steps // steps_each
-    return Training(agent, lambda s: Runner(env, agent, s), c, limit, steps_each, out, log).run(resume)
+    return Training(agent, lambda s: Rollouts(env, agent, s), c, limit, steps_each, out, log).run(resume)
 
 
 def train_offline(agent: Learner, sample: Callable[[np.random.Generator], Rollout], updates: int,

@@ -19,7 +19,7 @@ from agents.offline import IQL, IQLConfig
 from agents.ppo import PPO, PPOConfig
 from agents.preferences import PreferenceConfig, PreferencePolicy, PreferencePPO, PreferencePPOConfig
 from agents.protocol import VectorEnv
-from agents.rollout import Learner, Runner
+from agents.rollout import Learner, Rollouts
 from agents.stacking import FrameStack
 from agents.uniform import Uniform
 
@@ -141,6 +141,6 @@ def teach(agent: Learner, kind: Kind, env: VectorEnv, settings: Settings) -> Non
         for _ in range(own.updates):
             agent.update(log.sample(rng, own.n_envs))
         return
-    runner = Runner(env, agent, own.seed)
+    rollouts = Rollouts(env, agent, own.seed)
     for _ in range(own.updates):
-        agent.update(runner.collect(own.steps)[0])
+        agent.update(rollouts.collect(own.steps)[0])

@@ -37,11 +37,7 @@ def tune(
         chosen = kernels.for_device(device) if isinstance(kernels, Program) else list(kernels)
         calls = kernels.calls if isinstance(kernels, Program) else {k.key: 1 for k in chosen}
         renderer = renderer_of(device)
-        if isinstance(checkpoint, Guide):
-            guide: Guide | None = checkpoint
-        else:
-            named = Path(checkpoint) if checkpoint else None
-            guide = Guide.load(find_checkpoint(named, device)) if strategy in NEEDS_GUIDE else None
+        guide = checkpoint if isinstance(checkpoint, Guide) else guide_for(strategy, checkpoint, device)
         with contextlib.ExitStack() as stack:
             opened = records if isinstance(records, Records) else stack.enter_context(
                 contextlib.closing(Records(records or default_path())))  # fmt: skip
@@ -53,6 +49,12 @@ def tune(
             results, done = tuner.run(chosen, calls, budget)
             stopped, left = "" if done else "seconds", tuner.left(chosen, budget)
             return Report(device, budget.elapsed(), runner.compiled, results, stopped, left)
+
+
+def guide_for(strategy: str, named: str | os.PathLike[str] | None, device: str) -> Guide | None:
+    """The checkpoint that is named, else the one that `find_checkpoint` finds; None for a strategy that uses none. Raises UsageError."""
+    path = Path(named) if named else None
+    return Guide.load(find_checkpoint(path, device)) if strategy in NEEDS_GUIDE else None
 
 
 def check_checkpoint(checkpoint: str | os.PathLike[str] | Guide | None, strategy: str) -> None:

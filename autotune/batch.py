@@ -19,7 +19,7 @@ from autotune.access import Access
 from autotune.batch_features import summary
 from autotune.compiler import AxisType, OptOps, axis_to_pos
 from autotune.errors import IllegalAction
-from autotune.features import _kernel_part
+from autotune.features import kernel_part
 from autotune.kernel import Schedule
 from autotune.space import (
     ACTION_INDEX,
@@ -153,7 +153,7 @@ class Starts:
             np.array([bool(s.schedule) and s.schedule[0].op is OptOps.TC for s in states]),
             {f.name: np.array([getattr(s.target, f.name) for s in states]) for f in fields(Target)},
             np.array([s.kernel.weights for s in states]), np.array([s.kernel.iterations for s in states]),
-            np.array([_kernel_part(s.kernel) for s in states]),
+            np.array([kernel_part(s.kernel) for s in states]),
             np.array([[_facts(a) for a in s.accesses] + [(0.0,) * 6] * (K - len(s.accesses)) for s in states]),
         )  # fmt: skip
 

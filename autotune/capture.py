@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from autotune.compiler import UOp, canonical, is_tunable, observe_kernels, renderer_of, settings
+from autotune.compiler import UOp, backend_of, canonical, is_tunable, observe_kernels, renderer_of, settings
 from autotune.errors import CodecError, IllegalAction
 from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 
@@ -25,10 +25,6 @@ class Program:
     def for_device(self, device: str) -> list[Kernel]:
         """What ran on this device, or on another one of its backend: schedules serve all of them."""
         return [k for key, k in self.kernels.items() if backend_of(device) in map(backend_of, self.devices[key])]
-
-
-def backend_of(device: str) -> str:
-    return device.split(":")[0]
 
 
 @contextlib.contextmanager

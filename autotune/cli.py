@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune import corpus
-from autotune.api import check_checkpoint, tune
+from autotune.api import check_checkpoint, guide_for, tune
 from autotune.cli_collect import SPLIT, collect_command
 from autotune.cli_devices import devices_command
 from autotune.cli_records import export_command, import_command, merge_command, verify_command
@@ -25,14 +25,13 @@ from autotune.collect import STRATEGIES as COLLECTORS
 from autotune.compiler import default_device, fingerprint, renderer_of, without_beam
 from autotune.errors import UsageError, status_of
 from autotune.finetune import fine_tune
-from autotune.guide import Guide, find_checkpoint
+from autotune.guide import Guide
 from autotune.install import apply, export_beam
-from autotune.kernel import schedule_to_json
+from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.recheck import ENOUGH
-from autotune.measuring.recording import Recording
 from autotune.programs import PROGRAMS
 from autotune.records import Records, default_path, fingerprint_id, foreign
-from autotune.report import KernelResult
+from autotune.report import result_of, table_of
 from autotune.script import (
     CAPTURE_SECONDS,
     capture_script,
@@ -43,10 +42,11 @@ from autotune.script import (
     say,
 )
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
-from autotune.tuner import Tuner
 
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
-CHECKPOINT_HELP = "what was learned (default: the newest of `make train` under runs/, else the shipped one)"
+CHECKPOINT_HELP = (
+    "what was learned (default: the newest under runs/, of `make train` or --finetune, else the shipped one)"
+)
 LARGEST = 1e9  # of any number here: timers take no more seconds
 INTERRUPTED = 130  # status of a script that Ctrl-C has ended, as a shell has it
 VERIFY_HELP = f"how many (default: all that are served, and {ENOUGH} at least)"
@@ -172,7 +172,11 @@ def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
     )
     option("--seconds", type=seconds, metavar="S", help="stop searching after this long (default: no limit)")
     option(
-        "--beam", type=count, default=0, metavar="N", help="then go on by beam search of width N, however long it takes"
+        "--beam",
+        type=count,
+        default=0,
+        metavar="N",
+        help="then go on by beam search of width N, beyond --trials, to its end or that of --seconds",
     )
     option(
         "--finetune",
@@ -203,7 +207,7 @@ def tune_command(args: argparse.Namespace) -> int:
     records = Records(args.records)
     with contextlib.closing(records), without_beam():  # neither the script nor our own nets shall be searched by BEAM
         records.add_fingerprint(description)  # a read-only file or a full disk is noticed now
-        guide = Guide.load(find_checkpoint(args.checkpoint, device)) if args.strategy in NEEDS_GUIDE else None
+        guide = guide_for(args.strategy, args.checkpoint, device)
         program = capture_script(args.script, args.arguments, args.capture_seconds)
         kernels = program.for_device(device)
         check_captured(program, device, args.script)
@@ -250,40 +254,20 @@ def report_command(args: argparse.Namespace) -> int:
     description = fingerprint(device)
     own = fingerprint_id(description)
     with contextlib.closing(Records(args.records, read_only=True)) as records:
-        recorded = Recording([records], own)
-        viewer = Tuner(records, recorded, renderer_of(device), trials=0, strategy="random", progress=False)
-        kernels = [k for k in records.kernels() if records.history(k.key, own).trials]
-        results = [viewer.result(k, calls=1) for k in kernels]
+        served = records.served(own, PROTOCOL)
+        known = [k for k in records.kernels() if k.key in served or records.history(k.key, own).trials]
+        results = [result_of(records, own, k) for k in known]
         others = foreign.others(records, description)
     if results:
-        print(_table(results), flush=True)
+        print(table_of(results, calls=False), flush=True)
     else:
         print(f"{args.records} holds nothing for {device} (fingerprint {own}); tune a script first")
     if others:
         print("\n" + foreign.table(others), flush=True)
-    write_json(args.json, {"device": device, "fingerprint": own, "kernels": [_row(r) for r in results],
-                            "foreign": [asdict(f) for f in others]})  # fmt: skip
+    rows = [{**r.to_json(), "ratio": r.ratio} for r in results]
+    found = {"device": device, "fingerprint": own, "kernels": rows, "foreign": [asdict(f) for f in others]}
+    write_json(args.json, found)
     return 0
-
-
-def _row(result: KernelResult) -> dict[str, Any]:
-    schedule = None if result.schedule is None else schedule_to_json(result.schedule)
-    return {"key": result.kernel.key, "name": result.kernel.name, "hand_coded_ms": result.hand_coded_seconds * 1e3,
-            "tuned_ms": result.tuned_seconds * 1e3, "ratio": result.ratio, "trials": result.trials,
-            "schedule": schedule, "verdicts": result.verdicts}  # fmt: skip
-
-
-def _table(results: list[KernelResult]) -> str:
-    """One line a kernel, the slowest first. Calls are not on record: they belong to a program."""
-    lines = [f"{'kernel':34} {'hand-coded':>11} {'tuned':>9} {'ratio':>6} {'trials':>6}  schedule"]
-    lines.append("-" * len(lines[0]))
-    for r in sorted(results, key=lambda r: -r.hand_coded_seconds):
-        opts = [] if r.schedule is None else schedule_to_json(r.schedule)
-        words = " ".join(":".join("" if part is None else str(part) for part in opt) for opt in opts)
-        schedule = "as tinygrad" if r.schedule is None else words or "plain"
-        lines.append(f"{r.kernel.name[:34]:34} {r.hand_coded_seconds * 1e3:8.3f} ms {r.tuned_seconds * 1e3:6.3f} ms "
-                     f"{r.ratio:6.2f} {r.trials:6d}  {schedule}")  # fmt: skip
-    return "\n".join(lines)
 
 
 def export_beam_command(args: argparse.Namespace) -> int:

@@ -89,5 +89,5 @@ def collect(kernels: Sequence[Kernel], records: Records, runner: Runner, per_ker
             new += found
 
         for turn in range(-(-per_kernel // VISIT)):
-            share(records.path, runner.fingerprint, order, functools.partial(visit, turn), in_time)
+            share(records.absolute, runner.fingerprint, order, functools.partial(visit, turn), in_time)
     return new

@@ -1,6 +1,6 @@
 """THE adapter: the one file that imports tinygrad's compiler internals, as of tinygrad 0.14.0.
 
-Everything above it speaks of ASTs, Opts, schedulers and programs through the names that this file exports.
+Everything above it speaks of ASTs, Opts, schedulers and binaries through the names that this file exports.
 tests/autotune/test_compiler.py names every symbol used here, so that a new tinygrad breaks one test and one file.
 """
 
@@ -11,10 +11,8 @@ import functools
 import hashlib
 import math
 import os
-import platform
 import random
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,36 +28,25 @@ from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.device import Allocator, Buffer, BufferSpec, TinyELF
 from tinygrad.dtype import AddrSpace, DType, Invalid, dtypes, to_dtype
-from tinygrad.helpers import (
-    CACHELEVEL,
-    DEV,
-    NOOPT,
-    TUPLE_ORDER,
-    Context,
-    ContextVar,
-    diskcache_get,
-    diskcache_put,
-    getenv,
-)
+from tinygrad.helpers import DEV, NOOPT, TUPLE_ORDER, Context, ContextVar, getenv
 from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import ClangRenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ParamArg, UOp, axis_to_pos
 
-from autotune.errors import DeviceError, IllegalAction, UsageError
+from autotune.errors import DeviceError, IllegalAction
+from autotune.host import clang_version, cpu_model
 
 __all__ = [
-    "AddrSpace", "AxisType", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Device", "Invalid", "KernelInfo", "Opt", "OptOps", "Ops", "ParamArg",
-    "Program", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos",
-    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable", "launches_freely", "observe_kernels", "read_beam_cache", "read_buffer", "renderer_of",
-    "root_scheduler", "settings", "substitute_schedules", "unheard", "uop_identity", "without_beam",
-    "write_beam_cache", "write_buffer",
+    "AddrSpace", "AxisType", "Binary", "Buffer", "BufferSpec", "DTYPES", "DTYPE_NAMES", "DType", "Invalid", "KernelInfo",
+    "Opt", "OptOps", "Ops", "ParamArg", "Renderer", "Scheduler", "UOp", "apply_opt", "axis_to_pos", "backend_of",
+    "canonical", "compile_schedule", "default_device", "dtypes", "fingerprint", "hand_coded", "has_offsets", "is_tunable",
+    "launches_freely", "observe_kernels", "on_device", "read_buffer", "renderer_of", "root_scheduler", "settings",
+    "substitute_schedules", "targets", "threadable", "unheard", "uop_identity", "without_beam", "write_buffer",
 ]  # fmt: skip
 
 Schedule = tuple[Opt, ...]
 SINGLE_THREADED = {"PARALLEL": 0, "BEAM": 0}
 NAME = "k"  # of the function in every compiled candidate
-X86 = ("model name", "cpu family", "model", "stepping")  # which processor it is, in /proc/cpuinfo
-ARM = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision")
 ALIGNMENT = 64  # bytes: a cache line, and more than the widest vector that tinygrad's code loads at once
 RELEASE = "2f5e023cfa690cab"  # digest of tinygrad 0.14.0's files that make code
 # environment variables that change code too and are no ContextVar, with their defaults
@@ -85,6 +72,11 @@ def renderer_of(device: str) -> Renderer:
         ) from None
 
 
+def backend_of(device: str) -> str:
+    """Of a device's name: all devices of one backend are served by the same schedules."""
+    return device.split(":")[0]
+
+
 def launches_freely(renderer: Renderer) -> bool:
     """Whether a kernel without locals may be launched in groups of any size. CUDA and HIP compile it for groups of one thread, so
     NOLOCALS gains nothing there."""
@@ -96,9 +88,9 @@ def fingerprint(device: str) -> dict[str, str]:
     renderer, opened = renderer_of(device), Device[device]
     if isinstance(renderer, ClangRenderer) and shutil.which(os.environ.get("CC", "clang")) is None:
         raise DeviceError(f"{device} compiles with clang, and there is none on PATH: apt-get install clang, or set CC")
-    backend = device.split(":")[0]
-    model = _cpu_model() if backend == "CPU" else "unknown"  # the host's would say nothing of another device
-    compiler = _clang_version() if isinstance(renderer, ClangRenderer) else "unknown"
+    backend = backend_of(device)
+    model = cpu_model() if backend == "CPU" else "unknown"  # the host's would say nothing of another device
+    compiler = clang_version() if isinstance(renderer, ClangRenderer) else "unknown"
     return {
         "backend": backend,
         "renderer": type(renderer).__name__,
@@ -147,27 +139,6 @@ def targets() -> str:
     return repr(DEV)
 
 
-def _cpu_model() -> str:
-    """Vendor, family, model and stepping: the marketing name alone is shared by machines that time differently."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    values = {key.strip(): value.strip() for key, value in fields.items()}
-    names = X86 if "model name" in values else ARM
-    return " ".join(values.get(k, "?") for k in names)
-
-
-@functools.cache
-def _clang_version() -> str:
-    try:
-        done = subprocess.run([os.environ.get("CC", "clang"), "--version"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.splitlines()[0] if done.stdout else "unknown"
-
-
 # **** kernels, in the form in which they enter apply_opts ****
 
 
@@ -214,11 +185,11 @@ def is_tunable(raw: UOp) -> bool:
     return plain and raw.tag is None and info.opts_to_apply is None
 
 
-def _on_device(ast: UOp, renderer: Renderer) -> UOp:
+def on_device(ast: UOp, renderer: Renderer) -> UOp:
+    """A canonical AST whose buffers are on the renderer's device again; variables are on none."""
     device = renderer.target.device
-    return ast.substitute(
-        {p: p.replace(arg=replace(p.arg, device=device)) for p in ast.toposort() if p.op is Ops.PARAM}
-    )
+    buffers = (p for p in ast.toposort() if p.op is Ops.PARAM and p.arg.addrspace is not AddrSpace.ALU)
+    return ast.substitute({p: p.replace(arg=replace(p.arg, device=device)) for p in buffers})
 
 
 def root_scheduler(ast: UOp, renderer: Renderer) -> Scheduler:
@@ -228,12 +199,17 @@ def root_scheduler(ast: UOp, renderer: Renderer) -> Scheduler:
     return scheduler
 
 
+def threadable(scheduler: Scheduler) -> set[UOp]:
+    """The loops that THREAD may split, tinygrad's "globalizable" ones."""
+    return set(scheduler._globalizable_rngs())
+
+
 def apply_opt(scheduler: Scheduler, opt: Opt) -> Scheduler:
     """A new scheduler with one more Opt. Raises IllegalAction where tinygrad refuses."""
     after = scheduler.copy()
     try:
         after.apply_opt(opt)
-    except KernelOptError as error:
+    except (KernelOptError, ZeroDivisionError) as error:  # the latter where padding to a multiple of none is asked for
         raise IllegalAction(f"{opt}: {error}") from None
     return after
 
@@ -251,11 +227,11 @@ def uop_identity(ast: UOp) -> str:
     return ast.key.hex()
 
 
-# **** programs ****
+# **** binaries ****
 
 
 @dataclass(frozen=True)
-class Program:
+class Binary:
     """A compiled candidate as plain data, so that it can be run in another process than the one that compiled it.
 
     `launches` has (global size, local size, values of its variables) for each assignment of the symbolic sizes.
@@ -288,13 +264,13 @@ class Program:
         return run
 
 
-def _program(prg: UOp, sizes: Sequence[dict[str, int]]) -> Program:
+def _binary(prg: UOp, sizes: Sequence[dict[str, int]]) -> Binary:
     """The plain data of a compiled tinygrad program."""
     info = prg.arg
     launches = tuple((*info.launch_dims(values), info.vals(values)) for values in sizes)
     signature = tuple((name, slot, DTYPE_NAMES[dtype], tuple(n for n in shape if isinstance(n, int)))
                       for name, slot, dtype, shape in prg.to_elf().signature)  # fmt: skip
-    return Program(prg.src[3].arg, signature, tuple(info.globals), tuple(info.outs), tuple(info.ins), launches)
+    return Binary(prg.src[3].arg, signature, tuple(info.globals), tuple(info.outs), tuple(info.ins), launches)
 
 
 def has_offsets(device: str) -> bool:
@@ -315,13 +291,13 @@ def read_buffer(buffer: Buffer, data: memoryview) -> None:
 
 def compile_schedule(
     ast: UOp, schedule: Schedule, renderer: Renderer, max_uops: int = 0, sizes: Sequence[dict[str, int]] = ({},)
-) -> Program:
+) -> Binary:
     """Compile a canonical AST with a schedule, as a program would run it, to be launched with each of `sizes`.
 
     Raises IllegalAction where an Opt cannot be applied, OverflowError when the lowered kernel has more than
     `max_uops` operations (0: no limit), and whatever the compiler raises.
     """
-    scheduler = root_scheduler(_on_device(ast, renderer), renderer)
+    scheduler = root_scheduler(on_device(ast, renderer), renderer)
     for opt in schedule:
         scheduler = apply_opt(scheduler, opt)
     with Context(**SINGLE_THREADED):
@@ -330,7 +306,7 @@ def compile_schedule(
             raise OverflowError(f"{len(prg.src[1].src)} operations after lowering, more than {max_uops}")
         prg = _with_local_size(prg, renderer)
     codegen.to_program_cache.clear()  # thousands of candidates pass through: keep none
-    return _program(prg, sizes)
+    return _binary(prg, sizes)
 
 
 def _with_local_size(prg: UOp, renderer: Renderer) -> UOp:
@@ -368,7 +344,7 @@ def without_beam() -> Iterator[None]:
 # **** programs of the user: seeing their kernels, and giving them schedules ****
 
 OnLaunch = Callable[[UOp, str, dict[str, int]], None]
-ScheduleOf = Callable[[UOp, Renderer], Schedule | None]
+ScheduleOf = Callable[[UOp, Renderer, str], Schedule | None]
 
 
 @contextlib.contextmanager
@@ -384,7 +360,7 @@ def observe_kernels(on_launch: OnLaunch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def substitute_schedules(schedule_of: ScheduleOf) -> Iterator[None]:
-    """While active, each kernel compiled in this process takes `schedule_of(raw SINK, renderer)`, None leaves it alone.
+    """While active, each kernel compiled in this process takes `schedule_of(raw SINK, renderer, device)`, None leaves it alone.
 
     Where several are active the last that was entered is asked first. The schedule travels in `KernelInfo.opts_to_apply`, so
     tinygrad's parallel compilation goes on working.
@@ -483,7 +459,8 @@ class _Hooks:
         found = realize._get_call_to_compile(call)
         if found is None:
             return None
-        asked = (schedule_of(call.src[0], found[1]) for schedule_of in reversed(tuple(self.substitutions)))
+        device = call.device if isinstance(call.device, str) else call.device[0]  # as tinygrad chooses the renderer
+        asked = (schedule_of(call.src[0], found[1], device) for schedule_of in reversed(tuple(self.substitutions)))
         return next((schedule for schedule in asked if schedule is not None), None)
 
     def _track(self, original: Callable[..., None], ctx: Any, call: UOp, st: Any, ets: Any) -> None:
@@ -501,28 +478,6 @@ def _programs_of(ast: UOp) -> list[UOp]:
     if ast.op is Ops.CUSTOM_FUNCTION and ast.arg == "graph":
         return [c.src[0] for c in ast.src[0].src if c.src[0].op is Ops.PROGRAM]
     return []
-
-
-def write_beam_cache(ast: UOp, schedule: Schedule, width: int, renderer: Renderer) -> None:
-    """Put a schedule where tinygrad's BEAM=`width` looks first, so that BEAM serves it and searches nothing. Raises UsageError
-    where tinygrad keeps no cache."""
-    if CACHELEVEL < 1:
-        raise UsageError("tinygrad keeps no cache while CACHELEVEL is 0, so nothing can be exported: set another")
-    for key in _beam_keys(ast, width, renderer):
-        diskcache_put("beam_search", key, list(schedule))
-
-
-def read_beam_cache(ast: UOp, width: int, renderer: Renderer) -> set[Schedule]:
-    """What BEAM=`width` would be served of this kernel: nothing, or what it has found, or what was put there."""
-    found = (diskcache_get("beam_search", key) for key in _beam_keys(ast, width, renderer))
-    return {tuple(schedule) for schedule in found if schedule is not None}
-
-
-def _beam_keys(ast: UOp, width: int, renderer: Renderer) -> list[dict[str, Any]]:
-    searched = _on_device(ast, renderer).replace(arg=KernelInfo(beam=width))
-    key = {"ast": root_scheduler(searched, renderer).ast.key, "amt": width, "device": renderer.target.device,
-           "suffix": renderer.suffix}  # fmt: skip
-    return [{**key, "allow_test_size": allow_test_size} for allow_test_size in (True, False)]
 
 
 def default_device() -> str:

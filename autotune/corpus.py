@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gzip
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
 from tqdm import tqdm
 
-from agents.checkpoint import replacing
+from autotune import files
 from autotune.capture import capture
 from autotune.compiler import Ops, canonical, default_device, is_tunable, renderer_of, without_beam
 from autotune.errors import CodecError, UsageError, status_of
@@ -29,7 +26,6 @@ from autotune.models import ResNet
 from autotune.programs import PROGRAMS, captured
 from autotune.space import legal_mask, root_state
 
-DATA = Path(__file__).parent / "data"
 SPLITS = ("train", "validation", "held_out")
 MIN_WORK, MAX_WORK, MAX_BYTES = 2e4, 3e8, 6.4e7  # operations and bytes: long enough to time, short enough to time often
 CHANNELS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512)
@@ -341,21 +337,10 @@ def example_kernels() -> list[Kernel]:
 
 
 def write(kernels: list[Kernel], path: Path) -> None:
-    write_lines(map(kernel_to_json, kernels), path)
+    files.write_lines(map(kernel_to_json, kernels), path)
 
 
-def write_lines(rows: Iterable[Any], path: Path) -> None:
-    """JSON lines, compressed: the same rows give the same bytes. Finished or not at all."""
-    with (
-        replacing(path) as draft,
-        draft.open("wb") as raw,
-        gzip.GzipFile(path.name, "wb", fileobj=raw, mtime=0) as file,  # a header holds the name
-    ):
-        for row in rows:
-            file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-
-
-def load(split: str | None = None, path: Path = DATA / "corpus.jsonl.gz") -> list[Kernel]:
+def load(split: str | None = None, path: Path = files.DATA / "corpus.jsonl.gz") -> list[Kernel]:
     """The corpus, or one split of it, in a fixed order. Raises UsageError for a split that it does not have."""
     if split not in (None, *SPLITS):
         raise UsageError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -365,8 +350,7 @@ def load(split: str | None = None, path: Path = DATA / "corpus.jsonl.gz") -> lis
 @functools.lru_cache(maxsize=2)
 def _parsed(path: Path, written: int) -> tuple[Kernel, ...]:
     """All kernels of a file that was `written` then; parsing a thousand takes seconds."""
-    with gzip.open(path, "rt") as file:
-        return tuple(kernel_from_json(json.loads(line)) for line in file)
+    return tuple(map(kernel_from_json, files.read_lines(path)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -384,8 +368,8 @@ def _make(seed: int) -> None:
     kernels: list[Kernel] = []
     for i, (count, weights) in enumerate(DRAWS):
         kernels += generate(count, seed + i, [*refused, *kernels], weights)
-    DATA.mkdir(exist_ok=True)
-    write(kernels, DATA / "corpus.jsonl.gz")
+    files.DATA.mkdir(exist_ok=True)
+    write(kernels, files.DATA / "corpus.jsonl.gz")
     counts = {split: sum(split_of(k) == split for k in kernels) for split in SPLITS}
     print(f"{len(kernels)} kernels {counts}, {len(refused)} of the examples refused")
 

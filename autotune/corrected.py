@@ -30,7 +30,7 @@ class Corrected:
 
     def _learn(self, roots: Sequence[State], data: Dataset) -> Correction:
         kernel = np.array([self.place[s.kernel.key] for s in data.states])
-        residual = data.arrays()[0][:, None] - self._said(data.states).T  # [K, M]
+        residual = data.arrays()[0][:, None] - self.guide.believed(data.states).T  # [K, M]
         return Correction(self.guide.leaves(data.states), kernel, residual, self._distance(roots))
 
     def _distance(self, roots: Sequence[State]) -> np.ndarray:
@@ -41,11 +41,7 @@ class Corrected:
 
     def members(self, states: Sequence[State]) -> np.ndarray:
         """Each tree member's log2 time relative to the kernel's un-optimized state, corrected [M, N]; remembered."""
-        return relative(states, self._known, lambda missing: self._said(missing) + self._errors(missing))
-
-    def _said(self, states: Sequence[State]) -> np.ndarray:
-        """Before the correction [M, N]: by the trees alone, as in a search."""
-        return self.guide.members(states, self.guide.simulator.trees)
+        return relative(states, self._known, lambda missing: self.guide.believed(missing) + self._errors(missing))
 
     def _errors(self, states: Sequence[State]) -> np.ndarray:
         """What is to be added [M, N]."""

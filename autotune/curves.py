@@ -23,9 +23,8 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.runner import COMPILERS, CUTOFF, Measurer, commit, known_of
 from autotune.records import Records, Trial
-from autotune.search import Strategy, make_strategy
+from autotune.search import Strategy, make_strategy, promise_of
 from autotune.search.acquisition import BATCH
-from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 from autotune.spending import Spending
 from autotune.statistics import bootstrap, improvement, iqm
@@ -150,7 +149,7 @@ class Search:
 
     def promise(self, trials: int) -> float | None:
         """As `Spending` asks for it."""
-        return self.strategy.promise(trials) if isinstance(self.strategy, MixedSearch) else None
+        return promise_of(self.strategy, trials)
 
     def curve(self, turns: list[float] | None = None) -> Curve:
         hand = self.shared.hand_coded

@@ -7,8 +7,6 @@ machine has measured anything; `python -m autotune.data RECORDS` writes them fro
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from autotune import corpus
+from autotune import corpus, files
 from autotune.compiler import Renderer, default_device
 from autotune.errors import IllegalAction, UsageError, status_of
 from autotune.kernel import Kernel, schedule_from_json, schedule_to_json
 from autotune.records import Records, Trial
-from autotune.space import MAX_STEPS, State, apply_to_state, root_state
+from autotune.space import MAX_STEPS, State, after, root_state
 
 
 @dataclass
@@ -46,10 +44,8 @@ class Dataset:
         for trial in trials:
             if trial.seconds is None or len(trial.schedule) > MAX_STEPS or (group, trial.code_hash) in self._codes:
                 continue
-            state = root
             try:
-                for opt in trial.schedule:
-                    state = apply_to_state(state, opt)
+                state = after(root, trial.schedule)
             except IllegalAction:  # recorded where more was legal, e.g. on a machine with more threads
                 continue
             self._codes.add((group, trial.code_hash))
@@ -58,6 +54,7 @@ class Dataset:
             self.groups.append(group)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(log2 seconds [N], groups [N] int)"""
         return np.array(self.log_times), np.array(self.groups)
 
     def __len__(self) -> int:
@@ -65,7 +62,8 @@ class Dataset:
 
 
 def shipped_path(backend: str, guided: bool = False) -> Path:
-    return corpus.DATA / f"{'guided' if guided else 'trials'}-{backend.lower()}.jsonl.gz"
+    """Where trials of a backend ship: those of random schedules, or those that a guide has asked for (`guided`)."""
+    return files.DATA / f"{'guided' if guided else 'trials'}-{backend.lower()}.jsonl.gz"
 
 
 def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel], guided: bool = False) -> int:
@@ -76,17 +74,25 @@ def add_shipped(dataset: Dataset, backend: str, kernels: Sequence[Kernel], guide
     """
     before, by_key = len(dataset), {k.key: k for k in kernels}
     for path in (shipped_path(backend), *([shipped_path(backend, guided=True)] if guided else [])):
-        for row in _lines_of(path) if path.exists() else []:
+        for row in files.read_lines(path) if path.exists() else []:
             if row["kernel"] in by_key:
                 trials = [_trial_from_row(row["kernel"], t) for t in row["trials"]]
                 dataset.add(by_key[row["kernel"]], trials, f"{path.stem} {row.get('source', 1)} {row['fingerprint']}")
     return len(dataset) - before
 
 
+def shipped_trials(device: str, renderer: Renderer) -> Dataset:
+    """All trials of training kernels that ship for a device, a guide's among them. Raises UsageError where there are none."""
+    dataset = Dataset(renderer)
+    if not add_shipped(dataset, device, corpus.load("train"), guided=True):
+        raise UsageError(f"no trials ship for {device}: there is nothing to learn from")
+    return dataset
+
+
 def shipped_kernels(backend: str) -> set[str]:
     """Keys of the kernels of which trials ship for a backend."""
     paths = [path for guided in (False, True) if (path := shipped_path(backend, guided)).exists()]
-    return {line["kernel"] for path in paths for line in _lines_of(path)}
+    return {line["kernel"] for path in paths for line in files.read_lines(path)}
 
 
 def _trial_from_row(key: str, row: list) -> Trial:
@@ -94,16 +100,16 @@ def _trial_from_row(key: str, row: list) -> Trial:
     return Trial(key, schedule_from_json(schedule), "ok", (micros * 1e-6,), code_hash=code_hash, kind=kind)
 
 
-def export_trials(files: Sequence[Records], path: Path, keep: bool = False, skip: bool = False) -> int:
+def export_trials(stores: Sequence[Records], path: Path, keep: bool = False, skip: bool = False) -> int:
     """Write the timed trials of training kernels: medians in microseconds, one line a kernel. Returns how many trials.
 
     `keep`: what `path` holds stays, as an earlier source, whose times are not compared with those of the new one. `skip`:
     other kernels than training kernels are left out; else they are a UsageError.
     """
     training = {k.key for k in corpus.load("train")}
-    lines = _lines_of(path) if keep and path.exists() else []
+    lines = files.read_lines(path) if keep and path.exists() else []
     source = 1 + max((line.get("source", 1) for line in lines), default=0)
-    for records in files:
+    for records in stores:
         for kernel in records.kernels():
             if kernel.key in training:
                 lines += _rows_of(records, kernel, source)
@@ -111,13 +117,8 @@ def export_trials(files: Sequence[Records], path: Path, keep: bool = False, skip
                 raise UsageError(
                     f"{records.path} holds {kernel.name}, which is no training kernel: nothing held out may ship"
                 )
-    corpus.write_lines(lines, path)
+    files.write_lines(lines, path)
     return sum(len(line["trials"]) for line in lines)
-
-
-def _lines_of(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def _rows_of(records: Records, kernel: Kernel, source: int) -> list[dict[str, Any]]:
@@ -140,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m autotune.data", description="write the trials that ship with the package"
     )
     parser.add_argument("records", type=Path, nargs="+")
-    parser.add_argument("--guided", action="store_true", help="they are trials that a guide has asked for")
+    parser.add_argument(
+        "--guided", action="store_true", help="they are trials that a guide, or beam searches, have asked for"
+    )
     parser.add_argument("--keep", action="store_true", help="add to what ships already")
     parser.add_argument("--skip", action="store_true", help="leave out kernels that are no training kernels")
     args = parser.parse_args(argv)
@@ -149,8 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ship(args: argparse.Namespace) -> None:
     path = shipped_path(default_device(), args.guided)
-    files = [Records(file, read_only=True) for file in args.records]
-    print(f"{export_trials(files, path, args.keep, args.skip)} trials in {path.name}")
+    stores = [Records(file, read_only=True) for file in args.records]
+    print(f"{export_trials(stores, path, args.keep, args.skip)} trials in {path.name}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from autotune.features import View, observe
 from autotune.kernel import Schedule
 from autotune.space import MAX_STEPS, STOP_INDEX, State, legal_mask, step
 
-Seen = dict[
-    tuple[str, Schedule], tuple[np.ndarray, np.ndarray, np.ndarray]
-]  # (state, mask, actions) of a state, worth keeping
+Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # (vector [D], mask [A], actions [A, F]) of a state
+Seen = dict[tuple[str, Schedule], Row]  # by kernel and schedule: worth keeping
 
 
 def sample_episodes(
@@ -38,10 +37,10 @@ def sample_episodes(
         rows = [look(p[-1], seen, view) for p in paths]
         if not any(mask[:STOP_INDEX].any() for (_, mask, _), ended in zip(rows, done, strict=True) if not ended):
             break  # there is nothing left to decide
-        vectors, masks, actions = (np.stack([r[i] for r in rows]) for i in range(3))
+        observation = stacked(rows)
+        masks = observation.mask
         offered = masks if agent.config.masked else np.ones_like(masks)
-        observation = Observation(vectors, offered, actions)
-        log_probs, _, hidden = agent.evaluate(observation, hidden, reset)
+        log_probs, _, hidden = agent.evaluate(observation._replace(mask=offered), hidden, reset)
         noise = rng.gumbel(size=log_probs.shape) * np.reshape(temperature, (-1, 1))  # [n_envs, A]
         for i, action in enumerate((log_probs + noise).argmax(1)):
             if action == STOP_INDEX or not masks[i, action]:
@@ -54,10 +53,16 @@ def sample_episodes(
     return paths
 
 
-def look(state: State, seen: Seen, view: View = observe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def look(state: State, seen: Seen, view: View = observe) -> Row:
+    """What a policy is shown of a state: taken from `seen`, and put there where it is missing."""
     key = (state.kernel.key, state.schedule)
     if key not in seen:
         mask = legal_mask(state)
         vector, actions = view(state, mask)
         seen[key] = (vector, mask, actions)
     return seen[key]
+
+
+def stacked(rows: Sequence[Row]) -> Observation:
+    """What `look` says of some states, as one observation of them all."""
+    return Observation(*map(np.stack, zip(*rows, strict=True)))

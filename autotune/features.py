@@ -64,14 +64,14 @@ def summary(state: State) -> np.ndarray:
 
 
 def _summary(state: State) -> np.ndarray:
-    values = [*_kernel_part(state.kernel), *_tile_part(state)]
+    values = [*kernel_part(state.kernel), *_tile_part(state)]
     accesses = [_access_part(state, i) for i in range(min(len(state.accesses), MAX_ACCESSES))]
     width = len(_access_part(state, 0)) if state.accesses else 0
     padded = accesses + [[0.0] * width] * (MAX_ACCESSES - len(accesses))
     return np.array(values + [v for row in padded for v in row] + _traffic_part(state), dtype=np.float32)
 
 
-def _kernel_part(kernel: Kernel) -> list[float]:
+def kernel_part(kernel: Kernel) -> list[float]:
     """What no schedule changes: work, bytes, arithmetic, types. Computed once for each kernel."""
     found = _KERNEL_PARTS.get(kernel.key)
     if found is None:
@@ -182,7 +182,7 @@ def _traffic_part(state: State) -> list[float]:
             log2(even_vectors), log2(tile / max(even_vectors, 1e-9))]  # fmt: skip
 
 
-def _axis_slot(axis: Axis, position: int, accesses: int) -> list[float]:
+def axis_slot(axis: Axis, position: int, accesses: int) -> list[float]:
     """A loop as the policy sees it."""
     values = [float(axis.kind is kind) for kind in KINDS]
     values += [
@@ -214,7 +214,7 @@ View = Callable[[State, np.ndarray], tuple[np.ndarray, np.ndarray]]  # (state, m
 
 def observe(state: State, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(state vector [D] float32, action features [A, F] float32); rows of actions outside `mask` [A] are zero."""
-    slots = [_axis_slot(a, i, len(state.accesses)) for i, a in enumerate(state.axes[:MAX_AXES])]
+    slots = [axis_slot(a, i, len(state.accesses)) for i, a in enumerate(state.axes[:MAX_AXES])]
     padded = np.array(slots + [_EMPTY_AXIS] * (MAX_AXES + 1 - len(slots)), dtype=np.float32)  # the last one stays empty
     vector = np.concatenate([summary(state), padded[:MAX_AXES].reshape(-1)])
     legal, unrolled = np.flatnonzero(mask), state.sizes(*IN_REGISTERS)

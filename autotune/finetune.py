@@ -16,21 +16,21 @@ from pathlib import Path
 import numpy as np
 
 from agents.ppo import PPO
-from autotune.compiler import Renderer, renderer_of
+from autotune.compiler import Renderer, backend_of, renderer_of
 from autotune.corrected import Corrected
 from autotune.data import Dataset
 from autotune.features import ACTION_WIDTH
 from autotune.guide import FINETUNED, Guide
 from autotune.kernel import Kernel
 from autotune.measuring.runner import Measurer, Runner
-from autotune.records import Records
+from autotune.records import FINETUNE, Records
 from autotune.search.acquisition import BATCH
 from autotune.space import N_ACTIONS, State
 from autotune.training import Clock, Log, TrainConfig, Trainer, gently
 
 MEASURE_SHARE = 0.3  # of the time goes to schedules that the guide chooses, before its policy practises
 CHECK_KERNELS = 8
-LABEL = "finetune/"  # of its trials in the records, before what made them
+LABEL = f"{FINETUNE}/"  # of its trials in the records, before what made them
 
 
 class FineTuner(Trainer):
@@ -105,7 +105,7 @@ def fine_tune(
 
     `find_checkpoint` finds it as the newest from then on, but for experiments. Raises TrainingError where learning diverges.
     """
-    final, renderer = runs / f"{FINETUNED}{name}-{device.split(':')[0].lower()}", renderer_of(device)
+    final, renderer = runs / f"{FINETUNED}{name}-{backend_of(device).lower()}", renderer_of(device)
     final.mkdir(parents=True, exist_ok=True)
     # deeper than `find_checkpoint` looks: what is cut off is never served; and no other run's
     out = Path(tempfile.mkdtemp(prefix="unfinished-", dir=final))

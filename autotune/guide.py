@@ -1,4 +1,4 @@
-"""What has been learned, as one file: the PPO-LSTM agent and the simulator ensemble, with the vocabulary they speak."""
+"""What has been learned, as one checkpoint: agent, committee, world and memory, with the vocabulary that they speak."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from agents import checkpoint
 from agents.learner import without_moments
 from agents.ppo import PPO, PPOConfig
-from autotune.compiler import Renderer
+from autotune import files
+from autotune.compiler import Renderer, backend_of
 from autotune.errors import TRAIN, CodecError, UsageError
 from autotune.features import ACTION_WIDTH, observe, summary
 from autotune.kernel import Kernel, Schedule
@@ -22,9 +23,8 @@ from autotune.strict import MAX_INT, parse, shown
 from autotune.world import World
 from sims import Committee, EnsembleConfig, TreesConfig
 from sims.bagged import Bagged
-from sims.ensemble import PAD
+from sims.padding import padded
 
-SHIPPED = Path(__file__).parent / "data"
 LARGEST = float(np.finfo(np.float32).max)  # of any learned number
 MAX_SETTING = 1_000_000  # of any number in a config
 FINETUNED = "finetuned-"  # begins the names of their directories under `runs/`
@@ -39,7 +39,7 @@ Config = TypeVar("Config", PPOConfig, EnsembleConfig, TreesConfig)
 
 
 class Guide:
-    """An agent and a simulator that were trained together."""
+    """A PPO-LSTM agent, and a committee of nets and trees as its simulator; a world and a memory, where it has them."""
 
     def __init__(self, state_dim: int, summary_dim: int, ppo: PPOConfig, sim: EnsembleConfig, trees: TreesConfig,
                  seed: int):  # fmt: skip
@@ -84,6 +84,11 @@ class Guide:
         judge = self.simulator if asked is None else asked
         known = self._predicted.setdefault(judge, {})
         return relative(states, known, lambda missing: judge.predict_members(np.stack([summary(s) for s in missing])))
+
+    def believed(self, states: Sequence[State]) -> np.ndarray:
+        """What a search goes by: `members` of the committee's trees alone [M, N]. Its nets, which a policy practises with, too, expect
+        too much of the very schedules that a search looks for."""
+        return self.members(states, self.simulator.trees)
 
     def leaves(self, states: Sequence[State]) -> np.ndarray:
         """To which leaves of the committee's trees some states come [N, T], by which they are alike; remembered."""
@@ -186,10 +191,10 @@ def _check_sizes(agent: Arrays, simulator: Arrays, state_dim: int, summary_dim: 
     encoder: Shapes = {"parameter/encoder1.weight": (state_dim, width), "parameter/encoder2.weight": (width, width)}
     checkpoint.check_shapes(agent, encoder, "the agent")
     nets = _part(simulator, "nets.")
-    first: Shapes = {"mean": (summary_dim,), "p0": (sim.members, -(-summary_dim // PAD) * PAD, sim.hidden)}
+    first: Shapes = {"mean": (summary_dim,), "p0": (sim.members, padded(summary_dim), sim.hidden)}
     hidden: Shapes = {f"p{2 * i}": (sim.members, sim.hidden, sim.hidden) for i in range(1, min(sim.layers, len(nets)))}
     checkpoint.check_shapes(nets, {**first, **hidden}, "the simulator")
-    if min(state_dim, summary_dim, ppo.hidden, ppo.minibatches) < 1 or len(nets) != 2 * (sim.layers + 1) + 3:
+    if min(state_dim, summary_dim) < 1 or len(nets) != 2 * (sim.layers + 1) + 3:
         raise checkpoint.CheckpointError("a size is 0, or the simulator has not as many layers as it says")
     arrays = [*agent.values(), *simulator.values()]
     if not all(array.dtype.kind == "f" and (np.abs(array) < LARGEST).all() for array in arrays):
@@ -207,11 +212,13 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
     """
     if named is not None:
         return named
-    backend = device.split(":")[0]
+    backend = backend_of(device)
     trained = [p for p in runs.glob("*/best.json") if _serves(p, backend)] if runs else []
     if not finetuned:
         trained = [p for p in trained if not p.parent.name.startswith(FINETUNED)]
-    shipped = [p for name in (backend.lower(), "cpu") if (p := SHIPPED / f"guide-{name}").with_suffix(".json").exists()]
+    shipped = [
+        p for name in (backend.lower(), "cpu") if (p := files.DATA / f"guide-{name}").with_suffix(".json").exists()
+    ]
     if trained:
         return max(trained, key=lambda p: p.stat().st_mtime).with_suffix("")
     if shipped:
@@ -226,6 +233,6 @@ def _serves(description: Path, backend: str) -> bool:
         meta = parse(description.read_text())
         current = meta["vocabulary"] == VOCABULARY and meta["features"] == FEATURES
         whole = meta.get("finished", True) and not meta["draft"]
-        return current and whole and str(meta["backend"]).split(":")[0] == backend
+        return current and whole and backend_of(str(meta["backend"])) == backend
     except (OSError, ValueError, KeyError, TypeError, CodecError):
         return False

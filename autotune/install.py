@@ -7,36 +7,39 @@ import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tinygrad.helpers import CACHELEVEL, diskcache_get, diskcache_put
 
 from autotune.compiler import (
+    KernelInfo,
     Renderer,
     UOp,
     apply_opt,
     canonical,
     default_device,
     fingerprint,
-    read_beam_cache,
+    on_device,
     renderer_of,
     root_scheduler,
     settings,
     substitute_schedules,
     targets,
-    write_beam_cache,
 )
-from autotune.errors import IllegalAction, RecordsError
+from autotune.errors import IllegalAction, RecordsError, UsageError
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import History, Records, default_path, fingerprint_id
 
-Settings = tuple[str, ...]  # the values of those that change code
+Settings = tuple[str, ...]  # the device, and the values of those that change code
 
 
 class Applied:
     """Counts what happened while schedules were applied."""
 
     def __init__(self) -> None:
-        self.tuned = 0  # distinct kernels that took a tuned schedule
-        self.plain = 0  # distinct kernels that run as tinygrad would run them
+        self.tuned = 0  # kernels that took a tuned schedule, each once for a device
+        self.plain = 0  # those of which there is none; kernels on views at any offset are not looked up, and in neither
 
 
 @contextlib.contextmanager
@@ -47,17 +50,16 @@ def apply(records: str | os.PathLike[str] | Records | None = None) -> Iterator[A
     the file is opened once more: the program may compile in another thread than the one that they belong to.
     """
     path = records.absolute if isinstance(records, Records) else records or default_path()
-    winners: dict[tuple[str, Settings], dict[str, Schedule]] = {}
+    winners: dict[Settings, dict[str, Schedule]] = {}
     chosen: dict[tuple[UOp, Settings], Schedule | None] = {}
     applied = Applied()
 
-    def schedule_of(raw: UOp, renderer: Renderer) -> Schedule | None:
-        device = renderer.target.device
-        now = targets(), *settings().values()  # a Context inside the block may change them
+    def schedule_of(raw: UOp, renderer: Renderer, device: str) -> Schedule | None:
+        now = device, targets(), *settings().values()  # a Context inside the block may change them
         if (raw, now) not in chosen:
-            if (device, now) not in winners:
-                winners[device, now] = _winners(opened, device)
-            chosen[raw, now] = _found(winners[device, now], raw, renderer)
+            if now not in winners:
+                winners[now] = _winners(opened, device)
+            chosen[raw, now] = _found(winners[now], raw, renderer)
             applied.tuned += chosen[raw, now] is not None
             applied.plain += chosen[raw, now] is None
         return chosen[raw, now]
@@ -121,8 +123,33 @@ def _to_export(kernel: Kernel, history: History, winner: Schedule | None, accept
                renderer: Renderer) -> Schedule | None:  # fmt: skip
     if winner is not None and _is_legal(winner, kernel, renderer):
         return winner
-    hand = history.baselines.get("hand_coded")
-    if hand is None or hand.seconds is None or not _is_legal(hand.schedule, kernel, renderer):
+    hand = history.hand_coded
+    if hand is None or not _is_legal(hand.schedule, kernel, renderer):
         return None
     own = {hand.schedule} | accepted | history.refuted
     return None if read_beam_cache(kernel.ast, width, renderer) - own else hand.schedule
+
+
+# **** tinygrad's own BEAM cache ****
+
+
+def write_beam_cache(ast: UOp, schedule: Schedule, width: int, renderer: Renderer) -> None:
+    """Put a schedule where tinygrad's BEAM=`width` looks first, so that BEAM serves it and searches nothing. Raises UsageError
+    where tinygrad keeps no cache."""
+    if CACHELEVEL < 1:
+        raise UsageError("tinygrad keeps no cache while CACHELEVEL is 0, so nothing can be exported: set another")
+    for key in _beam_keys(ast, width, renderer):
+        diskcache_put("beam_search", key, list(schedule))
+
+
+def read_beam_cache(ast: UOp, width: int, renderer: Renderer) -> set[Schedule]:
+    """What BEAM=`width` would be served of this kernel: nothing, or what it has found, or what was put there."""
+    found = (diskcache_get("beam_search", key) for key in _beam_keys(ast, width, renderer))
+    return {tuple(schedule) for schedule in found if schedule is not None}
+
+
+def _beam_keys(ast: UOp, width: int, renderer: Renderer) -> list[dict[str, Any]]:
+    searched = on_device(ast, renderer).replace(arg=KernelInfo(beam=width))
+    key = {"ast": root_scheduler(searched, renderer).ast.key, "amt": width, "device": renderer.target.device,
+           "suffix": renderer.suffix}  # fmt: skip
+    return [{**key, "allow_test_size": allow_test_size} for allow_test_size in (True, False)]

@@ -10,6 +10,9 @@ import numpy as np
 from tinygrad import Tensor, UOp, nn
 from tinygrad.nn.state import get_state_dict
 
+CLASSES = 1000  # of images
+VOCABULARY = 1000  # of GPT
+PATCH = 14  # of ViT: the side of the square that is a token
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
@@ -38,7 +41,7 @@ class _Residual:
 class ResNet:
     """ResNet-18, -34 or -50 for 224x224 images. Raises KeyError for another depth."""
 
-    def __init__(self, depth: int = 18, classes: int = 1000):
+    def __init__(self, depth: int = 18):
         blocks, bottleneck = RESNET_BLOCKS[depth], depth >= 50
         self.stem, self.norm = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm(64)
         self.blocks: list[Callable[[Tensor], Tensor]] = []
@@ -48,10 +51,10 @@ class ResNet:
             for i in range(count):
                 self.blocks.append(_Residual(channels, width, 2 if stage and i == 0 else 1, bottleneck))
                 channels = 4 * width if bottleneck else width
-        self.head = nn.Linear(channels, classes)
+        self.head = nn.Linear(channels, CLASSES)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """images [N, 3, H, W] -> logits [N, classes]"""
+        """images [N, 3, H, W] -> logits [N, CLASSES]"""
         pooled = self.norm(self.stem(x)).relu().pad((1, 1, 1, 1)).max_pool2d((3, 3), 2)
         assert isinstance(pooled, Tensor)  # with indices it would be a pair
         return self.head(pooled.sequential(list(self.blocks)).mean((2, 3)))
@@ -84,14 +87,14 @@ class _Block:
 class GPT:
     """A GPT-2-shaped stack of blocks with token embedding and output layer, batch 1."""
 
-    def __init__(self, layers: int = 2, width: int = 256, heads: int = 4, vocabulary: int = 1000, context: int = 128):
+    def __init__(self, layers: int = 2, width: int = 256, heads: int = 4, context: int = 128):
         self.context = context
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(context, width)
         self.blocks = [_Block(width, heads, context) for _ in range(layers)]
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
 
     def __call__(self, tokens: Tensor, start: int | UOp = 0) -> Tensor:
-        """token numbers [1, T] at positions start.. -> logits of the last one [1, vocabulary]. Raises ValueError for several tokens at a
+        """token numbers [1, T] at positions start.. -> logits of the last one [1, VOCABULARY]. Raises ValueError for several tokens at a
         position that is a variable: what each of them may see is not known."""
         count = tokens.shape[1]
         if count > 1 and not isinstance(start, int):
@@ -137,7 +140,7 @@ class _Inverted:
 class MobileNet:
     """MobileNetV2, width 1, for 224x224 images: depthwise convolutions."""
 
-    def __init__(self, classes: int = 1000):
+    def __init__(self) -> None:
         self.stem, self.norm1 = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm(32)
         self.blocks: list[Callable[[Tensor], Tensor]] = []
         channels = 32
@@ -146,10 +149,10 @@ class MobileNet:
                 self.blocks.append(_Inverted(channels, out, stride if i == 0 else 1, expansion))
                 channels = out
         self.last, self.norm2 = nn.Conv2d(channels, 1280, 1, bias=False), nn.BatchNorm(1280)
-        self.head = nn.Linear(1280, classes)
+        self.head = nn.Linear(1280, CLASSES)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """images [N, 3, H, W] -> logits [N, classes]"""
+        """images [N, 3, H, W] -> logits [N, CLASSES]"""
         y = self.norm1(self.stem(x)).clip(0, 6).sequential(list(self.blocks))
         return self.head(self.norm2(self.last(y)).clip(0, 6).mean((2, 3)))
 
@@ -172,16 +175,16 @@ class _Encoder:
 
 
 class ViT:
-    """A vision transformer (Dosovitskiy et al. 2021) of the tiny width, in patches of 14, its tokens averaged at the end."""
+    """A vision transformer (Dosovitskiy et al. 2021) of the tiny width, its tokens averaged at the end."""
 
-    def __init__(self, layers: int = 4, width: int = 192, heads: int = 6, patch: int = 14, classes: int = 1000):
-        self.patches = nn.Conv2d(3, width, patch, stride=patch)
-        self.positions = Tensor.zeros(1, (224 // patch) ** 2, width)
+    def __init__(self, layers: int = 4, width: int = 192, heads: int = 6):
+        self.patches = nn.Conv2d(3, width, PATCH, stride=PATCH)
+        self.positions = Tensor.zeros(1, (224 // PATCH) ** 2, width)
         self.blocks: list[Callable[[Tensor], Tensor]] = [_Encoder(width, heads) for _ in range(layers)]
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, CLASSES)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """images [N, 3, 224, 224] -> logits [N, classes]"""
+        """images [N, 3, 224, 224] -> logits [N, CLASSES]"""
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         return self.head(self.norm(tokens.sequential(list(self.blocks))).mean(1))
 
@@ -189,11 +192,11 @@ class ViT:
 class MLP:
     """Three layers for vectors of 784 numbers, and a step of training them."""
 
-    def __init__(self, hidden: int = 500, classes: int = 10):
-        self.layers = [nn.Linear(a, b) for a, b in ((784, hidden), (hidden, hidden), (hidden, classes))]
+    def __init__(self, hidden: int = 500):
+        self.layers = [nn.Linear(a, b) for a, b in ((784, hidden), (hidden, hidden), (hidden, 10))]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, 784] -> logits [N, classes]"""
+        """[N, 784] -> logits [N, 10]"""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         return self.layers[-1](x)

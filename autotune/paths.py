@@ -19,8 +19,8 @@ from autotune.features import (
     MAX_ACCESSES,
     MAX_AXES,
     OPS,
-    _axis_slot,
-    _kernel_part,
+    axis_slot,
+    kernel_part,
     log2,
     summary,
 )
@@ -29,10 +29,10 @@ from autotune.space import ACTIONS, MAX_STEPS, SPLIT_TO, State, apply_to_state, 
 from sims import SimulatorError
 from sims.paths import Paths
 
-KINDS = 4  # of token: device, kernel, axis, access
+TOKEN_KINDS = 4  # device, kernel, axis, access
 TOKENS = 2 + MAX_AXES + MAX_ACCESSES
 NAMED_AXES = 9  # the vocabulary names axes 0 to 8
-ACTION_WIDTH = len(OPS) + NAMED_AXES + 5 + AXIS_WIDTH
+ROW_WIDTH = len(OPS) + NAMED_AXES + 5 + AXIS_WIDTH  # of an action's row
 # columns of a summary whose sums are the logs of flops, of bytes, of turns of the loops that are left, and of vector loads
 # in all of these turns: the limits of `sims.roofline` (tests/autotune/test_paths.py holds them to what they mean)
 _FLOPS, _BYTES, _TURNS, _VECTORS = 0, 1, 40, 152
@@ -41,14 +41,15 @@ ROOFLINE = ((_FLOPS,), (_BYTES,), (_TURNS,), (_TURNS, _VECTORS))
 
 def context(root: State) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [C, W] float32 of an un-optimized state, and which of them there are [C] bool."""
-    axes = [_axis_slot(a, i, len(root.accesses)) for i, a in enumerate(root.axes[:MAX_AXES])]
+    axes = [axis_slot(a, i, len(root.accesses)) for i, a in enumerate(root.axes[:MAX_AXES])]
     accesses = [_access_token(root, i) for i in range(min(len(root.accesses), MAX_ACCESSES))]
-    values = [_device_token(root), _kernel_part(root.kernel), *axes, *accesses]
+    values = [_device_token(root), kernel_part(root.kernel), *axes, *accesses]
     places = [0, 1, *range(2, 2 + len(axes)), *range(2 + MAX_AXES, 2 + MAX_AXES + len(accesses))]
     kinds = [0, 1, *[2] * len(axes), *[3] * len(accesses)]
-    tokens, present = np.zeros((TOKENS, KINDS + AXIS_WIDTH), np.float32), np.zeros(TOKENS, bool)
+    tokens, present = np.zeros((TOKENS, TOKEN_KINDS + AXIS_WIDTH), np.float32), np.zeros(TOKENS, bool)
     for place, kind, row in zip(places, kinds, values, strict=True):
-        tokens[place, kind], tokens[place, KINDS : KINDS + len(row)], present[place] = 1.0, row, True
+        tokens[place, kind], present[place] = 1.0, True
+        tokens[place, TOKEN_KINDS : TOKEN_KINDS + len(row)] = row
     return tokens, present
 
 
@@ -75,7 +76,7 @@ def action_row(root: State, opt: Opt) -> np.ndarray:
     full = opt.op in SPLIT_TO and number == 0
     amount = (axis.size if axis is not None else 1) if full else max(number, 1)
     named = [float(opt.axis == i) for i in range(NAMED_AXES)]
-    slot = [0.0] * AXIS_WIDTH if axis is None or position is None else _axis_slot(axis, position, len(root.accesses))
+    slot = [0.0] * AXIS_WIDTH if axis is None or position is None else axis_slot(axis, position, len(root.accesses))
     size = axis.size if axis is not None else 1
     effect = [log2(amount), min(amount, 16) / 16.0, float(full), log2(number), log2(max(1.0, size / amount))]
     return np.array([*(float(opt.op is op) for op in OPS), *named, *effect, *slot], np.float32)
@@ -83,11 +84,11 @@ def action_row(root: State, opt: Opt) -> np.ndarray:
 
 def action_rows(root: State) -> np.ndarray:
     """A row for each action of the vocabulary [A, F]; STOP, which changes nothing, is all zero."""
-    rows = [np.zeros(ACTION_WIDTH, np.float32) if a is None else action_row(root, a) for a in ACTIONS]
+    rows = [np.zeros(ROW_WIDTH, np.float32) if a is None else action_row(root, a) for a in ACTIONS]
     return np.stack(rows)
 
 
-class _Seen:
+class Prefixes:
     """One kernel's prefixes: states, summaries and action rows, each computed once."""
 
     def __init__(self, root: State):
@@ -97,6 +98,7 @@ class _Seen:
         self.rows: dict[Opt, np.ndarray] = {}
 
     def state(self, schedule: Schedule) -> State:
+        """Raises IllegalAction."""
         if schedule not in self.states:
             self.states[schedule] = apply_to_state(self.state(schedule[:-1]), schedule[-1])
         return self.states[schedule]
@@ -125,17 +127,17 @@ def paths_of(
         raise SimulatorError("no schedules: there is no path to make")
     keys = [s.kernel.key for s in states] if groups is None else [int(g) for g in groups]
     index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    seen: dict[str, _Seen] = {}
+    seen: dict[str, Prefixes] = {}
     contexts: dict[object, tuple[np.ndarray, np.ndarray]] = {}
     times: dict[tuple[object, Schedule], float] = {}
     if log_times is not None:
         times = {(k, s.schedule): float(t) for k, s, t in zip(keys, states, log_times, strict=True)}
     N, S = len(states), len(summary(states[0]))
-    actions = np.zeros((N, steps, ACTION_WIDTH), np.float32)
+    actions = np.zeros((N, steps, ROW_WIDTH), np.float32)
     prefixes = np.zeros((N, steps + 1, S), np.float32)
     log_time = np.full((N, steps + 1), np.nan)
     for n, (key, state) in enumerate(zip(keys, states, strict=True)):
-        own = seen.setdefault(state.kernel.key, _Seen(root_of(state)))
+        own = seen.setdefault(state.kernel.key, Prefixes(root_of(state)))
         contexts.setdefault(key, context(own.root))
         if len(state.schedule) > steps:
             raise SimulatorError(f"a schedule of {len(state.schedule)} actions does not fit a path of {steps}")

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import itertools
-import json
 import math
 import sys
 import time
@@ -23,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from autotune import corpus
+from autotune import corpus, files
 from autotune.collect import collect_kernel
 from autotune.compiler import Renderer, default_device
 from autotune.env import Task
@@ -39,7 +37,8 @@ BATCH = 8  # of them are measured before the tree grows on
 
 
 def recorded_path(backend: str) -> Path:
-    return corpus.DATA / f"recorded-{backend.lower()}.jsonl.gz"
+    """Where the recording of a backend ships."""
+    return files.DATA / f"recorded-{backend.lower()}.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,12 @@ class Recorded:
             raise UsageError(f"no recording {path}: make one with `python -m autotune.recorded collect`")
         known = {split: {k.key: k for k in corpus.load(split)} for split in corpus.SPLITS}
         entries: dict[str, list[Entry]] = {split: [] for split in corpus.SPLITS}
-        with gzip.open(path, "rt") as file:
-            for row in map(json.loads, file):
-                kernel = known[row["split"]].get(row["kernel"])
-                if kernel is None:
-                    raise UsageError(f"{path} holds kernel {row['kernel']}, which is not in the split {row['split']}")
-                times = {schedule_from_json(s): _log_seconds(micros) for s, micros in row["trials"]}
-                entries[row["split"]].append(Entry(kernel, _log_seconds(row["hand_coded"]), times))
+        for row in files.read_lines(path):
+            kernel = known[row["split"]].get(row["kernel"])
+            if kernel is None:
+                raise UsageError(f"{path} holds kernel {row['kernel']}, which is not in the split {row['split']}")
+            times = {schedule_from_json(s): _log_seconds(micros) for s, micros in row["trials"]}
+            entries[row["split"]].append(Entry(kernel, _log_seconds(row["hand_coded"]), times))
         return cls(entries)
 
     def task(self, split: str, renderer: Renderer) -> Task:
@@ -176,7 +174,7 @@ def write(records: Records, fingerprint: str, path: Path, seed: int) -> int:
     if len(rows) < (wanted := sum(KERNELS.values())):
         raise AutotuneError(f"{len(rows)} of {wanted} kernels are on record; {path.name} is written when all are: the same command "
                             "goes on from there")  # fmt: skip
-    corpus.write_lines(rows, path)
+    files.write_lines(rows, path)
     return sum(len(row["trials"]) for row in rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import runpy
 import signal
@@ -11,12 +12,13 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-from autotune.capture import Program, backend_of, capture
-from autotune.compiler import settings, unheard, without_beam
+from autotune.capture import Program, capture
+from autotune.compiler import backend_of, settings, unheard, without_beam
 from autotune.errors import ScriptError, UsageError
 
 CAPTURE_SECONDS = 60.0  # an endless script is stopped after this long, and what it ran until then counts
@@ -100,21 +102,19 @@ def run_script(script: Path, arguments: list[str]) -> None:
     It sees none of our packages that others may call alike, and is free to import its own of these names.
     """
     argv, path, folder, process = sys.argv, list(sys.path), os.getcwd(), os.getpid()
-    before, threads = dict(os.environ), set(threading.enumerate())
+    before, threads, executors = dict(os.environ), set(threading.enumerate()), _executors()
     sys.argv = [str(script), *arguments]
     own, absolute = str(script.resolve().parent), str(script.absolute())
     sys.path[:] = [own, *(path[1:] if path and path[0] in ("", os.getcwd()) else path)]
     ours = _taken()
     try:
-        # by its whole name, as Python does: it may go elsewhere and look for itself
-        runpy.run_path(absolute, run_name="__main__")
-        for thread in set(threading.enumerate()) - threads:
-            if not thread.daemon and thread is not threading.current_thread():
-                thread.join()  # as Python does before it ends
-    except SystemExit as end:
-        if os.getpid() != process:  # a fork of the script, which ends here as it would by itself
-            _end(end.code)
-        raise
+        ended = _run(absolute)
+        # those of a fork are copies: its parent's threads do their work
+        _wait(threads, _executors() - executors if os.getpid() == process else set())
+        if ended is not None:
+            if os.getpid() != process:  # a fork of the script, which ends here as it would by itself
+                _end(ended.code)
+            raise ended
     except Exception as error:
         raise ScriptError(
             f"{_place(error, absolute, script)}: {_in_one_line(error)}; run it by itself to see more"
@@ -131,6 +131,30 @@ def run_script(script: Path, arguments: list[str]) -> None:
         sys.modules.update(ours)
         with contextlib.suppress(OSError):  # it may have removed the folder
             os.chdir(folder)
+
+
+def _run(script: str) -> SystemExit | None:
+    """How it has ended, where that was its own wish."""
+    try:
+        # by its whole name, as Python does: it may go elsewhere and look for itself
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        return ended
+    return None
+
+
+def _executors() -> set[Executor]:
+    return {thing for thing in gc.get_objects() if issubclass(type(thing), Executor)}
+
+
+def _wait(threads: set[threading.Thread], executors: set[Executor]) -> None:
+    """Wait for all threads but these, as Python does before it ends: executors, whose threads wait for work, are told first that
+    none will come."""
+    for executor in executors:
+        executor.shutdown()
+    for thread in set(threading.enumerate()) - threads:
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
 
 
 def _told_of_error() -> int:

@@ -27,6 +27,7 @@ from autotune.compiler import (
     axis_to_pos,
     launches_freely,
     root_scheduler,
+    threadable,
 )
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule, schedule_to_json
@@ -128,8 +129,7 @@ def root_state(kernel: Kernel, renderer: Renderer) -> State:
 
 def _state_of(kernel: Kernel, schedule: Schedule, scheduler: Scheduler) -> State:
     renderer, nodes = scheduler.ren, scheduler.ast.toposort()
-    accesses = accesses_of(scheduler.ast)
-    threadable = set(scheduler._globalizable_rngs())
+    accesses, threads = accesses_of(scheduler.ast), threadable(scheduler)
     reduces = [u for u in nodes if u.op is Ops.REDUCE]
     nested = [u for u in reduces if any(o.arg[-1] in (*REDUCE_KINDS, AxisType.UNROLL) for o in u.ranges)]
     inner = {
@@ -142,7 +142,7 @@ def _state_of(kernel: Kernel, schedule: Schedule, scheduler: Scheduler) -> State
             id=tuple(r.arg[:-1]), kind=r.arg[-1], size=int(r.vmax) + 1,
             strides=tuple(a.strides.get(r, 0) for a in accesses),
             factor=0 if r.src[0].op is Ops.CONST else r.src[0].const_factor(),
-            threadable=r in threadable, groupable=r not in inner, masked=r in masked,
+            threadable=r in threads, groupable=r not in inner, masked=r in masked,
         )
         for r in scheduler.rngs
     )  # fmt: skip
@@ -173,9 +173,14 @@ def step(state: State, action: int) -> State:
     return apply_to_state(state, opt)
 
 
+def after(root: State, schedule: Schedule) -> State:
+    """The state after a whole schedule. Raises IllegalAction."""
+    return functools.reduce(apply_to_state, schedule, root)
+
+
 def state_after(kernel: Kernel, schedule: Schedule, renderer: Renderer) -> State:
     """The state of a kernel under a whole schedule. Raises IllegalAction."""
-    return functools.reduce(apply_to_state, schedule, root_state(kernel, renderer))
+    return after(root_state(kernel, renderer), schedule)
 
 
 def apply_to_state(state: State, opt: Opt) -> State:
@@ -184,8 +189,8 @@ def apply_to_state(state: State, opt: Opt) -> State:
     if opt.op is OptOps.TC:
         if state.scheduler is None or state.schedule:
             raise IllegalAction("a tensor-core action must be the first")
-        after = _state_of(state.kernel, schedule, apply_opt(state.scheduler, opt))
-        return replace(after, scheduler=None, root=root_of(state), known=state.known)
+        found = _state_of(state.kernel, schedule, apply_opt(state.scheduler, opt))
+        return replace(found, scheduler=None, root=root_of(state), known=state.known)
     position = resolve_axis(state, opt)
     if position is None or not _legal(state, opt, position):
         raise IllegalAction(f"{opt} is not legal after {len(state.schedule)} actions")

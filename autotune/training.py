@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from agents.learner import Diverged
 from agents.ppo import PPO, PPOConfig
-from agents.rollout import Runner as Rollouts
+from agents.rollout import Rollouts
 from autotune.collect import collect_kernel, commit_one
 from autotune.compiler import Renderer
 from autotune.data import Dataset

@@ -17,15 +17,13 @@ from autotune.compiler import Renderer
 from autotune.errors import TRAIN, UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.runner import RETRIED, Measurer, commit, cutoff_of
-from autotune.records import BASELINES, History, Records, Trial
+from autotune.records import BASELINES, BEAM, History, Records, Trial
 from autotune.records.claims import share
-from autotune.report import KernelResult, gains, refusal
-from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of
+from autotune.report import KernelResult, result_of
+from autotune.search import DEFAULT, NEEDS_GUIDE, POOLED, STRATEGIES, Strategy, make_strategy, origin_of, promise_of
 from autotune.search.acquisition import BATCH
 from autotune.search.beam import BeamSearch
-from autotune.search.mixed import MixedSearch
 from autotune.space import root_state
 from autotune.spending import FROZEN, Spending
 from autotune.strict import MAX_INT
@@ -38,8 +36,7 @@ FRESH = (
 
 def _has_rival(history: History) -> bool:
     """Whether anything can be won: a kernel whose hand-coded form has no time cannot be shown to beat it."""
-    hand = history.baselines.get("hand_coded")
-    return history.best is not None and hand is not None and hand.seconds is not None
+    return history.best is not None and history.hand_coded is not None
 
 
 class Tuner:
@@ -73,7 +70,7 @@ class Tuner:
     ) -> tuple[list[KernelResult], bool]:
         """(results, whether all was done). Baselines first, so that the kernels can be put in order of total time."""
         bar = tqdm(total=len(kernels) * (self.trials + 2), desc="tuning", unit="trial", disable=not self.progress)
-        where = self.records.path, self.measurer.fingerprint
+        where = self.records.absolute, self.measurer.fingerprint
         finished = True  # the beams
         searched: set[str] = set()
         if self.guide is not None and self.guide.memory is not None:
@@ -113,7 +110,8 @@ class Tuner:
         tried = self._tried(kernels, budget)
         with tqdm(total=len(order), desc="final timing", disable=not self.progress) as bar:
             share(*where, order, lambda kernel: (self.winners.finish(kernel), bar.update(1)), budget.in_time)
-        return [self.result(k, calls[k.key]) for k in order], tried and finished
+        results = [result_of(self.records, self.measurer.fingerprint, k, calls[k.key]) for k in order]
+        return results, tried and finished
 
     @property
     def _answers(self) -> bool:
@@ -176,7 +174,7 @@ class Tuner:
             spending.visited(kernel, before, self.visit(kernel, spending.size(kernel), budget, bar.update))
 
         while self._left(budget, 1) > 0 and (kernel := spending.next()) is not None:
-            share(self.records.path, self.measurer.fingerprint, [kernel], visit, lambda: self._left(budget, 1) > 0)
+            share(self.records.absolute, self.measurer.fingerprint, [kernel], visit, lambda: self._left(budget, 1) > 0)
 
     def _made(self, keys: Iterable[str]) -> int:
         """Trials of kernels on record."""
@@ -211,7 +209,7 @@ class Tuner:
 
     def _promise(self, kernel: Kernel, trials: int) -> float | None:
         strategy = self._opened(kernel, self._history(kernel))
-        return strategy.promise(trials) if isinstance(strategy, MixedSearch) else None
+        return promise_of(strategy, trials)
 
     def _opened(self, kernel: Kernel, history: History) -> Strategy:
         """The kernel's search, which has been told everything on record."""
@@ -266,7 +264,7 @@ class Tuner:
         asked: Sequence[Schedule] = [()]
         while asked and _has_rival(history) and budget.in_time():
             if asked := search.ask(BATCH):
-                search.tell(self._measure(kernel, history, asked, lambda _: "beam", lambda: None))
+                search.tell(self._measure(kernel, history, asked, lambda _: BEAM, lambda: None))
         self._reserve(kernel, budget, self._has_winner(kernel))
         return not asked or not _has_rival(history)
 
@@ -314,23 +312,10 @@ class Tuner:
     def _labelled(self, trial: Trial, origin: str) -> Trial:
         return replace(trial, strategy=f"{self.strategy}/{origin}" if origin else self.strategy, seed=self.seed)
 
-    def result(self, kernel: Kernel, calls: int) -> KernelResult:
-        """What tuning a kernel came to: what is served of it, whatever was refused since."""
-        history, own = self._history(kernel), self.measurer.fingerprint
-        served = self.records.served(own, PROTOCOL, kernel.key).get(kernel.key)
-        final = served or self.records.final(kernel.key, own)
-        hand = self.hand_coded_seconds(kernel)
-        if final is not None and final.protocol >= PROTOCOL:
-            hand = statistics.median(final.hand_coded)
-        tuned, schedule = (hand, None) if served is None else (statistics.median(served.tuned), served.schedule)
-        verdicts = Counter(t.verdict for t in history.trials if t.kind == "trial")
-        return KernelResult(kernel, calls, hand, tuned, history.spent, schedule, dict(verdicts), gains(history),
-                            refusal(history))  # fmt: skip
-
     def hand_coded_seconds(self, kernel: Kernel) -> float:
         """Median of the hand-coded baseline; 0 where it could not be measured."""
-        hand = self._history(kernel).baselines.get("hand_coded")
-        return (hand.seconds or 0.0) if hand is not None else 0.0
+        hand = self._history(kernel).hand_coded
+        return 0.0 if hand is None else hand.seconds or 0.0
 
     def best_seconds(self, kernel: Kernel) -> float | None:
         """Of the fastest verified schedule so far, baselines included; None where there is nothing to be won."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -79,14 +80,16 @@ class Winners:
 
     def decided(self, kernel: Kernel) -> bool:
         """Whether `finish` would find all that it asks on record."""
-        hand = self._history(kernel).baselines.get("hand_coded")
-        if hand is None or hand.seconds is None:
+        hand = self._history(kernel).hand_coded
+        if hand is None:
             return True
         try:
             best = self._halved(kernel, self._recorded)
         except LookupError:
             return False
-        return best is None or best == hand.schedule or self._verdict(kernel, best, hand) is not None
+        if best == hand.schedule:
+            return self._served(kernel) in (None, best)
+        return best is None or self._verdict(kernel, best, hand) is not None
 
     def _verdict(self, kernel: Kernel, schedule: Schedule, hand: Trial) -> Final | None:
         """On record, and not to be looked at again: a refusal in a noisy minute is, and one beside another winner than the one that is
@@ -120,11 +123,12 @@ class Winners:
     def finish(self, kernel: Kernel) -> Final | None:
         """Time the fastest against hand-coded in a fresh process, unless that was done for this very schedule. None where there is
         nothing to time, or the kernel cannot be prepared."""
-        hand = self._history(kernel).baselines.get("hand_coded")
-        if hand is None or hand.seconds is None:
+        hand = self._history(kernel).hand_coded
+        if hand is None:
             return None
         while (best := self.settle(kernel)) is not None:
             if best == hand.schedule:
+                self._withdraw_slower(kernel, best)
                 return None
             if (final := self._verdict(kernel, best, hand)) is not None:
                 if final.accepted and self._served(kernel) != best:  # the newest is: a merge may bring others
@@ -143,14 +147,27 @@ class Winners:
             self.records.add_duel(kernel.key, self.measurer.fingerprint, rivals, times)
             final = self._judged(kernel, rivals, times, hand)
             self.records.add_final(self.measurer.fingerprint, final)
+            beside = [
+                statistics.median(t) for t in times[1:]
+            ]  # the one that is served, if there is one, and hand-coded twice
+            if not final.accepted and beside[0] > max(beside[-2:]):
+                self._withdraw_slower(kernel, best)
             return final
         return None
+
+    def _withdraw_slower(self, kernel: Kernel, best: Schedule) -> None:
+        """Hold the schedule that is served against hand-coded, which was just seen to be faster: a file that was merged may say otherwise
+        of another minute."""
+        served = self._served(kernel)
+        if served not in (None, best):
+            with contextlib.suppress(Refuted):  # it is served no more then, either
+                self.again(kernel, served)
 
     def again(self, kernel: Kernel, schedule: Schedule) -> Final | None:
         """Time a schedule that is served against hand-coded once more. One that does not beat it any more is served no longer, unless
         this is a noisy minute. None where that cannot be told. Raises Refuted where it fails, which is on record by then."""
-        hand = self._history(kernel).baselines.get("hand_coded")
-        if hand is None or hand.seconds is None:
+        hand = self._history(kernel).hand_coded
+        if hand is None:
             return None
         rivals = [schedule, hand.schedule, hand.schedule]
         try:

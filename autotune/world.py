@@ -14,11 +14,9 @@ from agents.ppo import PPO, PPOConfig
 from autotune.batch import Batch
 from autotune.data import Dataset
 from autotune.errors import UsageError
-from autotune.features import ACTION_WIDTH as OBSERVED_WIDTH
-from autotune.features import AXIS_WIDTH, observe
-from autotune.kernel import Schedule
-from autotune.paths import ACTION_WIDTH, KINDS, TOKENS, action_rows, paths_from, paths_of
-from autotune.space import ACTION_INDEX, MAX_STEPS, N_ACTIONS, STOP_INDEX, State, apply_to_state, root_of
+from autotune.features import ACTION_WIDTH, AXIS_WIDTH, observe
+from autotune.paths import ROW_WIDTH, TOKEN_KINDS, TOKENS, Prefixes, action_rows, paths_from, paths_of
+from autotune.space import ACTION_INDEX, MAX_STEPS, N_ACTIONS, STOP_INDEX, State, root_of
 from sims import Ensemble, EnsembleConfig
 from sims.base import PathSimulator, SimulatorError
 from sims.diffusion import Diffusion, DiffusionConfig
@@ -85,15 +83,9 @@ def positions_of(data: Dataset) -> Positions:
 
 
 def _prefix_states(states: Sequence[State], path: np.ndarray, step: np.ndarray) -> list[State]:
-    known: dict[tuple[str, Schedule], State] = {}
-
-    def after(state: State, schedule: Schedule) -> State:
-        key = state.kernel.key, schedule
-        if key not in known:
-            known[key] = apply_to_state(after(state, schedule[:-1]), schedule[-1]) if schedule else root_of(state)
-        return known[key]
-
-    return [after(states[n], states[n].schedule[:t]) for n, t in zip(path, step, strict=True)]
+    """The state after `step` actions of the schedule of state `path` [P]; equal ones are one."""
+    known = {s.kernel.key: Prefixes(root_of(s)) for s in states}
+    return [known[states[n].kernel.key].state(states[n].schedule[:t]) for n, t in zip(path, step, strict=True)]
 
 
 class World:
@@ -123,7 +115,7 @@ class World:
         """Heads from records, then from their own searches; half of a searched position's target stays what records say,
         since a search knows nothing that the simulator does not."""
         z = self.simulator.embed(positions.paths)
-        self.heads = Heads(z.shape[1], N_ACTIONS, ACTION_WIDTH, self.heads_config)
+        self.heads = Heads(z.shape[1], N_ACTIONS, ROW_WIDTH, self.heads_config)
         kernel, target = positions.paths.kernel, positions.target.copy()
         metrics = self.heads.fit(z, kernel, positions.rows, positions.mask, target)
         rng = np.random.default_rng([self.seed, 2])
@@ -151,7 +143,7 @@ class World:
     def new_agent(self, config: PPOConfig) -> PPO:
         """An untrained policy on the simulator's embedding; it becomes this world's."""
         size = self.simulator.embed(_nothing(self.widths)).shape[1]
-        self.agent = PPO(size, N_ACTIONS, OBSERVED_WIDTH, config, self.seed)
+        self.agent = PPO(size, N_ACTIONS, ACTION_WIDTH, config, self.seed)
         return self.agent
 
     # *** keeping ***
@@ -187,7 +179,7 @@ class World:
         }
         world.simulator.load_state(parts["simulator."])
         size = world.simulator.embed(_nothing(world.widths)).shape[1]
-        world.heads = Heads(size, N_ACTIONS, ACTION_WIDTH, world.heads_config)
+        world.heads = Heads(size, N_ACTIONS, ROW_WIDTH, world.heads_config)
         world.heads.load_state(parts["heads."])
         if "agent" in meta:
             own = meta["agent"][
@@ -200,7 +192,7 @@ class World:
 
 def widths_of(summary: int) -> Widths:
     """Those of all paths in this program, whose summaries have so many numbers."""
-    return Widths(TOKENS, KINDS + AXIS_WIDTH, MAX_STEPS, ACTION_WIDTH, summary)
+    return Widths(TOKENS, TOKEN_KINDS + AXIS_WIDTH, MAX_STEPS, ROW_WIDTH, summary)
 
 
 def _nothing(w: Widths) -> Paths:

@@ -50,7 +50,11 @@ def options(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds", type=float, help="stop tuning after this time")
     parser.add_argument("--records", type=Path, default=default_path(), help="records file")
-    parser.add_argument("--checkpoint", type=Path, help="default: the newest of `make train`, else the shipped one")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="default: the newest under runs/, of `make train` or --train, else the shipped one",
+    )
     parser.add_argument("--strategy", default=DEFAULT, choices=list(STRATEGIES))
     parser.add_argument("--control", action="store_true", help="also let random schedules search, with as many trials")
     parser.add_argument("--beam", type=int, default=0, help="also time tinygrad's BEAM=N (takes minutes)")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from tinygrad import Tensor
 
+from agents.parameters import slots
 from sims.mlp import LossShape, loss_terms
-from sims.theta import slots
 
 NEVER = -1e9  # finite: an infinity would turn 0 * inf into NaN
 OUTPUTS = 16  # width of the head; two are used, the rest keeps the matmul's axes divisible

@@ -43,6 +43,14 @@ class Simulator(Protocol):
         """Mean [N] and spread [N], float32, of relative log2 time."""
         ...
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was learned, as named arrays."""
+        ...
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `state()` gave. A SimulatorError (a name, a shape, a NaN) changes nothing."""
+        ...
+
 
 class Prediction(NamedTuple):
     """What a path simulator says of every prefix [N, L + 1] float32, log2 seconds; NaN beyond the end of a path."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.checks import check_positive
 from sims.base import SimulatorError, centre
 
 
@@ -25,9 +26,7 @@ class CorrectionConfig:
     near: float = 0.2  # distance over which what one kernel says of another falls to 1/e
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise SimulatorError(f"CorrectionConfig.{name} must be above 0, got {value}")
+        check_positive(self, *vars(self), error=SimulatorError)
 
 
 def alike(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from tinygrad import Tensor
 
-from sims.theta import Shapes
+from agents.parameters import ALIGN, Shapes
 
 CLOCK = 3  # numbers that tell the net how noisy its input is
 
@@ -37,7 +37,7 @@ def initial(widths: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     for name, shape in parameter_shapes(widths).items():
         scale = np.sqrt(2.0 / shape[0]) * (0.1 if name == f"w{len(widths) - 2}" else 1.0)
         values = np.zeros(shape) if name[0] == "b" else scale * rng.standard_normal(shape)
-        parts.append(np.pad(values.reshape(-1), (0, -values.size % 16)))
+        parts.append(np.pad(values.reshape(-1), (0, -values.size % ALIGN)))
     return np.concatenate(parts).astype(np.float32)[None]
 
 

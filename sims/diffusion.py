@@ -8,24 +8,26 @@ no ensemble, and no bell shape assumed. "No action" is an action of zeros: it sa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.jitcache import CachedJit, cached_jit, upload
+from agents import parameters
+from agents.checks import check_positive
+from agents.jitcache import CachedJit, upload
 from sims import denoise, mlp, theta
-from sims.base import Scaling, SimulatorError, centre, check_features, check_learned, check_state
+from sims.base import Scaling, SimulatorError, centre, check_features, check_state
 from sims.calibration import scale_of
+from sims.descent import cosine, descend
 from sims.flat import Arrays, StateSimulator
+from sims.padding import padded
 from sims.paths import Paths, Points, Widths
 from sims.ridge import principal
-from sims.theta import grown
 
 CHUNK = 1024  # samples drawn in one call: any N is served by one captured JIT
-PAD = 16  # widths are padded to a multiple of this: tinygrad's hand-coded schedules need divisible axes
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,8 @@ class DiffusionConfig:
     seed: int = 0  # of everything random: initial weights, batches, and the noise that predictions start from
 
     def __post_init__(self) -> None:
-        for name in ("size", "hidden", "layers", "noise_steps", "samples", "lr", "steps", "batch", "clip"):
-            if not getattr(self, name) > 0:
-                raise SimulatorError(f"DiffusionConfig.{name} must be above 0, got {getattr(self, name)}")
+        positive = "size", "hidden", "layers", "noise_steps", "samples", "lr", "steps", "batch", "clip"
+        check_positive(self, *positive, error=SimulatorError)
 
 
 @cache
@@ -66,7 +67,7 @@ def _train_jit(widths: tuple[int, ...], time_coef: float) -> CachedJit:
         row.assign(loss.reshape(1))
         return row.realize(*theta.adam(tensors[0], tensors[1], tensors[2], theta.gradient_of(loss, p), hyper))
 
-    return cached_jit(train, "diffusion-train", (widths, time_coef), sources=(denoise, mlp, theta))
+    return CachedJit(train, "diffusion-train", (widths, time_coef), sources=(denoise, mlp, parameters, theta))
 
 
 @cache
@@ -77,7 +78,7 @@ def _back_jit(widths: tuple[int, ...]) -> CachedJit:
         p = theta.bind(tensors[0], denoise.parameter_shapes(widths))
         return tensors[1].assign(denoise.step_back(p, *tensors[1:]).contiguous()).realize()
 
-    return cached_jit(back, "diffusion-back", (widths, CHUNK), sources=(denoise, theta))
+    return CachedJit(back, "diffusion-back", (widths, CHUNK), sources=(denoise, parameters, theta))
 
 
 class Diffusion(StateSimulator):
@@ -88,8 +89,7 @@ class Diffusion(StateSimulator):
         self.config = config
         self._drawn = config.size + 1  # X
         wide = self._drawn + config.size + widths.action + denoise.CLOCK
-        last = -(-self._drawn // PAD) * PAD
-        self._widths = (-(-wide // PAD) * PAD, *[config.hidden] * config.layers, last)
+        self._widths = (padded(wide), *[config.hidden] * config.layers, padded(self._drawn))
         noise = np.random.default_rng(config.seed).standard_normal((config.samples, self._drawn))
         self._noise = (noise - noise.mean(axis=0)) / max(
             1e-6, noise.std(axis=0).mean()
@@ -162,32 +162,22 @@ class Diffusion(StateSimulator):
     def _descend(self, given: np.ndarray, clean: np.ndarray, still: int, total: int, rng: np.random.Generator,
                  deadline: Callable[[], bool] | None) -> np.ndarray:  # fmt: skip
         """Run the optimizer, keep the result; the loss of each step."""
-        if total < 1:
-            raise SimulatorError(f"fit needs at least one step, got {total}")
-        c, rows = self.config, []
-        jit, alpha = _train_jit(self._widths, c.time_coef), denoise.kept(c.noise_steps)
-        with Context(BEAM=0, TRAINING=1):
-            data = [Tensor(grown(a)).realize() for a in (given, clean)]
-            start = denoise.initial(self._widths, rng)
-            w, m, v = (Tensor(a).realize() for a in (start, np.zeros_like(start), np.zeros_like(start)))
-            for t in range(1, total + 1):
-                rate = c.lr * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + np.cos(np.pi * (t - 1) / total)))
-                hyper = [rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)]
-                nothing = rng.random(c.batch) < c.still
-                point = np.where(nothing, rng.integers(0, still, c.batch), rng.integers(still, len(given), c.batch))
-                a = alpha[rng.integers(1, c.noise_steps + 1, c.batch)]
-                noise = rng.standard_normal((c.batch, self._drawn), np.float32)
-                drawn = np.concatenate([noise, denoise.clock(a)], axis=1)
-                inputs = (np.zeros(1, np.float32), np.array(hyper, np.float32), point.astype(np.int32), drawn)
-                put = [upload(x) for x in inputs]
-                rows.append(put[0])
-                jit(w, m, v, *put, *data)
-                if deadline is not None and deadline():
-                    break
-            losses = np.concatenate([row.numpy() for row in rows])
-        check_learned(losses, w.numpy())
-        self._theta = w
-        return losses
+        c = self.config
+        rates = [c.lr * cosine(t, total, c.final_lr) for t in range(1, total + 1)]
+        start, batches = denoise.initial(self._widths, rng), self._batches(still, len(given), rng)
+        jit = _train_jit(self._widths, c.time_coef)
+        self._theta, losses = descend(jit, start, (given, clean), batches, rates, c.weight_decay, 1, deadline)
+        return losses[:, 0]
+
+    def _batches(self, still: int, count: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Endless (point [B] int32, noise and ticks [B, X + CLOCK]): of `count` points the first `still` do nothing."""
+        c, alpha = self.config, denoise.kept(self.config.noise_steps)
+        while True:
+            nothing = rng.random(c.batch) < c.still
+            point = np.where(nothing, rng.integers(0, still, c.batch), rng.integers(still, count, c.batch))
+            a = alpha[rng.integers(1, c.noise_steps + 1, c.batch)]
+            noise = rng.standard_normal((c.batch, self._drawn), np.float32)
+            yield point.astype(np.int32), np.concatenate([noise, denoise.clock(a)], axis=1)
 
     # *** predicting ***
 
@@ -236,9 +226,11 @@ class Diffusion(StateSimulator):
 
     def _load_own(self, state: Arrays) -> None:
         S, E, F = self.widths.state, self.size, self.widths.action
-        shapes: theta.Shapes = {"mean": (S,), "inverse": (S,), "origin": (S,), "axes": (S, E), "action.mean": (F,),
-                                "action.inverse": (F,), "calibration": (1,), "drawn": (E + 1,)}  # fmt: skip
-        size = theta.slots(denoise.parameter_shapes(self._widths))[1]
+        shapes: parameters.Shapes = {
+            "mean": (S,), "inverse": (S,), "origin": (S,), "axes": (S, E), "action.mean": (F,), "action.inverse": (F,),
+            "calibration": (1,), "drawn": (E + 1,),
+        }  # fmt: skip
+        size = parameters.slots(denoise.parameter_shapes(self._widths))[1]
         own = check_state(state, {f"own.{name}": shape for name, shape in shapes.items()} | {"theta": (1, size)})
         self._own = {name: own[f"own.{name}"] for name in shapes}
         self._theta = Tensor(own["theta"].astype(np.float32)).realize()

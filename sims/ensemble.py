@@ -10,14 +10,16 @@ from itertools import islice
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.jitcache import CachedJit, cached_jit, upload
+from agents.checks import check_positive
+from agents.jitcache import CachedJit, upload
 from sims import mlp
 from sims.bagged import Bagged, Deadline
 from sims.base import Scaling, SimulatorError, TrainingRows, check_features, check_learned, check_state
+from sims.descent import cosine, hyper
+from sims.padding import padded, widened
 from sims.sampling import BatchSampler, bootstrap
 
 CHUNK = 256  # rows of one prediction: any N is served by one captured JIT
-PAD = 16  # input widths are padded to a multiple of this: tinygrad's hand-coded schedules need divisible axes
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,8 @@ class EnsembleConfig:
     seed: int = 0  # of everything random: initial weights, bootstrap, batches
 
     def __post_init__(self) -> None:
-        positive = ("members", "hidden", "layers", "lr", "steps", "batch", "rows_per_kernel", "huber", "clip")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise SimulatorError(f"EnsembleConfig.{name} must be above 0, got {getattr(self, name)}")
+        positive = "members", "hidden", "layers", "lr", "steps", "batch", "rows_per_kernel", "huber", "clip"
+        check_positive(self, *positive, error=SimulatorError)
         if self.batch % self.rows_per_kernel or self.rows_per_kernel < 2:
             raise SimulatorError(
                 f"batch ({self.batch}) must be a multiple of rows_per_kernel "
@@ -75,7 +75,7 @@ def _train_jit(sizes: tuple[int, ...], shape: mlp.LossShape) -> CachedJit:
         x, y, hyper = tensors[3 * count :]
         return mlp.train_step(params, first, second, x, y, hyper, shape)
 
-    return cached_jit(train, "ensemble-train", (sizes, shape), sources=(mlp,))
+    return CachedJit(train, "ensemble-train", (sizes, shape), sources=(mlp,))
 
 
 @cache
@@ -85,7 +85,7 @@ def _predict_jit(sizes: tuple[int, ...]) -> CachedJit:
     def predict(*tensors: Tensor) -> Tensor:
         return mlp.forward(list(tensors[:-1]), tensors[-1])
 
-    return cached_jit(predict, "ensemble-predict", (sizes, CHUNK), sources=(mlp,))
+    return CachedJit(predict, "ensemble-predict", (sizes, CHUNK), sources=(mlp,))
 
 
 class Ensemble(Bagged):
@@ -94,7 +94,7 @@ class Ensemble(Bagged):
     def __init__(self, input_dim: int, config: EnsembleConfig = EnsembleConfig()):
         super().__init__(input_dim, config.level)
         self.config = config
-        self._width = -(-input_dim // PAD) * PAD
+        self._width = padded(input_dim)
         self._widths = [self._width] + [config.hidden] * config.layers + [1]
         self._sizes = (config.members, *self._widths)
         self._params: list[np.ndarray] | None = None
@@ -167,7 +167,7 @@ class Ensemble(Bagged):
 
     def _prepared(self, features: np.ndarray, scaling: Scaling) -> np.ndarray:
         """Standardise and clip [N, D], then zero-pad the width: [N, width] float32."""
-        return np.pad(scaling(features), ((0, 0), (0, self._width - self.input_dim)))
+        return widened(scaling(features), self._width)
 
     def _descend(
         self,
@@ -187,9 +187,8 @@ class Ensemble(Bagged):
                 for arrays in (params, [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params])
             )
             for t, (x, y) in enumerate(batches, 1):
-                rate = c.lr * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + np.cos(np.pi * (t - 1) / total)))
-                hyper = np.array([rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)], np.float32)
-                losses.append(jit(*w, *m, *v, upload(x), upload(y), upload(hyper)).numpy())
+                given = (x, y, hyper(c.lr * cosine(t, total, c.final_lr), c.weight_decay, t))
+                losses.append(jit(*w, *m, *v, *(upload(a) for a in given)).numpy())
                 if deadline is not None and deadline():
                     break
             learned = [p.numpy().copy() for p in w]

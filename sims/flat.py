@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -186,18 +185,10 @@ class StateSimulator:
             raise SimulatorError("used before fit: the simulator has learned nothing yet")
 
 
-class Kept(Simulator, Protocol):
-    """A simulator of summaries that can be saved."""
-
-    def state(self) -> Arrays: ...
-
-    def load_state(self, state: Arrays) -> None: ...
-
-
 class Flat(StateSimulator):
     """A simulator of single summaries (`Committee`, `Ensemble`, `NearestNeighbour`, `Roofline`, `Trees`) as a simulator of paths."""
 
-    def __init__(self, widths: Widths, simulator: Kept):
+    def __init__(self, widths: Widths, simulator: Simulator):
         super().__init__(widths, widths.state)
         self.simulator = simulator
 

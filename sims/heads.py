@@ -15,14 +15,16 @@ from functools import cache
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents import networks
-from agents.jitcache import CachedJit, cached_jit, upload
+from agents import networks, parameters
+from agents.checks import check_positive
+from agents.jitcache import CachedJit, upload
 from agents.networks import ILLEGAL, orthogonal
 from sims import mlp, theta
-from sims.base import Scaling, SimulatorError, check_features, check_learned, check_state, per_group
+from sims.base import Scaling, SimulatorError, check_features, check_state, per_group
+from sims.descent import descend
+from sims.padding import padded, widened
 
 ROWS = 16  # embeddings of one forward pass
-PAD = 16  # widths are padded to a multiple of this: tinygrad's hand-coded schedules need divisible axes
 Sizes = tuple[int, int, int, int, int]  # E, A, F, H, K, padded
 
 
@@ -42,12 +44,11 @@ class HeadsConfig:
     seed: int = 0  # of weights and batches
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "key", "lr", "steps", "kernels", "positions", "clip"):
-            if not getattr(self, name) > 0:
-                raise SimulatorError(f"HeadsConfig.{name} must be above 0, got {getattr(self, name)}")
+        positive = "hidden", "key", "lr", "steps", "kernels", "positions", "clip"
+        check_positive(self, *positive, error=SimulatorError)
 
 
-def shapes_of(sizes: Sizes) -> theta.Shapes:
+def shapes_of(sizes: Sizes) -> parameters.Shapes:
     E, A, F, H, K = sizes
     both = {f"{head}.{name}": shape for head in ("prior", "legal")
             for name, shape in (("query", (H, K)), ("weight", (H, A)), ("bias", (A,)))}  # fmt: skip
@@ -83,8 +84,8 @@ def _train_jit(sizes: Sizes, legal_coef: float) -> CachedJit:
         gradient = theta.gradient_of(prior_loss + legal_coef * legal_loss, bound)
         return row.realize(*theta.adam(w, m, v, gradient, hyper))
 
-    sources = networks, mlp, theta, sys.modules[__name__]
-    return cached_jit(train, "heads-train", (sizes, legal_coef), sources)
+    sources = networks, mlp, parameters, theta, sys.modules[__name__]
+    return CachedJit(train, "heads-train", (sizes, legal_coef), sources)
 
 
 @cache
@@ -93,12 +94,7 @@ def _predict_jit(sizes: Sizes) -> CachedJit:
         p = {name: x[0] for name, x in theta.bind(w, shapes_of(sizes)).items()}
         return Tensor.stack(*forward(p, z, rows)).contiguous()  # [2, 1, ROWS, A]
 
-    return cached_jit(predict, "heads-predict", (sizes, ROWS), sources=(theta, sys.modules[__name__]))
-
-
-def widened(array: np.ndarray, width: int) -> np.ndarray:
-    """Zeros (False) added along the last axis."""
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])])
+    return CachedJit(predict, "heads-predict", (sizes, ROWS), sources=(parameters, theta, sys.modules[__name__]))
 
 
 class Heads:
@@ -108,7 +104,7 @@ class Heads:
 
     def __init__(self, embedding: int, n_actions: int, action: int, config: HeadsConfig = HeadsConfig()):
         self.config, self.widths = config, (embedding, n_actions, action)
-        E, A, F = (-(-n // PAD) * PAD for n in self.widths)
+        E, A, F = (padded(n) for n in self.widths)
         self.sizes: Sizes = (E, A, F, config.hidden, config.key)
         self._theta: Tensor | None = None  # [1, P]
         self._fits = 0  # so far; of loaded heads one, at least
@@ -137,7 +133,9 @@ class Heads:
         else:
             start = self._theta.numpy().copy()
             rng = np.random.default_rng([c.seed, self._fits])  # other batches each time
-        losses = self._descend(start, self._on_device(z, rows, mask, target), self._batches(rng, kernel), total)
+        rates = [c.lr * (1 - 0.9 * (t - 1) / total) for t in range(1, total + 1)]
+        jit, data = _train_jit(self.sizes, c.legal_coef), self._examples(z, rows, mask, target)
+        self._theta, losses = descend(jit, start, data, self._batches(rng, kernel), rates, c.weight_decay, 2)
         self._fits += 1
         return dict(zip(("prior_loss", "legal_loss"), losses[-max(1, total // 10) :].mean(0).tolist(), strict=True))
 
@@ -165,7 +163,7 @@ class Heads:
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """A SimulatorError (a name, a shape, a NaN) changes nothing."""
         E, _, F = self.widths
-        shapes: theta.Shapes = {"theta": (1, theta.slots(shapes_of(self.sizes))[1])}
+        shapes: parameters.Shapes = {"theta": (1, parameters.slots(shapes_of(self.sizes))[1])}
         shapes |= {f"{n}.{k}": (w,) for n, w in (("embedding", E), ("action", F)) for k in ("mean", "inverse")}
         arrays = {name: array.astype(np.float32) for name, array in check_state(state, shapes).items()}
         self._scaling = {
@@ -176,7 +174,7 @@ class Heads:
 
     def _initial(self, rng: np.random.Generator) -> np.ndarray:
         """theta [1, P]: both heads begin near 0, so the prior is even and legality undecided."""
-        slots, size = theta.slots(shapes_of(self.sizes))
+        slots, size = parameters.slots(shapes_of(self.sizes))
         out = np.zeros((1, size), np.float32)
         for name, shape in shapes_of(self.sizes).items():
             if len(shape) == 2:
@@ -184,17 +182,10 @@ class Heads:
                 out[0, slots[name][0] : slots[name][1]] = orthogonal(rng, *shape, gain).reshape(-1)
         return out
 
-    def _on_device(self, *data: np.ndarray) -> list[Tensor]:
-        """z, rows, mask and target, scaled and padded: batches are gathered there."""
-        z, rows, mask, target = data
-        A = self.sizes[1]
-        arrays = (
-            self._embedded(z),
-            self._keys(rows),
-            widened(mask.astype(np.float32), A),
-            widened(target.astype(np.float32), A),
-        )
-        return [Tensor(theta.grown(a)).realize() for a in arrays]
+    def _examples(self, z: np.ndarray, rows: np.ndarray, mask: np.ndarray, target: np.ndarray) -> list[np.ndarray]:
+        """All of them scaled and padded, float32."""
+        labels = (widened(label.astype(np.float32), self.sizes[1]) for label in (mask, target))
+        return [self._embedded(z), self._keys(rows), *labels]
 
     def _batches(self, rng: np.random.Generator, kernel: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless (kernel [G], position [G, R]) int32, both drawn with replacement."""
@@ -212,22 +203,3 @@ class Heads:
         """Scaled and padded along both axes: [K, A, F]."""
         scaled = widened(self._scaling["action"](rows), self.sizes[2])
         return np.pad(scaled, ((0, 0), (0, self.sizes[1] - scaled.shape[1]), (0, 0)))
-
-    def _descend(self, start: np.ndarray, data: list[Tensor], batches: Iterator[tuple[np.ndarray, np.ndarray]],
-                 total: int) -> np.ndarray:  # fmt: skip
-        """Run the optimizer, keep the result; the losses of each step [steps, 2]."""
-        c, rows = self.config, []
-        jit = _train_jit(self.sizes, c.legal_coef)
-        with Context(BEAM=0, TRAINING=1):
-            w, m, v = (Tensor(a).realize() for a in (start, np.zeros_like(start), np.zeros_like(start)))
-            for t in range(1, total + 1):
-                rate = c.lr * (1 - 0.9 * (t - 1) / total)
-                hyper = [rate, c.weight_decay, 1 / (1 - theta.BETA1**t), 1 / (1 - theta.BETA2**t)]
-                inputs = (np.zeros(2, np.float32), np.array(hyper, np.float32), *next(batches))
-                put = [upload(x) for x in inputs]
-                rows.append(put[0])
-                jit(w, m, v, *put, *data)
-        losses = np.stack([row.numpy() for row in rows])
-        check_learned(losses, w.numpy())
-        self._theta = w
-        return losses

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 from tinygrad import Tensor
 
+from agents.parameters import ALIGN, Shapes, slots
 from sims.mlp import BETA1, BETA2, EPSILON
-
-ALIGN = 16  # floats; lets every parameter be read in whole vectors
-Shapes = dict[str, tuple[int, ...]]
-
-
-def slots(shapes: Shapes) -> tuple[dict[str, tuple[int, int]], int]:
-    """(name -> (start, end) in a row of theta, P)."""
-    out, start = {}, 0
-    for name, shape in shapes.items():
-        out[name] = (start, start + math.prod(shape))
-        start += -(-math.prod(shape) // ALIGN) * ALIGN
-    return out, start
 
 
 def bind(theta: Tensor, shapes: Shapes) -> dict[str, Tensor]:
@@ -28,7 +14,7 @@ def bind(theta: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def gradient_of(loss: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-    """d loss / d theta [M, P]; each part realized by itself (see `agents.networks.LSTMPolicy.gradient`)."""
+    """d loss / d theta [M, P]; each part realized by itself (see `agents.parameters.Parameters.gradient`)."""
     flat = [g.contiguous().reshape(g.shape[0], -1) for g in loss.gradient(*parameters.values())]
     return Tensor.cat(*[part.pad((None, (0, -part.shape[1] % ALIGN))) for part in flat], dim=1).contiguous()
 
@@ -44,9 +30,3 @@ def adam(theta: Tensor, m: Tensor, v: Tensor, gradient: Tensor, hyper: Tensor) -
     rate, decay, unbias1, unbias2 = (hyper[i : i + 1] for i in range(4))
     move = m_new * unbias1 / ((v_new * unbias2).sqrt() + EPSILON) + decay * theta
     return [theta.assign(theta - rate * move), m.assign(m_new), v.assign(v_new)]
-
-
-def grown(array: np.ndarray) -> np.ndarray:
-    """Padded with zeros along the first axis to the next power of two: more data seldom means another capture."""
-    more = (1 << max(0, len(array) - 1).bit_length()) - len(array)
-    return np.pad(array, [(0, more)] + [(0, 0)] * (array.ndim - 1))

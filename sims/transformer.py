@@ -16,16 +16,19 @@ from functools import cache
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.jitcache import CachedJit, cached_jit, upload
+from agents import parameters
+from agents.checks import check_positive
+from agents.jitcache import CachedJit, upload
 from sims import attention, mlp, theta
 from sims.attention import Batch, NetShape
-from sims.base import Prediction, Scaling, SimulatorError, Spread, check_features, check_learned, check_state, per_group
+from sims.base import Prediction, Scaling, SimulatorError, Spread, check_features, check_state, per_group
 from sims.calibration import calibrate
+from sims.descent import cosine, descend
 from sims.flat import Affine, Arrays, fit_level
+from sims.padding import padded, widened
 from sims.paths import Paths, Points, Widths, check_widths
 from sims.sampling import BatchSampler, bootstrap
 
-PAD = 16  # widths are padded to a multiple of this: tinygrad's hand-coded schedules need divisible axes
 BLOCKS, ROWS = 4, 16  # of one prediction: blocks of rows of one kernel each, so that its context is read once a block
 METRICS = ("value_loss", "rank_loss", "reach_loss")
 
@@ -56,9 +59,8 @@ class TransformerConfig:
     seed: int = 0  # of everything random: initial weights, bootstrap, batches
 
     def __post_init__(self) -> None:
-        for name in ("members", "width", "layers", "heads", "lr", "steps", "kernels", "huber", "clip"):
-            if not getattr(self, name) > 0:
-                raise SimulatorError(f"TransformerConfig.{name} must be above 0, got {getattr(self, name)}")
+        positive = "members", "width", "layers", "heads", "lr", "steps", "kernels", "huber", "clip"
+        check_positive(self, *positive, error=SimulatorError)
         if self.width % self.heads or self.rows_per_kernel < 2:
             raise SimulatorError(f"width must be a multiple of heads, and rows_per_kernel at least 2: {self}")
 
@@ -84,7 +86,8 @@ def _train_jit(net: NetShape, shape: mlp.LossShape, reach_coef: float) -> Cached
         row.assign(Tensor.stack(value.mean(), rank.mean(), far.mean()))
         return row.realize(*theta.adam(tensors[0], tensors[1], tensors[2], theta.gradient_of(loss, p), hyper))
 
-    return cached_jit(train, "transformer-train", (net, shape, reach_coef), sources=(attention, mlp, theta))
+    sources = attention, mlp, parameters, theta
+    return CachedJit(train, "transformer-train", (net, shape, reach_coef), sources)
 
 
 @cache
@@ -94,7 +97,7 @@ def _predict_jit(net: NetShape) -> CachedJit:
     def predict(*tensors: Tensor) -> Tensor:
         return attention.forward(theta.bind(tensors[0], attention.parameter_shapes(net)), Batch(*tensors[1:]), net)
 
-    return cached_jit(predict, "transformer-predict", (net, BLOCKS, ROWS), sources=(attention, theta))
+    return CachedJit(predict, "transformer-predict", (net, BLOCKS, ROWS), sources=(attention, parameters, theta))
 
 
 class Transformer:
@@ -104,7 +107,7 @@ class Transformer:
         if min(widths) < 1:
             raise SimulatorError(f"every width must be at least 1, got {widths}")
         self.widths, self.config = widths, config
-        token, action, state = (-(-n // PAD) * PAD for n in (widths.token, widths.action, widths.state))
+        token, action, state = (padded(n) for n in (widths.token, widths.action, widths.state))
         self.net = NetShape(config.members, config.width, config.layers, config.heads,
                             widths.tokens, token, widths.steps, action, state)  # fmt: skip
         self._theta: Tensor | None = None  # [M, P]
@@ -178,27 +181,12 @@ class Transformer:
     def _descend(self, start: np.ndarray, paths: Paths, points: Points, counts: np.ndarray, total: int, lr: float,
                  rng: np.random.Generator, deadline: Callable[[], bool] | None) -> np.ndarray:  # fmt: skip
         """Run the optimizer, keep the result; the losses of each step [steps, 3]."""
-        if total < 1:
-            raise SimulatorError(f"fit needs at least one step, got {total}")
-        c = self.config
-        jit = _train_jit(self.net, c.loss_shape, c.reach_coef)
-        batches = self._batches(paths, points, counts, rng)
-        rows: list[Tensor] = []
-        with Context(BEAM=0, TRAINING=1):
-            data = self._on_device(paths, points)
-            w, m, v = (Tensor(a).realize() for a in (start, np.zeros_like(start), np.zeros_like(start)))
-            for t in range(1, total + 1):
-                rate = lr * (c.final_lr + (1 - c.final_lr) * 0.5 * (1 + np.cos(np.pi * (t - 1) / total)))
-                rate *= min(1.0, t / max(1, min(c.warmup, total)))
-                hyper = [rate, c.weight_decay, 1 / (1 - mlp.BETA1**t), 1 / (1 - mlp.BETA2**t)]
-                inputs = [np.zeros(len(METRICS), np.float32), np.array(hyper, np.float32), *next(batches)]
-                rows.append((given := [upload(a) for a in inputs])[0])
-                jit(w, m, v, *given, *data)
-                if deadline is not None and deadline():
-                    break
-            losses = np.stack([row.numpy() for row in rows])
-        check_learned(losses, w.numpy())
-        self._theta = w
+        c, warmup = self.config, max(1, min(self.config.warmup, total))
+        rates = [lr * cosine(t, total, c.final_lr) * min(1.0, t / warmup) for t in range(1, total + 1)]
+        jit, batches = _train_jit(self.net, c.loss_shape, c.reach_coef), self._batches(paths, points, counts, rng)
+        self._theta, losses = descend(
+            jit, start, self._examples(paths, points), batches, rates, c.weight_decay, len(METRICS), deadline
+        )
         return losses
 
     def _batches(
@@ -214,24 +202,22 @@ class Transformer:
             kernel = paths.kernel[points.path[point[:, :: c.rows_per_kernel]]]
             yield kernel.astype(np.int32), point.astype(np.int32), known.astype(np.int32)
 
-    def _on_device(self, paths: Paths, points: Points) -> list[Tensor]:
-        """Everything to learn from, see `theta.grown`."""
+    def _examples(self, paths: Paths, points: Points) -> list[np.ndarray]:
+        """Everything to learn from, as `_train_jit` has it."""
         own = paths.take(points.path)
         context, present, actions, states = self._inputs(own)
         has = np.isfinite(points.reach)
         labels = [points.position[:, None], points.rows.target[:, None], np.where(has, points.reach, 0.0), has]
-        arrays = [context, present, actions, states, np.concatenate(labels, axis=1).astype(np.float32)]
-        return [Tensor(theta.grown(a)).realize() for a in arrays]
+        return [context, present, actions, states, np.concatenate(labels, axis=1).astype(np.float32)]
 
     def _inputs(self, paths: Paths) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(context [K, C, W], present [K, C], actions [N, L, F], states [N, T, S]), scaled and padded, float32."""
         K, C, W = paths.context.shape
         context = self._scaling["token"](paths.context.reshape(K, C * W)).reshape(K, C, W)
         actions, states = self._scaling["action"](paths.actions), self._scaling["state"](paths.states)
-        padded = (
-            _widened(x, n) for x, n in ((context, self.net.token), (actions, self.net.action), (states, self.net.state))
+        context, actions, states = (
+            widened(x, n) for x, n in ((context, self.net.token), (actions, self.net.action), (states, self.net.state))
         )
-        context, actions, states = padded
         return context, paths.present.astype(np.float32), actions, states
 
     # *** predicting ***
@@ -343,7 +329,7 @@ class Transformer:
     def load_state(self, state: Arrays) -> None:
         w = self.widths
         shapes: dict[str, tuple[int, ...]] = {
-            "theta": (self.net.members, theta.slots(attention.parameter_shapes(self.net))[1]),
+            "theta": (self.net.members, parameters.slots(attention.parameter_shapes(self.net))[1]),
             "spread": (2,),
         }
         for name, size in (("token", w.tokens * w.token), ("action", w.action), ("state", w.state)):
@@ -362,7 +348,3 @@ class Transformer:
         if self._theta is None or self._level is None:
             raise SimulatorError("used before fit: the simulator has learned nothing yet")
         return self._theta, self._level
-
-
-def _widened(array: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])]).astype(np.float32)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from agents.checks import check_positive
 from sims.bagged import Bagged, Deadline
 from sims.base import SimulatorError, TrainingRows, check_features, check_state
 from sims.sampling import bootstrap
@@ -36,9 +37,8 @@ class TreesConfig:
     seed: int = 0  # of everything random
 
     def __post_init__(self) -> None:
-        for name in ("members", "rounds", "rate", "depth", "least", "ridge", "rows", "columns"):
-            if not getattr(self, name) > 0:
-                raise SimulatorError(f"TreesConfig.{name} must be above 0, got {getattr(self, name)}")
+        positive = "members", "rounds", "rate", "depth", "least", "ridge", "rows", "columns"
+        check_positive(self, *positive, error=SimulatorError)
         if max(self.rows, self.columns) > 1:
             raise SimulatorError(f"shares of rows ({self.rows}) and columns ({self.columns}) are at most 1")
         if not 2 <= self.bins <= 256 or self.depth > 12:

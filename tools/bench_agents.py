@@ -27,7 +27,7 @@ from tinygrad.helpers import GlobalCounters
 import autotune
 from agents.ppo import PPO, PPOConfig
 from agents.protocol import Observation, Step
-from agents.rollout import Rollout, Runner
+from agents.rollout import Rollout, Rollouts
 from autotune.latency import core_peak
 
 CONFIG = PPOConfig(steps=8, n_envs=32, hidden=128, epochs=1)
@@ -65,7 +65,7 @@ class Noise:
 def begun(cache_dir: str | Path) -> tuple[PPO, Rollout]:
     """A fresh agent and a rollout."""
     agent = PPO(STATE, ACTIONS, 0, CONFIG, 0, cache_dir)
-    return agent, Runner(Noise(), agent).collect(CONFIG.steps)[0]
+    return agent, Rollouts(Noise(), agent).collect(CONFIG.steps)[0]
 
 
 def first_update(cache_dir: str | Path) -> tuple[PPO, Rollout]:

@@ -27,7 +27,7 @@ from autotune.errors import IllegalAction
 from autotune.experiments.ablations import ABLATIONS
 from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
-from autotune.records import Records, Trial
+from autotune.records import BASELINES, Records, Trial
 from autotune.records.exchange import import_
 from autotune.search.mixed import MixedSearch
 from autotune.space import root_state, state_after
@@ -76,7 +76,7 @@ def judge(
     search = SEARCHES[name](kernel, renderer, seed, guide)
     own = [t for t in trials if t.kind == "trial"]
     order = kernel.rng(seed).permutation(len(own))
-    search.tell([t for t in trials if t.kind in ("unoptimized", "hand_coded")] + [own[i] for i in order[:told]])
+    search.tell([t for t in trials if t.kind in BASELINES] + [own[i] for i in order[:told]])
     rest = [own[i] for i in order[told:]]
     said = search._corrected([state_after(kernel, t.schedule, renderer) for t in rest]).mean(0)
     times, group = np.log2([t.seconds for t in rest]), np.zeros(len(rest), int)

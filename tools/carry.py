@@ -10,9 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from autotune import corpus
-from autotune.compiler import default_device, renderer_of
-from autotune.data import Dataset, add_shipped
+from autotune.compiler import backend_of, default_device, renderer_of
+from autotune.data import shipped_trials
 from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.memory import Memory
@@ -20,14 +19,12 @@ from autotune.memory import Memory
 
 def carry(source: Path, target: Path, device: str) -> dict[str, float]:
     """Write `target`; what `Guide.fit` tells. Raises UsageError where no trials ship for the device, or `source` cannot be read."""
-    guide, data = Guide.load(source), Dataset(renderer_of(device))
-    if not add_shipped(data, device, corpus.load("train"), guided=True):
-        raise UsageError(f"no trials ship for {device}: `make train DEV={device}` measures its own")
+    guide, data = Guide.load(source), shipped_trials(device, renderer_of(device))
     told = guide.fit(data.states, *data.arrays())
     guide.memory = Memory.learn(data)
     about = json.loads(source.with_suffix(".json").read_text())
     kept = {name: about[name] for name in ("draft", "updates", "validation")}
-    guide.save(target, {**kept, "backend": device.split(":")[0], "carried_from": about["backend"]}, moments=False)
+    guide.save(target, {**kept, "backend": backend_of(device), "carried_from": about["backend"]}, moments=False)
     return told
 
 

@@ -10,23 +10,22 @@ import argparse
 import json
 from pathlib import Path
 
-from autotune import corpus
 from autotune.compiler import default_device, renderer_of
-from autotune.data import Dataset, add_shipped
+from autotune.data import shipped_trials
 from autotune.errors import UsageError
 from autotune.guide import Guide
 from autotune.world import ROUNDS, SIMULATORS, World
+from sims.heads import HeadsConfig
 
 
 def learn_world(
-    source: Path, target: Path, kind: str, device: str, rounds: int = ROUNDS, steps: int | None = None
-) -> World:
-    """Write `target`. `rounds` of reanalysis; `steps` shortens the simulator's training. Raises UsageError where no trials ship for the
-    device, or `source` cannot be read."""
-    guide, data = Guide.load(source), Dataset(renderer_of(device))
-    if not add_shipped(data, device, corpus.load("train"), guided=True):
-        raise UsageError(f"no trials ship for {device}")
-    guide.world = World.learn(kind, data, guide.seed, rounds, steps)
+    source: Path, target: Path, kind: str, device: str, rounds: int = ROUNDS, steps: int | None = None,
+    heads: HeadsConfig | None = None,
+) -> World:  # fmt: skip
+    """Write `target`. `rounds` of reanalysis; `steps` shortens the simulator's training, `heads` are how its heads learn. Raises
+    UsageError where no trials ship for the device, or `source` cannot be read."""
+    guide, data = Guide.load(source), shipped_trials(device, renderer_of(device))
+    guide.world = World.learn(kind, data, guide.seed, rounds, steps, heads)
     about = json.loads(source.with_suffix(".json").read_text())
     guide.save(target, {name: about[name] for name in ("backend", "draft", "updates", "validation")}, moments=False)
     return guide.world

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from autotune.statistics import Estimate
+
 
 def table(head: Sequence[str], rows: Sequence[str]) -> str:
     """Rows are whole lines."""
@@ -15,4 +17,4 @@ def line(cells: Sequence[str]) -> str:
 
 
 def interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+    return str(Estimate(**value))

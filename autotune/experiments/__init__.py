@@ -24,7 +24,7 @@ from autotune.errors import UsageError, status_of
 from autotune.measuring.runner import Measurer, Runner
 from autotune.records import Records
 from autotune.strict import shown
-from autotune.training import Clock
+from autotune.training import Clock, Log
 
 SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors stalls with tqdm and child processes
 SETTINGS.HOST_INFO.INCLUDE_GPU_INFO = False  # it costs seconds, and the fingerprint says what matters
@@ -32,7 +32,6 @@ SETTINGS.HOST_INFO.INCLUDE_CPU_INFO = False
 SETTINGS.CONFIG.READ_ONLY_CONFIG = False
 RUNS = Path("runs")
 MANY_SEEDS = ("agents", "curves", "imagination")  # experiments that repeat everything with the seeds 0, 1, ...
-Log = Callable[[str, float, int], None]
 
 
 def make_experiment(name: str) -> Experiment:
@@ -91,6 +90,11 @@ def check_names(what: str, names: Collection[Any], known: Collection[str]) -> No
         raise UsageError(f"no {what} is named; choose of {', '.join(known)}")
 
 
+def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """All but these."""
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 class Session:
     """What an experiment works with: a place for files, a device to measure on (or its recording), a clock."""
 
@@ -122,6 +126,9 @@ class Session:
         return result
 
 
+Body = Callable[[Session, dict[str, Any]], dict[str, Any]]  # of an experiment: its figures, from its settings
+
+
 @contextmanager
 def session_of(run: Run) -> Iterator[Session]:
     """A session that writes straight into the run's directory, so that a killed run keeps its records and checkpoints.
@@ -143,6 +150,12 @@ def session_of(run: Run) -> Iterator[Session]:
                 entry: dict[str, Any] = observer.run_entry or {}
                 entry["artifacts"] = sorted(p.name for p in set(out.iterdir()) - before if _is_artifact(p))
                 observer.save_json(entry, "run.json")
+
+
+def finished(run: Run, config: Mapping[str, Any], body: Body) -> dict[str, Any]:
+    """The figures that `body` finds in a session of this run; they end it."""
+    with session_of(run) as session:
+        return session.finish(body(session, dict(config)))["figures"]
 
 
 def _is_artifact(path: Path) -> bool:

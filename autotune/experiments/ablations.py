@@ -1,4 +1,5 @@
-"""`mixed` with one part taken away or another simulator asked, and `planner` with more or fewer simulations: what is each part worth?
+"""`mixed` with one part taken away, another acquisition or another simulator, and `planner` with more or fewer simulations: what is
+each part worth?
 
 A part that is taken away is replaced by chance where the search cannot do without: schedules drawn evenly in place of the
 policies' and choices drawn evenly in place of the simulator's.
@@ -100,6 +101,24 @@ class WithoutAway(MixedSearch):
     away = None
 
 
+class WithoutCrowding(MixedSearch):
+    """The choices of a batch may be as like each other as they will."""
+
+    crowding = 0.0
+
+
+class ByBound(MixedSearch):
+    """Of candidates those of the least lower confidence bounds are chosen, in place of Thompson sampling."""
+
+    acquisition = "ucb"
+
+
+class ByMean(MixedSearch):
+    """Of candidates those of the least means are chosen."""
+
+    acquisition = "greedy"
+
+
 class WithoutRelatives(MixedSearch):
     """Trials of other kernels do not correct the simulator; their fastest schedules are recalled all the same."""
 
@@ -142,6 +161,9 @@ ABLATIONS: dict[str, Make] = {
     "no-relatives": WithoutRelatives,
     "no-even": WithoutEven,
     "no-away": WithoutAway,
+    "no-crowding": WithoutCrowding,
+    "acquisition-ucb": ByBound,
+    "acquisition-greedy": ByMean,
     **{f"planner-{n}": partial(PlannerSearch, simulations=n) for n in SIMULATIONS},
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sacred.run import Run
 
-from agents.rollout import Learner, Runner
+from agents.rollout import Learner, Rollouts
 from agents.zoo import AGENTS, Kind, Settings, teach
 from autotune.compiler import default_device, renderer_of
 from autotune.env import KernelVectorEnv, Task
@@ -25,14 +25,15 @@ from autotune.experiments import (
     check_names,
     check_types,
     command_line,
+    finished,
     make_experiment,
-    session_of,
+    without,
 )
 from autotune.experiments.jobs import run_jobs
 from autotune.kernel import Schedule
 from autotune.recorded import Recorded, recorded_path
 from autotune.space import MAX_STEPS
-from autotune.statistics import bootstrap, improvement, iqm
+from autotune.statistics import Estimate, bootstrap, improvement, iqm
 
 experiment = make_experiment("agents")
 DEFAULTS: dict[str, Any] = {
@@ -52,7 +53,8 @@ CONTROLS = ("random", "frequency")  # that every agent is held against
 
 
 @cache
-def world() -> Recorded:
+def recordings() -> Recorded:
+    """What is recorded of this device. Raises UsageError where nothing is."""
     return Recorded.load(recorded_path(default_device()))
 
 
@@ -60,14 +62,14 @@ def play(agent: Learner, kind: Kind, task: Task, temperature: float) -> dict[str
     """The schedule that an agent chooses for each kernel of a task when it first comes to it; nothing, (), for one that it never
     finished."""
     inner, rounds = KernelVectorEnv(task, ENVS, in_order=True), -(-len(task.kernels) // ENVS)
-    Runner(kind.wrap(inner), agent).collect(rounds * (MAX_STEPS + 1), temperature)  # by then all have ended
+    Rollouts(kind.wrap(inner), agent).collect(rounds * (MAX_STEPS + 1), temperature)  # by then all have ended
     first = {begun: schedule for begun, (_, schedule, _) in zip(inner.begins, inner.finished, strict=True)}
     return {kernel.key: first.get(i, ()) for i, kernel in enumerate(task.kernels)}
 
 
 def run_one(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train one agent with one seed and judge it. The scores are those of `Recorded.score`, one a held-out kernel."""
-    recorded, renderer, kind = world(), renderer_of(default_device()), AGENTS[name]
+    recorded, renderer, kind = recordings(), renderer_of(default_device()), AGENTS[name]
     env = kind.wrap(KernelVectorEnv(recorded.task("train", renderer), ENVS))
     updates = settings["env_steps"] // (STEPS * ENVS)
     shared = Settings(env.state_dim, env.n_actions, env.action_dim, STEPS, ENVS, settings["hidden"], updates, seed)
@@ -104,7 +106,7 @@ def summarise(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str,
 
 def references() -> dict[str, float]:
     """What the scale means on held-out kernels."""
-    recorded = world()
+    recorded = recordings()
     entries = recorded.entries["held_out"]
     hand = [(e.times[()] - e.hand_coded) / max(e.times[()] - e.best, 1e-9) for e in entries]
     return {"hand-coded": iqm(np.array([hand])), "un-optimized": 0.0, "best recorded": 1.0}
@@ -120,7 +122,7 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     summary = summarise(rows, settings["agents"])
     print(table(summary))
     return {"summary": summary, "references": references(), "rows": rows,
-            "settings": {k: v for k, v in settings.items() if k not in ("part", "processes")}}  # fmt: skip
+            "settings": without(settings, "part", "processes")}  # fmt: skip
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -128,15 +130,13 @@ def table(summary: dict[str, Any]) -> str:
     kinds = list(next(iter(summary.values())))
     lines = [f"{'agent':20}" + "".join(f"{kind:>26}" for kind in kinds)]
     for name, row in summary.items():
-        cells = [f"{v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})" for v in row.values()]
-        lines.append(f"{name:20}" + "".join(f"{cell:>26}" for cell in cells))
+        lines.append(f"{name:20}" + "".join(f"{Estimate(**v)!s:>26}" for v in row.values()))
     return "\n".join(lines)
 
 
 @experiment.main
 def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
-    with session_of(_run) as session:
-        return session.finish(compare(session, dict(_config)))["figures"]["summary"]
+    return finished(_run, _config, compare)["summary"]
 
 
 if __name__ == "__main__":

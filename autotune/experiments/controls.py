@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from autotune import corpus
 from autotune.compiler import Renderer
-from autotune.data import Dataset, add_shipped
+from autotune.data import Dataset, shipped_trials
 from autotune.errors import UsageError
 from autotune.experiments.ablations import ABLATIONS, OtherSimulator, ablated, needed
 from autotune.features import summary
@@ -22,7 +21,7 @@ from autotune.paths import ROOFLINE, paths_from
 from autotune.records import Trial
 from autotune.search import Strategy, make_strategy
 from autotune.search.random import RandomSearch
-from autotune.space import ACTIONS, MAX_STEPS, STOP_INDEX, State, apply_to_state, legal_mask, root_state, step
+from autotune.space import ACTIONS, MAX_STEPS, STOP_INDEX, after, legal_mask, root_state, step
 from autotune.world import SIMULATORS
 from sims import Flat, NearestNeighbour, PathSimulator, Roofline, RooflineConfig, Widths
 
@@ -71,10 +70,7 @@ class Controls:
     @cached_property
     def trials(self) -> Dataset:
         """All that our own guide has learned from."""
-        data = Dataset(self.renderer)
-        if not add_shipped(data, self.device, corpus.load("train"), guided=True):
-            raise UsageError(f"no trials ship for {self.device}: ranker and recipe have nothing to learn from")
-        return data
+        return shipped_trials(self.device, self.renderer)
 
     def simulator(self, kind: str) -> PathSimulator:
         """Fitted to all trials, at most once; of seed 0."""
@@ -129,8 +125,7 @@ class RankerSearch:
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules; fewer, or none, where the space is exhausted."""
         if len(self.waiting) < count and (drawn := self.random.ask(CANDIDATES)):
-            states = [_state(self.root, s) for s in drawn]
-            scores = self.model.predict(np.stack([summary(s) for s in states]))
+            scores = self.model.predict(np.stack([summary(after(self.root, s)) for s in drawn]))
             self.waiting += [drawn[i] for i in np.argsort(-scores, kind="stable")]
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
         return taken
@@ -175,9 +170,3 @@ class RecipeSearch:
                 break
             state = step(state, action)
         return state.schedule
-
-
-def _state(root: State, schedule: Schedule) -> State:
-    for opt in schedule:
-        root = apply_to_state(root, opt)
-    return root

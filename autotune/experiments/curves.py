@@ -35,8 +35,9 @@ from autotune.experiments import (
     check_names,
     check_types,
     command_line,
+    finished,
     make_experiment,
-    session_of,
+    without,
 )
 from autotune.experiments.ablations import ABLATIONS
 from autotune.experiments.controls import LEARNED, SIMULATED, Controls
@@ -98,7 +99,7 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     curves = list(tqdm(searches.all(), desc="searches", total=searches.count))
     summary = summarise(curves, calls=calls)
     print(table(summary))
-    return {"summary": summary, "calls": calls, "settings": {k: v for k, v in settings.items() if k != "part"},
+    return {"summary": summary, "calls": calls, "settings": without(settings, "part"),
             "curves": [asdict(c) for c in curves]}  # fmt: skip
 
 
@@ -295,8 +296,7 @@ def kernels_of(session: Session, settings: dict[str, Any]) -> tuple[list[Kernel]
 
 @experiment.main
 def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
-    with session_of(_run) as session:
-        return session.finish(compare(session, dict(_config)))["figures"]["summary"]
+    return finished(_run, _config, compare)["summary"]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from sacred.run import Run
 
 from autotune import corpus
 from autotune.evaluation import Evaluator, summarise, table, to_json
-from autotune.experiments import Session, check_names, check_types, command_line, make_experiment, session_of
+from autotune.experiments import Session, check_names, check_types, command_line, finished, make_experiment
 from autotune.experiments.inputs import keep_guide, sample
 from autotune.guide import Guide
 from autotune.search import STRATEGIES
@@ -43,8 +43,7 @@ def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 
 @experiment.main
 def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
-    with session_of(_run) as session:
-        return session.finish(evaluate(session, dict(_config)))["figures"]["summary"]
+    return finished(_run, _config, evaluate)["summary"]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from sacred.run import Run
 
-from autotune.experiments import Session, check_types, command_line, make_experiment, session_of
+from autotune.experiments import Session, check_types, command_line, finished, make_experiment
 from autotune.experiments.inputs import digest, keep_guide, program_of
 from autotune.finetune import FineTuner, gentle, specialist
 from autotune.guide import Guide
@@ -46,8 +46,7 @@ def practise(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 
 @experiment.main
 def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
-    with session_of(_run) as session:
-        return session.finish(practise(session, dict(_config)))["figures"]
+    return finished(_run, _config, practise)
 
 
 if __name__ == "__main__":

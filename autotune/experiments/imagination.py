@@ -16,7 +16,6 @@ that are drawn. `with part=runs/3` goes on from what an earlier run has finished
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
 import time
@@ -28,7 +27,7 @@ import numpy as np
 from sacred.run import Run
 
 from agents.ppo import PPO
-from agents.rollout import Learner, Runner
+from agents.rollout import Learner, Rollouts
 from agents.zoo import AGENTS, Settings
 from autotune.compiler import Renderer, default_device, renderer_of
 from autotune.env import KernelVectorEnv, Task
@@ -39,16 +38,17 @@ from autotune.experiments import (
     check_names,
     check_types,
     command_line,
+    finished,
     make_experiment,
-    session_of,
+    without,
 )
-from autotune.experiments.agents import ENVS, STEPS, play, references, scores_of, summarise, world
+from autotune.experiments.agents import ENVS, STEPS, play, recordings, references, scores_of, summarise
 from autotune.experiments.jobs import run_jobs
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.recorded import Recorded
-from autotune.space import State, apply_to_state
-from autotune.statistics import bootstrap, improvement
+from autotune.space import State, after
+from autotune.statistics import Estimate, bootstrap, improvement
 from autotune.training import TrainConfig
 from sims import EnsembleConfig, SimulatorError, TreesConfig
 
@@ -141,11 +141,11 @@ class Student:
         self.seconds["fit"] += time.perf_counter() - began
 
     def _practise(self, updates: int, seed: int) -> None:
-        began, runner = time.perf_counter(), Runner(self.env, self.agent, seed)
+        began, rollouts = time.perf_counter(), Rollouts(self.env, self.agent, seed)
         for _ in range(updates):
-            self.agent.update(runner.collect(STEPS)[0])
+            self.agent.update(rollouts.collect(STEPS)[0])
         self.seconds["practise"] += time.perf_counter() - began
-        for part, seconds in runner.seconds.items():
+        for part, seconds in rollouts.seconds.items():
             self.seconds[part] += seconds
 
     def check(self, trials: int) -> None:
@@ -176,12 +176,12 @@ class Student:
 
 
 def states_of(task: Task, kernel: Kernel, schedules: Iterable[Schedule]) -> list[State]:
-    return [functools.reduce(apply_to_state, schedule, task.root(kernel)) for schedule in schedules]
+    return [after(task.root(kernel), schedule) for schedule in schedules]
 
 
 def run_one(arm: str, trials: int, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Train one student and judge it. The scores are those of `Recorded.score`, one a held-out kernel."""
-    recorded, renderer = world(), renderer_of(default_device())
+    recorded, renderer = recordings(), renderer_of(default_device())
     student = Student(recorded, renderer, arm, trials, seed, settings)
     student.learn()
     task = recorded.task("held_out", renderer)
@@ -209,7 +209,7 @@ def table_rows(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table of result.json's figures: a row for each number of trials and arm, intervals in brackets."""
     summary = figures["summary"]
     kinds = list(next(iter(next(iter(summary.values())).values())))
-    rows = [[trials, arm, *(f"{v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})" for v in row.values())]
+    rows = [[trials, arm, *(str(Estimate(**v)) for v in row.values())]
             for trials, arms in summary.items() for arm, row in arms.items()]  # fmt: skip
     return ["trials", "arm", *kinds], rows
 
@@ -232,13 +232,13 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     if not settings["trials"] or not all(type(trials) is int for trials in settings["trials"]):
         raise UsageError("bad setting trials: it is a list of whole numbers, like [250, 500]")
     for trials in settings["trials"]:
-        world().draw("train", trials, 0)  # so many that there are not are refused before hours are spent
+        recordings().draw("train", trials, 0)  # so many that there are not are refused before hours are spent
     jobs = list(itertools.product(settings["arms"], settings["trials"], range(settings["seeds"])))
     jobs.sort(key=lambda job: job[2])  # seed by seed: a run that is stopped leaves whole comparisons
     rows = run_jobs(run_one, jobs, settings, session.out, "imagination")
     figures = {"summary": summarise_all(rows, settings["arms"]), "references": references(),
-               "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
-               "settings": {k: v for k, v in settings.items() if k not in ("part", "processes")}}  # fmt: skip
+               "rows": [without(row, "seconds") for row in rows],
+               "settings": without(settings, "part", "processes")}  # fmt: skip
     head, lines = table_rows(figures)
     for line in (head, *lines):
         print("".join(f"{cell:{24 if i > 1 else 20}}" for i, cell in enumerate(line)))
@@ -250,8 +250,7 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 
 @experiment.main
 def run(_run: Run, _config: dict[str, Any]) -> dict[str, Any]:
-    with session_of(_run) as session:
-        return session.finish(compare(session, dict(_config)))["figures"]["summary"]
+    return finished(_run, _config, compare)["summary"]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from agents.checkpoint import replacing
 from autotune.compiler import default_device, without_beam
 from autotune.errors import UsageError
+from autotune.experiments import without
 from autotune.recorded import recorded_path
 
 Job = tuple[Any, ...]
@@ -62,7 +63,7 @@ def run_jobs(function: Callable[..., dict[str, Any]], jobs: Sequence[Job], setti
 def source_of(settings: dict[str, Any]) -> str:
     """A digest of all that the result of a job depends on but the code: settings, device, and what is recorded of it."""
     device = default_device()
-    heard = {name: value for name, value in settings.items() if name not in NOT_OF_A_JOB}
+    heard = without(settings, *NOT_OF_A_JOB)
     total = hashlib.sha256(json.dumps([device, heard], sort_keys=True).encode())
     if (path := recorded_path(device)).exists():
         total.update(path.read_bytes())

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autotune.compiler import without_beam
 from autotune.errors import ReplayError, UsageError
-from autotune.experiments import Session
+from autotune.experiments import Body, Session
 from autotune.experiments.agents import compare as compare_agents
 from autotune.experiments.curves import compare as compare_curves
 from autotune.experiments.evaluate import evaluate
@@ -24,7 +23,7 @@ from autotune.measuring.recording import Recording
 from autotune.records import Records
 from autotune.training import Clock
 
-EXPERIMENTS: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
+EXPERIMENTS: dict[str, Body] = {
     "train": train, "finetune": practise, "evaluate": evaluate, "tuning": tune_program, "agents": compare_agents,
     "imagination": compare_imagination, "curves": compare_curves,
 }  # fmt: skip
@@ -54,7 +53,7 @@ def _replay(label: Path, run: Path, out: Path, live: bool) -> int:
     out.mkdir()
     for file in (found for kind in KEPT for found in run.glob(kind)):
         shutil.copy(file, out / file.name)
-    session = _live(out) if live or name in WITHOUT_DEVICE else _recorded(run, out, recorded)
+    session = Session(out) if live or name in WITHOUT_DEVICE else _recorded(run, out, recorded)
     figures = json.loads(json.dumps(session.finish(EXPERIMENTS[name](session, settings))["figures"]))
     differences = list(compare(recorded["figures"], figures))
     for line in differences:
@@ -82,10 +81,6 @@ def read_run(run: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     if name not in EXPERIMENTS:
         raise UsageError(f"{run} is a run of {name!r}; replay knows {', '.join(EXPERIMENTS)}")
     return name, settings, result
-
-
-def _live(out: Path) -> Session:
-    return Session(out)
 
 
 def _recorded(run: Path, out: Path, result: dict[str, Any]) -> Session:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,19 @@ from sacred.run import Run
 
 from agents.ppo import PPOConfig
 from autotune import corpus
+from autotune.compiler import backend_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
 from autotune.evaluation import Evaluator, summarise, table, to_json
-from autotune.experiments import Session, check_counts, check_types, command_line, make_experiment, session_of
+from autotune.experiments import (
+    Session,
+    check_counts,
+    check_names,
+    check_types,
+    command_line,
+    make_experiment,
+    session_of,
+)
 from autotune.experiments.inputs import digest, keep, sample
 from autotune.guide import MAX_SETTING, Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
@@ -38,16 +47,7 @@ BEFORE = "before"  # name of the search that is led by what the training began w
 NAMED = "named.json"  # in a run: the settings of its parts that the command line named
 
 
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """The config as sacred shows it: nested dictionaries of every field."""
-    return {f.name: vars_of(value) if is_dataclass(value := getattr(config, f.name)) else value for f in fields(config)}
-
-
-def vars_of(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(config)}
-
-
-SETTINGS: dict[str, Any] = {**plain(DEFAULTS), "start": "shipped", "resume": "", "strategies": ["mixed", "policy", "random"],
+SETTINGS: dict[str, Any] = {**asdict(DEFAULTS), "start": "shipped", "resume": "", "strategies": ["mixed", "policy", "random"],
             "eval_trials": 16, "eval_kernels": 24}  # fmt: skip
 experiment.add_config(SETTINGS)
 experiment.add_named_config("fast", {
@@ -102,7 +102,7 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
     if settings["resume"]:
         guide = Guide.load(source := keep(Path(settings["resume"]), session.out / "start"))
         learned = json.loads(source.with_suffix(".json").read_text()).get("backend", session.device)
-        if learned.split(":")[0] != session.device.split(":")[0]:
+        if backend_of(learned) != backend_of(session.device):
             raise UsageError(
                 f"{settings['resume']} was trained on {learned}, and this is {session.device}: set DEV={learned}"
             )
@@ -123,7 +123,7 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
         guide.agent.start_from(known.agent)
     except ValueError as error:
         raise UsageError(f"cannot start from {source}: {error}; begin from nothing with `start=`") from None
-    guide.agent.config = replace(gently(config.ppo), **asked_for(session, "ppo", vars_of(config.ppo)))
+    guide.agent.config = replace(gently(config.ppo), **asked_for(session, "ppo", asdict(config.ppo)))
     if config.keep_world and config.world:
         guide.world = known.world
     return guide
@@ -173,16 +173,9 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
         Committee(1, config.simulator, config.trees)  # what does not fit together
     except (TypeError, ValueError) as error:
         raise UsageError(f"bad configuration: {error}") from None
-    if not config.ppo.minibatches or config.ppo.n_envs % config.ppo.minibatches:
-        raise UsageError(
-            f"ppo.n_envs ({config.ppo.n_envs}) must be a multiple of ppo.minibatches ({config.ppo.minibatches})"
-        )
-    if unknown := [name for name in settings["strategies"] if name not in STRATEGIES]:
-        raise UsageError(f"unknown strategy {unknown[0]!r}; choose among {', '.join(STRATEGIES)}")
-    if config.world and config.world not in SIMULATORS:
-        raise UsageError(
-            f"unknown simulator {config.world!r}; choose one of {', '.join(SIMULATORS)}, or none with `world=`"
-        )
+    check_names("strategy", settings["strategies"], STRATEGIES)
+    if config.world:
+        check_names("simulator", [config.world], SIMULATORS)
     return config
 
 

@@ -15,8 +15,8 @@ from autotune.experiments import (
     check_names,
     check_types,
     command_line,
+    finished,
     make_experiment,
-    session_of,
 )
 from autotune.experiments.inputs import keep_guide, program_of
 from autotune.guide import Guide
@@ -62,9 +62,8 @@ def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 
 @experiment.main
 def run(_run: Run, _config: dict[str, Any]) -> float:
-    with session_of(_run) as session:
-        figures = session.finish(tune_program(session, dict(_config)))["figures"]
-        return figures["tuned_ms"] / figures["hand_coded_ms"] if figures["hand_coded_ms"] else math.nan
+    figures = finished(_run, _config, tune_program)
+    return figures["tuned_ms"] / figures["hand_coded_ms"] if figures["hand_coded_ms"] else math.nan
 
 
 if __name__ == "__main__":

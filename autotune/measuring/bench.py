@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autotune.compiler import AxisType, Ops, Program, Renderer, compile_schedule, hand_coded, renderer_of
+from autotune.compiler import AxisType, Binary, Ops, Renderer, compile_schedule, hand_coded, renderer_of
 from autotune.errors import IllegalAction
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.buffers import GuardedBuffer, buffers_of
@@ -77,12 +77,12 @@ class Bench:
         self.inputs.clear()
         self.expected.clear()
 
-    def compile(self, schedule: Schedule, max_uops: int = 0) -> Program:
+    def compile(self, schedule: Schedule, max_uops: int = 0) -> Binary:
         """`max_uops` bounds the lowered kernel, 0 does not. Raises IllegalAction, OverflowError, or what the compiler raises."""
         return compile_schedule(self.kernel.ast, schedule, self.renderer, max_uops, self.sizes)
 
-    def load(self, program: Program) -> Candidate:
-        return Candidate(self, program)
+    def load(self, binary: Binary) -> Candidate:
+        return Candidate(self, binary)
 
     # **** what is right ****
 
@@ -113,7 +113,7 @@ class Bench:
     @functools.cached_property
     def written_only(self) -> set[int]:
         """Slots of the buffers that the un-optimized kernel writes and does not read."""
-        return set(self.plain.program.outputs) - set(self.plain.program.inputs)
+        return set(self.plain.binary.outputs) - set(self.plain.binary.inputs)
 
     def _twin(self) -> Twin | None:
         try:
@@ -124,7 +124,7 @@ class Bench:
     def _expect(self, case: Case, twin: Twin | None) -> dict[int, Expected]:
         plain = functools.cache(lambda: self.plain.outputs(case))
         found = {}
-        for slot in self.plain.program.outputs:
+        for slot in self.plain.binary.outputs:
             dtype = self.params[slot].dtype
             if twin is not None:
                 v, bound, unwritten = twin.expected(case, slot)
@@ -152,10 +152,10 @@ class Bench:
     def verify(self, candidate: Candidate) -> None:
         """Raises WrongOutput unless the candidate computes on every case what it should."""
         self.prepare()
-        if set(candidate.program.outputs) != set(self.plain.program.outputs):
+        if set(candidate.binary.outputs) != set(self.plain.binary.outputs):
             candidate.launched = time.perf_counter()
-            raise WrongOutput(f"writes buffers {sorted(candidate.program.outputs)}, "
-                              f"should write {sorted(self.plain.program.outputs)}")  # fmt: skip
+            raise WrongOutput(f"writes buffers {sorted(candidate.binary.outputs)}, "
+                              f"should write {sorted(self.plain.binary.outputs)}")  # fmt: skip
         for case in CASES:
             candidate.fill(case)
             candidate.run(case)
@@ -177,10 +177,10 @@ class Bench:
             if (problem := self.expected[case.name][slot].problem(contents)) is not None:
                 raise WrongOutput(f"buffer {slot}, {where}: {problem}")
 
-    def measure(self, program: Program, cutoff: float | None) -> Outcome:
+    def measure(self, binary: Binary, cutoff: float | None) -> Outcome:
         """Verify, time, verify again. A candidate whose run takes longer than `cutoff` seconds gets two samples only."""
         started = time.perf_counter()
-        candidate = self.load(program)
+        candidate = self.load(binary)
         samples: list[float] = []
         verdict, detail, timing_seconds = "ok", "", 0.0
         try:
@@ -202,12 +202,12 @@ class Bench:
         candidate.run(AFTERWARDS)
         self.check(candidate, AFTERWARDS, ", after timing")
 
-    def duel(self, programs: Sequence[Program], seconds: float = DUEL_SECONDS) -> list[list[float]]:
+    def duel(self, binaries: Sequence[Binary], seconds: float = DUEL_SECONDS) -> list[list[float]]:
         """Verified, then timed in turn, A B C A B C ..., so that a drifting machine is fair to all.
 
         `seconds` are spent on each at least, within DUEL_MIN_ROUNDS and DUEL_MAX_ROUNDS. Raises WrongOutput.
         """
-        candidates = [self.load(program) for program in programs]
+        candidates = [self.load(binary) for binary in binaries]
         self._each(candidates, self.verify)
         samples: list[list[float]] = [[] for _ in candidates]
         while len(samples[0]) < DUEL_MIN_ROUNDS or (
@@ -238,11 +238,11 @@ class Bench:
 
 
 class Candidate:
-    """A program loaded on a bench."""
+    """A binary loaded on a bench."""
 
-    def __init__(self, bench: Bench, program: Program):
-        self.bench, self.program = bench, program
-        self._run = program.load(bench.device)
+    def __init__(self, bench: Bench, binary: Binary):
+        self.bench, self.binary = bench, binary
+        self._run = binary.load(bench.device)
         self.launched = 0.0  # when its first run was over (perf_counter)
 
     def fill(self, case: Case, poison: int | None = None) -> None:
@@ -262,7 +262,7 @@ class Candidate:
 
     def sample(self) -> float:
         """One timed run in seconds, on poisoned outputs and restored in-place buffers."""
-        for slot in self.program.outputs:
+        for slot in self.binary.outputs:
             self._fill(slot, TIMED, TIMED.poison)
         return self.run(TIMED)
 
@@ -280,15 +280,15 @@ class Candidate:
         """Run once and read all outputs as bytes."""
         self.fill(case, poison)
         self.run(case)
-        return {slot: self.bench.buffers[slot].read()[0].copy() for slot in self.program.outputs}
+        return {slot: self.bench.buffers[slot].read()[0].copy() for slot in self.binary.outputs}
 
 
-def compile_outcome(bench: Bench, schedule: Schedule) -> tuple[str, Program | None, float, str]:
-    """(verdict, program, compile seconds, detail) of compiling a candidate. Raises OSError or sqlite3.Error."""
-    started, program = time.perf_counter(), None
+def compile_outcome(bench: Bench, schedule: Schedule) -> tuple[str, Binary | None, float, str]:
+    """(verdict, binary, compile seconds, detail) of compiling a candidate. Raises OSError or sqlite3.Error."""
+    started, binary = time.perf_counter(), None
     verdict, detail = "ok", ""
     try:
-        program = bench.compile(schedule, 0 if schedule in bench.baseline_schedules else MAX_UOPS)
+        binary = bench.compile(schedule, 0 if schedule in bench.baseline_schedules else MAX_UOPS)
     except IllegalAction as error:
         verdict, detail = "illegal", str(error)[:200]
     except OverflowError as error:
@@ -297,4 +297,4 @@ def compile_outcome(bench: Bench, schedule: Schedule) -> tuple[str, Program | No
         raise
     except Exception as error:  # the compiler's own errors have no common base: each is this candidate's verdict
         verdict, detail = "compile_failed", f"{type(error).__name__}: {str(error)[:200]}"
-    return verdict, program, time.perf_counter() - started, detail
+    return verdict, binary, time.perf_counter() - started, detail

@@ -8,7 +8,18 @@ import sys
 
 import numpy as np
 
-from autotune.compiler import Buffer, BufferSpec, DType, Ops, UOp, dtypes, has_offsets, read_buffer, write_buffer
+from autotune.compiler import (
+    Buffer,
+    BufferSpec,
+    DType,
+    Ops,
+    UOp,
+    backend_of,
+    dtypes,
+    has_offsets,
+    read_buffer,
+    write_buffer,
+)
 
 GUARD = 4096  # bytes in front and behind; a whole page, so that the data keeps the alignment of a fresh buffer
 FENCE = 16 << 20  # bytes of address space on both sides that cannot be touched, on the CPU: far strays crash the child
@@ -26,7 +37,7 @@ class GuardedBuffer:
         self.guard = GUARD_BYTES[slot % len(GUARD_BYTES)]
         self.front = GUARD if has_offsets(device) else 0
         self.nbytes = elements * dtype.itemsize
-        fenced = device.split(":")[0] == "CPU" and sys.platform == "linux"
+        fenced = backend_of(device) == "CPU" and sys.platform == "linux"
         # where a fence stands it is right behind the last page of the data, as far as a program can be sure to own
         total = -(-(self.front + self.nbytes + (0 if fenced else GUARD)) // mmap.PAGESIZE) * mmap.PAGESIZE
         self.fence = _Fence(total) if fenced else None

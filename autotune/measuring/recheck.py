@@ -27,6 +27,10 @@ class Claim:
     seconds: float
     winner: bool  # accepted, and so served to programs
 
+    @property
+    def name(self) -> tuple[str, Schedule]:
+        return self.kernel.key, self.schedule
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -63,7 +67,7 @@ def choose(records: Records, fingerprint: str, count: int | None, seed: int) -> 
     winners = [Claim(kernels[key], f.schedule, statistics.median(f.tuned), True)
                for key, f in sorted(records.served(fingerprint, PROTOCOL).items()) if key in kernels]  # fmt: skip
     rng.shuffle(winners)
-    seen = {(c.kernel.key, c.schedule) for c in winners}
+    seen = {c.name for c in winners}
     trials = [trial for _, trial in records.all_trials(fingerprint)]
     seen |= {(t.kernel, t.schedule) for t in trials if t.refutes}
     others: dict[tuple[str, Schedule], Claim] = {}

@@ -9,7 +9,7 @@ from typing import Any
 from autotune.errors import ReplayError
 from autotune.kernel import Kernel, Schedule, schedule_to_json
 from autotune.measuring.runner import Done, Refuted
-from autotune.records import Records, Trial
+from autotune.records import BASELINES, Records, Trial
 
 
 class Recording:
@@ -24,16 +24,17 @@ class Recording:
         for _, trial in sorted((row for f in files for row in f.all_trials(fingerprint)), key=lambda row: row[0]):
             if trial.kind == "recheck":
                 self.refuted[trial.kernel, trial.schedule] = trial
-            elif trial.kind not in ("unoptimized", "hand_coded"):
-                self.trials[trial.kernel, trial.schedule].append(trial)
-            else:
+            elif trial.kind in BASELINES:
                 self.base[trial.kernel].append(trial)
+            else:
+                self.trials[trial.kernel, trial.schedule].append(trial)
         for _, key, schedules, samples in sorted(
             (row for f in files for row in f.all_duels(fingerprint)), key=lambda r: r[0]
         ):
             self.duels[key, schedules].append(samples)
 
     def baselines(self, kernel: Kernel) -> list[Trial]:
+        """The next recorded pair. Raises ReplayError where there is none."""
         found = self.base[kernel.key]
         if len(found) < 2:
             raise ReplayError(f"{kernel.name} ({kernel.key}) has no recorded baselines; use --live")
@@ -46,6 +47,7 @@ class Recording:
     def measure(
         self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None, done: Done | None = None
     ) -> list[Trial]:
+        """The next recorded trial of each schedule, whatever its cutoff was. Raises ReplayError for one that was never measured."""
         for schedule in schedules:
             if (kernel.key, schedule) not in self.trials:
                 raise ReplayError(
@@ -59,6 +61,7 @@ class Recording:
         return trials
 
     def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
+        """The next recorded samples of these very schedules. Raises Refuted where the recorded duel did, else ReplayError."""
         if (kernel.key, tuple(schedules)) not in self.duels:
             for schedule in schedules:
                 if (kernel.key, schedule) in self.refuted:
@@ -69,6 +72,7 @@ class Recording:
         return _next(self.duels[kernel.key, tuple(schedules)])
 
     def close(self) -> None:
+        """Nothing is held: the files are the caller's."""
         return None
 
 

@@ -41,7 +41,7 @@ UNPREPARED = "the un-optimized kernel itself"  # so a detail begins where that w
 MAX_DEVICE_FAILURES = 3  # probes in a row: then it is the device that is at fault, and not a kernel
 NOISE_FLOOR = 0.02  # a win must be larger than this and than the run's own A/A difference
 SETTLE_SECONDS = 0.06  # of each of the fastest few, compared on the bench
-KEPT_PROGRAMS = 256  # binaries of late, so that a duel compiles nothing again
+KEPT_BINARIES = 256  # of late, so that a duel compiles nothing again
 CUTOFF = 4.0  # candidates slower than this many times the incumbent get two samples only
 COMPILERS = 2  # candidates compiled side by side
 PATIENCE, LOOK = 30.0, 0.02  # seconds of waiting for a device before that is said, and between two looks until then
@@ -63,17 +63,33 @@ class Unprepared(AutotuneError):
 
 
 class Measurer(Protocol):
-    """Where timings come from: hardware (`Runner`) or a recording (`recording.Recording`)."""
+    """Where timings come from: hardware (`Runner`) or a recording (`recording.Recording`). Times in seconds.
+
+    What goes wrong with a candidate is its verdict. All may raise DeviceError where the device itself fails, and a recording
+    ReplayError for what it does not hold.
+    """
 
     fingerprint: str
     compiled: int  # candidates so far
 
-    def baselines(self, kernel: Kernel) -> list[Trial]: ...
+    def baselines(self, kernel: Kernel) -> list[Trial]:
+        """A trial of each kind in BASELINES, in that order."""
+        ...
+
     def measure(
         self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None, done: Done | None = None
-    ) -> list[Trial]: ...
-    def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]: ...
-    def close(self) -> None: ...
+    ) -> list[Trial]:
+        """A trial of each schedule, in their order; `done` hears of each at once. What is slower than `cutoff` gets two samples."""
+        ...
+
+    def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
+        """Interleaved samples of each schedule, in their order; `fresh`: in a new process. Raises Refuted for a schedule that fails,
+        Unprepared where the kernel itself does."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
 
 
 @contextlib.contextmanager
@@ -105,7 +121,7 @@ class Runner:
         self.compilers = [Child(device) for _ in range(workers)]
         self.bench = Child(device, runs_candidates=True)
         self.plain_seconds = 0.0  # of one un-optimized run of the kernel on the bench
-        self.programs: OrderedDict[tuple[str, Schedule], dict[str, Any]] = OrderedDict()
+        self.binaries: OrderedDict[tuple[str, Schedule], dict[str, Any]] = OrderedDict()
         self.compiled = 0
 
     def close(self) -> None:
@@ -236,28 +252,28 @@ class Runner:
         except ChildFailed as failed:
             verdict = "timeout" if failed.verdict == "timeout" else "compile_failed"
             spent = time.perf_counter() - began
-            return {"verdict": verdict, "program": None, "compile_seconds": spent, "detail": fault + failed.detail}
+            return {"verdict": verdict, "binary": None, "compile_seconds": spent, "detail": fault + failed.detail}
 
     def _time(self, kernel: Kernel, schedule: Schedule, answer: dict[str, Any], cutoff: float | None) -> Trial:
         """Let the bench verify and time a compiled candidate."""
         trial = Trial(kernel.key, schedule, answer["verdict"], compile_seconds=answer["compile_seconds"],
                       detail=answer["detail"], input_seed=self.seed)  # fmt: skip
-        program = answer["program"]
-        if program is None:
+        binary = answer["binary"]
+        if binary is None:
             return trial
-        trial = replace(trial, code_hash=program["code_hash"])
+        trial = replace(trial, code_hash=binary["code_hash"])
         began = time.perf_counter()
         try:
             self._prepare(self.bench, kernel, self.seed)
             began = time.perf_counter()
             limit = RUN_SECONDS + RUN_FACTOR * self.plain_seconds
-            found = self.bench.ask({"do": "measure", "program": program, "cutoff": cutoff}, limit)
+            found = self.bench.ask({"do": "measure", "binary": binary, "cutoff": cutoff}, limit)
         except ChildFailed as failed:
             spent = time.perf_counter() - began
             return replace(trial, verdict=failed.verdict, detail=failed.detail, verify_seconds=spent)
-        self.programs[kernel.key, schedule] = program
-        while len(self.programs) > KEPT_PROGRAMS:
-            self.programs.popitem(last=False)
+        self.binaries[kernel.key, schedule] = binary
+        while len(self.binaries) > KEPT_BINARIES:
+            self.binaries.popitem(last=False)
         return replace(
             trial,
             verdict=found["verdict"],
@@ -280,15 +296,15 @@ class Runner:
         dies or hangs: twice), Unprepared where it is the un-optimized kernel that does, DeviceError when it is the device.
         """
         with device_lock(self.device, exclusive=False):
-            programs = [self._program(kernel, schedule) for schedule in schedules]
+            binaries = [self._binary(kernel, schedule) for schedule in schedules]
         seed = secrets.randbits(31) if fresh else self.seed
         seconds = seconds or (DUEL_SECONDS if fresh else SETTLE_SECONDS)
         try:
-            answer = self._hold_duel(kernel, programs, fresh, seed, seconds)
+            answer = self._hold_duel(kernel, binaries, fresh, seed, seconds)
         except ChildFailed:
             self.check_device()
             try:  # once more: it may have been an accident, and who is refuted is so for ever
-                answer = self._hold_duel(kernel, programs, fresh, seed, seconds)
+                answer = self._hold_duel(kernel, binaries, fresh, seed, seconds)
             except ChildFailed as failed:  # whose fault it is cannot be seen: the first one is what is on trial
                 self.check_device()
                 if failed.detail.startswith(UNPREPARED):
@@ -299,26 +315,26 @@ class Runner:
         return [tuple(samples) for samples in answer["samples"]]
 
     def _hold_duel(
-        self, kernel: Kernel, programs: Sequence[dict[str, Any]], fresh: bool, seed: int, seconds: float
+        self, kernel: Kernel, binaries: Sequence[dict[str, Any]], fresh: bool, seed: int, seconds: float
     ) -> dict[str, Any]:
         """A child's answer. Raises ChildFailed, and DeviceError when the device fails."""
         child = Child(self.device, runs_candidates=True) if fresh else self.bench
         try:
             with device_lock(self.device, exclusive=True):
                 self._prepare(child, kernel, seed)
-                limit = len(programs) * (RUN_SECONDS + RUN_FACTOR * self.plain_seconds)
-                return child.ask({"do": "duel", "programs": programs, "seconds": seconds}, limit)
+                limit = len(binaries) * (RUN_SECONDS + RUN_FACTOR * self.plain_seconds)
+                return child.ask({"do": "duel", "binaries": binaries, "seconds": seconds}, limit)
         finally:
             if fresh:
                 child.kill()
 
-    def _program(self, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
-        if (kernel.key, schedule) in self.programs:
-            return self.programs[kernel.key, schedule]
+    def _binary(self, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
+        if (kernel.key, schedule) in self.binaries:
+            return self.binaries[kernel.key, schedule]
         for _ in range(2):  # once more: the compiler may have met an accident, and who is refuted is so for ever
             answer = self._compile(self.compilers[0], kernel, schedule)
-            if answer["program"] is not None:
-                return answer["program"]
+            if answer["binary"] is not None:
+                return answer["binary"]
         if answer["detail"].startswith(UNPREPARED):
             raise Unprepared(f"{kernel.name}: {answer['detail']}; run the same command again later")
         raise self._refuted(kernel, schedule, answer["verdict"], answer["detail"], self.seed)

@@ -22,11 +22,11 @@ class Twin:
     def __init__(self, bench: Bench):
         self.bench, self.reference = bench, reference(bench.kernel.ast)
         try:
-            program = compile_schedule(self.reference.ast, (), bench.renderer, 0, bench.sizes)
-            self.run = program.load(bench.device)
+            binary = compile_schedule(self.reference.ast, (), bench.renderer, 0, bench.sizes)
+            self.run = binary.load(bench.device)
         except Exception as error:  # a compiler without float64 fails in its own way, and so does its runtime
             raise NoReference(str(error)) from None
-        self.program, self.params = program, buffers_of(self.reference.ast)
+        self.binary, self.params = binary, buffers_of(self.reference.ast)
         self.buffers = {s: GuardedBuffer(bench.device, p.dtype, p.max_numel(), s) for s, p in self.params.items()}
         self.results: dict[tuple[str, int], dict[int, np.ndarray]] = {}
 
@@ -36,7 +36,7 @@ class Twin:
         bound_slot = self.reference.bounds.get(slot)
         bound = None if bound_slot is None else self._outputs(case, 0xFF)[bound_slot].view(np.float64)
         unwritten = None
-        if slot not in self.program.inputs:
+        if slot not in self.binary.inputs:
             unwritten = unwritten_in(raw, dtype.itemsize, lambda: self._outputs(case, 0x00)[slot], 0xFF)
         return raw.view(np.bool_) if dtype.name == "bool" else values_of(raw, dtype), bound, unwritten
 
@@ -47,7 +47,7 @@ class Twin:
                 bound = slot not in self.bench.params
                 buffer.write(poison if bound or slot in self.bench.written_only else self._input(case, slot))
             self.run({slot: b.buffer for slot, b in self.buffers.items()}, case.size)
-            self.results[case.name, poison] = {s: self.buffers[s].read()[0].copy() for s in self.program.outputs}
+            self.results[case.name, poison] = {s: self.buffers[s].read()[0].copy() for s in self.binary.outputs}
         return self.results[case.name, poison]
 
     def _input(self, case: Case, slot: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from tinygrad import Tensor
 
-from autotune.compiler import Program
+from autotune.compiler import Binary
 from autotune.errors import AutotuneError
 from autotune.kernel import kernel_from_json, schedule_from_json, schedule_to_json
 from autotune.measuring.bench import Bench, WrongOutput, compile_outcome
@@ -32,17 +32,17 @@ from autotune.measuring.child import MEMORY_LIMIT
 HELD_BYTES = min(MEMORY_LIMIT // 32, 512 << 20)
 
 
-def program_to_json(program: Program) -> dict[str, Any]:
+def binary_to_json(binary: Binary) -> dict[str, Any]:
     """Its fields and its `code_hash`."""
-    library = base64.b64encode(program.library).decode()
-    return {**program.__dict__, "library": library, "code_hash": program.code_hash}
+    library = base64.b64encode(binary.library).decode()
+    return {**binary.__dict__, "library": library, "code_hash": binary.code_hash}
 
 
-def program_from_json(data: dict[str, Any]) -> Program:
-    """The counterpart of `program_to_json`: between our own processes only, no file holds one."""
+def binary_from_json(data: dict[str, Any]) -> Binary:
+    """The counterpart of `binary_to_json`: between our own processes only, no file holds one."""
     signature = tuple((name, slot, dtype, tuple(shape)) for name, slot, dtype, shape in data["signature"])
     launches = tuple((tuple(g), None if local is None else tuple(local), tuple(v)) for g, local, v in data["launches"])
-    return Program(base64.b64decode(data["library"]), signature, tuple(data["slots"]), tuple(data["outputs"]),
+    return Binary(base64.b64decode(data["library"]), signature, tuple(data["slots"]), tuple(data["outputs"]),
                    tuple(data["inputs"]), launches)  # fmt: skip
 
 
@@ -82,16 +82,16 @@ class Worker:
         return {"seconds": self._bench().prepare()}
 
     def compile(self, schedule: list[Any]) -> dict[str, Any]:
-        verdict, program, seconds, detail = compile_outcome(self._bench(), schedule_from_json(schedule))
-        data = None if program is None else program_to_json(program)
-        return {"verdict": verdict, "program": data, "compile_seconds": seconds, "detail": detail}
+        verdict, binary, seconds, detail = compile_outcome(self._bench(), schedule_from_json(schedule))
+        data = None if binary is None else binary_to_json(binary)
+        return {"verdict": verdict, "binary": data, "compile_seconds": seconds, "detail": detail}
 
-    def measure(self, program: dict[str, Any], cutoff: float | None) -> dict[str, Any]:
-        return self._bench().measure(program_from_json(program), cutoff).__dict__
+    def measure(self, binary: dict[str, Any], cutoff: float | None) -> dict[str, Any]:
+        return self._bench().measure(binary_from_json(binary), cutoff).__dict__
 
-    def duel(self, programs: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    def duel(self, binaries: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         try:
-            return {"samples": self._bench().duel([program_from_json(p) for p in programs], seconds)}
+            return {"samples": self._bench().duel([binary_from_json(b) for b in binaries], seconds)}
         except WrongOutput as wrong:
             return {"wrong": str(wrong), "index": wrong.index}
 

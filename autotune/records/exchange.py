@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.checkpoint import replacing
 from autotune.errors import CodecError, RecordsError
 from autotune.records.rows import TABLES, Row, from_data, to_data
 from autotune.records.store import Records
@@ -49,13 +50,8 @@ def export(records: Records, path: Path) -> Counter[str]:
         if path.exists() and not path.is_file():
             _write(path, tables)
         else:
-            target = Path(os.path.realpath(path))  # a link goes on to be one
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
-                _write(temporary, tables)
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(Path(os.path.realpath(path))) as draft:  # a link goes on to be one
+                _write(draft, tables)
     return Counter({table: len(rows) for table, rows in tables.items()})
 
 

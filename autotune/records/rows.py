@@ -31,6 +31,7 @@ MAX_STAMP = 4_102_444_800.0  # the year 2100: a row from the future would stay t
 
 
 def fingerprint_id(fields: dict[str, str]) -> str:
+    """By which a device is known: 16 hexadecimal digits, the same for the same fields in any order."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

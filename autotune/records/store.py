@@ -28,7 +28,7 @@ from autotune.records.rows import (
     to_stored,
 )
 from autotune.records.schema import SCHEMA, transaction
-from autotune.records.trials import Final, History, Trial
+from autotune.records.trials import BEAM, FINETUNE, Final, History, Trial
 from autotune.strict import one_line
 
 Made = TypeVar("Made", Trial, Final)
@@ -218,8 +218,8 @@ class Records:
         """By kernel key the trials on a device that a budget counts (`Trial.counted`), without reading them."""
         with self._typed_errors():
             found = self.db.execute(
-                "SELECT kernel, count(*) FROM trials WHERE fingerprint = ? AND kind = 'trial' AND strategy NOT GLOB '*/beam' "
-                "AND strategy NOT GLOB 'finetune/*' GROUP BY 1", (fingerprint,)
+                f"SELECT kernel, count(*) FROM trials WHERE fingerprint = ? AND kind = 'trial' AND strategy NOT GLOB '*/{BEAM}' "
+                f"AND strategy NOT GLOB '{FINETUNE}/*' GROUP BY 1", (fingerprint,)
             ).fetchall()  # fmt: skip
             return Counter(dict(found))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from autotune.kernel import Schedule
 
 BASELINES = ("unoptimized", "hand_coded")  # kinds of trials with which every kernel begins
+BEAM, FINETUNE = "beam", "finetune"  # who made a trial that no budget counts: STRATEGY/beam, or finetune/STRATEGY
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,8 @@ class Trial:
     @property
     def counted(self) -> bool:
         """Whether a tuning's budget counts it: no baseline, nor made by the beam that goes on where that ends, or to fine-tune."""
-        return (
-            self.kind == "trial" and not self.strategy.endswith("/beam") and not self.strategy.startswith("finetune/")
-        )
+        beside = self.strategy.endswith(f"/{BEAM}") or self.strategy.startswith(f"{FINETUNE}/")
+        return self.kind == "trial" and not beside
 
     @property
     def refutes(self) -> bool:
@@ -78,11 +78,19 @@ class History:
 
     @property
     def spent(self) -> int:
+        """Trials that a budget counts."""
         return sum(t.counted for t in self.trials)
 
     @property
     def baselines(self) -> dict[str, Trial]:
-        return {t.kind: t for t in self.trials if t.kind not in ("trial", "recheck")}
+        """The latest of each kind, whatever became of it."""
+        return {t.kind: t for t in self.trials if t.kind in BASELINES}
+
+    @property
+    def hand_coded(self) -> Trial | None:
+        """That baseline, where it has a time."""
+        hand = self.baselines.get("hand_coded")
+        return None if hand is None or hand.seconds is None else hand
 
     @property
     def runs(self) -> bool:

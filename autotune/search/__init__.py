@@ -24,8 +24,13 @@ from autotune.search.value import FilterSearch, ValueSearch
 
 
 class Strategy(Protocol):
-    def ask(self, count: int) -> list[Schedule]: ...
-    def tell(self, trials: Sequence[Trial]) -> None: ...
+    def ask(self, count: int) -> list[Schedule]:
+        """Up to `count` schedules to measure, none twice; fewer, or none, where it has no more for now."""
+        ...
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take in what became of schedules: baselines, whose schedule may be empty, trials, and what others had measured."""
+        ...
 
 
 Factory = Callable[[Kernel, Renderer, int, Guide | None], Strategy]
@@ -67,6 +72,11 @@ DEFAULT = POOLED
 def origin_of(strategy: Strategy, schedule: Schedule) -> str:
     """Which part of a strategy proposed a schedule; empty where it has but one."""
     return strategy.origins.get(schedule, "") if isinstance(strategy, MixedSearch) else ""
+
+
+def promise_of(strategy: Strategy, count: int) -> float | None:
+    """How many log2 units `count` more trials are believed to gain; None where a strategy cannot say."""
+    return strategy.promise(count) if isinstance(strategy, MixedSearch) else None
 
 
 def make_strategy(name: str, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide | None) -> Strategy:

@@ -24,13 +24,6 @@ CROWDING = 0.5  # log2 units by which a chosen candidate pushes back its like in
 AWAY = 1.0  # and by which all that was chosen or measured does in the last slot; chosen on validation kernels
 
 
-def check_kind(kind: str) -> str:
-    """The kind itself. Raises UsageError for an unknown one."""
-    if kind not in KINDS:
-        raise UsageError(f"unknown acquisition {kind!r}; choose one of {', '.join(KINDS)}")
-    return kind
-
-
 def choose(members: np.ndarray, similarity: Callable[[int], np.ndarray], rng: np.random.Generator, count: int = BATCH,
            kind: str = "thompson", known: np.ndarray | None = None, crowding: float = CROWDING,
            away: float | None = AWAY) -> list[int]:  # fmt: skip
@@ -42,7 +35,8 @@ def choose(members: np.ndarray, similarity: Callable[[int], np.ndarray], rng: np
     the least of mean + `away` times similarity; with None it is a slot like any other. Of equals the first is taken. Only
     `thompson` draws from `rng`. Raises UsageError for an unknown kind.
     """
-    check_kind(kind)
+    if kind not in KINDS:
+        raise UsageError(f"unknown acquisition {kind!r}; choose one of {', '.join(KINDS)}")
     candidates = members.shape[1]
     count = min(count, candidates)
     if count <= 0:

@@ -7,7 +7,6 @@ read on the exact dynamics, up to its first illegal action, and joins the pool. 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,11 +17,10 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.paths import paths_of
 from autotune.search.mixed import MixedSearch
-from autotune.space import ACTIONS, MAX_STEPS, State, apply_to_state, legal_mask, may_take, root_of, step
+from autotune.space import ACTIONS, MAX_STEPS, State, after, legal_mask, may_take, root_of, step
 from sims import PathSimulator
 
 ROWS, SIMULATIONS, CONSIDERED = 16, 64, 16  # of one search; a plan is looked at once it has ended, or as far as it goes
-CONTINUED = 3  # fastest schedules whose prefixes become roots, once something was measured
 DRAWS = 5  # of a simulator's belief about a schedule: as many as an ensemble has members
 
 
@@ -41,9 +39,8 @@ class LatentSearch(MixedSearch):
     def _grow(self) -> None:
         """One search from the root; another from the prefixes of the fastest schedules so far, where there are any."""
         self._plan([self.root])
-        if self.measured:
-            best = sorted(self.measured, key=lambda pair: pair[1])[:CONTINUED]
-            self._plan([p for state, _ in best for p in self._prefixes(state) if len(p.schedule) <= MAX_STEPS])
+        if prefixes := self._continued():
+            self._plan([p for p in prefixes if len(p.schedule) <= MAX_STEPS])
 
     def _plan(self, starts: Sequence[State]) -> None:
         """Search from `starts` in turn; the pool keeps all that any search looked at, as far as it is legal."""
@@ -89,9 +86,7 @@ def beliefs_of(simulator: PathSimulator, states: Sequence[State], rng: np.random
 
 def _short(state: State) -> State:
     """What of a schedule fits a path: hand-coded ones may have more actions."""
-    if len(state.schedule) <= MAX_STEPS:
-        return state
-    return functools.reduce(apply_to_state, state.schedule[:MAX_STEPS], root_of(state))
+    return state if len(state.schedule) <= MAX_STEPS else after(root_of(state), state.schedule[:MAX_STEPS])
 
 
 def _key(state: State) -> tuple[str, Schedule]:

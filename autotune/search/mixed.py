@@ -19,8 +19,8 @@ from autotune.errors import IllegalAction
 from autotune.features import summary
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.records import History, Trial
-from autotune.search.acquisition import AWAY, BATCH, check_kind, choose
+from autotune.records import BASELINES, History, Trial
+from autotune.search.acquisition import AWAY, BATCH, CROWDING, choose
 from autotune.search.breeding import POPULATION, Breeder
 from autotune.search.policy import PolicySearch
 from autotune.search.random import random_path
@@ -36,28 +36,28 @@ ROOT_TEMPERATURES = (
     10.0,
 )  # of the episodes that `mixed` draws from the root: a confident policy repeats itself
 PREFIX_TEMPERATURES = (2.0, 5.0)  # and of those that continue prefixes of the best schedules measured so far
+CONTINUED = 3  # fastest schedules whose prefixes are gone on from
 EVEN = 128  # schedules drawn evenly that the simulator may choose from, whatever the policies think of them
 DIRECT = 0.25  # share of a batch that the policies choose by themselves
 CHILDREN = 64  # of the fastest measured, bred for each batch: the policy knows kernels, but not what this one has shown
 STALE = 0.03  # log2 units: a batch that gained less gained nothing
 DOUBT = 0.125  # share of the rest that is bred blindly, for each batch in a row that gained nothing ...
 MOST_DOUBT = 0.5  # ... up to this: where the simulator has nothing more to say, evolution without it has
-TAUGHT_BY = ("trial", "answer", "unoptimized", "hand_coded")  # kinds of measurements that correct the simulator
+TAUGHT_BY = ("trial", "answer", *BASELINES)  # kinds of measurements that correct the simulator
 FAILURE = 2.0  # log2 units by which a failed schedule pushes back its like
 NEAR = 0.5  # scale of the distance, in standardised features, over which schedules count as alike
 
 
 class MixedSearch(PolicySearch):
-    """Policy and simulator together: the policy proposes, the simulator chooses, trials correct it.
-
-    `acquisition` is one of `acquisition.KINDS`. Raises UsageError for another."""
+    """Policy and simulator together: the policy proposes, the simulator chooses, trials correct it."""
 
     directs = True  # whether the policies have a share of each batch
+    acquisition = "thompson"  # one of `acquisition.KINDS`
+    crowding = CROWDING  # how far the choices of a batch keep from each other
     away: float | None = AWAY  # how far its last choice keeps from what was measured
 
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, acquisition: str = "thompson"):
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide):
         super().__init__(kernel, renderer, seed, guide)
-        self.acquisition = check_kind(acquisition)
         self.pool: dict[Schedule, State] = {(): self.root}
         self.origins: dict[Schedule, str] = {}  # which part of the search proposed it first
         self.told: list[Trial] = []
@@ -121,6 +121,7 @@ class MixedSearch(PolicySearch):
             count,
             self.acquisition,
             known=self._similarity(candidates, known).max(1) if known else None,
+            crowding=self.crowding,
             away=self.away,
         )
         schedules = [candidates[i].schedule for i in chosen]
@@ -178,7 +179,7 @@ class MixedSearch(PolicySearch):
 
     def promise(self, count: int) -> float | None:
         """How many log2 units `count` schedules are believed to gain together, those that wait and the most promising of the
-        others: mean over the ensemble's members of max(0, best measured - fastest of them). None where nothing was measured yet."""
+        others: mean over the members of max(0, best measured - fastest of them). None where nothing was measured yet."""
         if not self.measured:
             return None
         if self.grown < 0:
@@ -223,10 +224,8 @@ class MixedSearch(PolicySearch):
         recalled. At first as many at each temperature, and evenly, too; later as many at all of them together."""
         for state in self.recall.states():
             self._propose(state, "recall")
-        best = sorted(self.measured, key=lambda pair: pair[1])[:3]
-        prefixes = [p for state, _ in best for p in self._prefixes(state)]
         draws: list[tuple[list[State], float | np.ndarray]] = []
-        for starts, temperatures in (([self.root], ROOT_TEMPERATURES), (prefixes, PREFIX_TEMPERATURES)):
+        for starts, temperatures in (([self.root], ROOT_TEMPERATURES), (self._continued(), PREFIX_TEMPERATURES)):
             if starts and self.grown >= 0:
                 draws.append((starts, np.resize(temperatures, self.guide.agent.config.n_envs)))
             elif starts:
@@ -248,15 +247,15 @@ class MixedSearch(PolicySearch):
         if state.schedule not in self.pool:
             self.pool[state.schedule], self.origins[state.schedule] = state, origin
 
-    def _prefixes(self, state: State) -> list[State]:
-        return [
-            self.pool[state.schedule[:n]] for n in range(len(state.schedule) + 1) if state.schedule[:n] in self.pool
-        ]
+    def _continued(self) -> list[State]:
+        """All prefixes of the fastest schedules measured so far, as far as they are in the pool; none where nothing was measured."""
+        best = sorted(self.measured, key=lambda pair: pair[1])[:CONTINUED]
+        prefixes = [state.schedule[:n] for state, _ in best for n in range(len(state.schedule) + 1)]
+        return [self.pool[p] for p in prefixes if p in self.pool]
 
     def _members(self, states: Sequence[State]) -> np.ndarray:
-        """What each of several beliefs says of the log2 times of these states [M, N]: those of the committee's trees. Its nets,
-        which a policy practises with, too, expect too much of the very schedules that a search looks for."""
-        return self.guide.members(states, self.guide.simulator.trees)
+        """What each of several beliefs says of the log2 times of these states [M, N]."""
+        return self.guide.believed(states)
 
     def _corrected(self, candidates: list[State]) -> np.ndarray:
         """Each member's log2 time [M, C], moved by what it got wrong so far; failures push their neighbours back."""

@@ -3,8 +3,9 @@
 The world is exact: `step` and the legality mask, no compiler. The cost is learned: an action is paid what it takes from the
 simulator's log-time, so the value of a state is the log-speedup still within reach of it, and the policy's critic, which
 has practised in the same simulator, says what lies below a leaf. Priors are the policy's. The rows of one search share the
-root and differ in their Gumbel noise, in the temperature of their priors, and in the member of the ensemble that they believe, which is Thompson sampling on
-plans instead of candidates. Whatever any row looked at joins the pool of `mixed`, which chooses from it what is measured.
+root and differ in their Gumbel noise, in the temperature of their priors, and in the member of the committee's trees that they
+believe, which is Thompson sampling on plans instead of candidates. Whatever any row looked at joins the pool of `mixed`, which
+chooses from it what is measured.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import numpy as np
 
 from agents.networks import ILLEGAL
 from agents.planning import Recurrent, Root, search, with_stop
-from agents.protocol import Observation
 from autotune.compiler import Renderer
-from autotune.episodes import look
+from autotune.episodes import look, stacked
 from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.search.mixed import MixedSearch
@@ -28,7 +28,6 @@ from sims.correction import Correction
 SIMULATIONS, CONSIDERED = 8, 4  # for each action of each row, and actions that share them
 STEPS = 8  # actions that each row takes
 TEMPERATURES = (1.0, 3.0, 10.0)  # of the rows' priors, in turn: a policy that is too sure would make them all alike
-CONTINUED = 3  # fastest schedules whose prefixes become roots, once something was measured
 
 
 class Node(NamedTuple):
@@ -44,9 +43,8 @@ class PlannerSearch(MixedSearch):
 
     directs = False  # all that is measured was planned, or bred
 
-    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS,
-                 acquisition: str = "thompson"):  # fmt: skip
-        super().__init__(kernel, renderer, seed, guide, acquisition)
+    def __init__(self, kernel: Kernel, renderer: Renderer, seed: int, guide: Guide, simulations: int = SIMULATIONS):
+        super().__init__(kernel, renderer, seed, guide)
         self.simulations = simulations
         self.rows = guide.agent.config.n_envs
         self.temperatures = np.resize(TEMPERATURES, self.rows)
@@ -55,9 +53,8 @@ class PlannerSearch(MixedSearch):
     def _grow(self) -> None:
         """One search from the root; another from the prefixes of the fastest schedules so far, where there are any."""
         self._plan([self.root])
-        if self.measured:
-            best = sorted(self.measured, key=lambda pair: pair[1])[:CONTINUED]
-            self._plan([prefix for state, _ in best for prefix in self._prefixes(state)])
+        if prefixes := self._continued():
+            self._plan(prefixes)
 
     def _plan(self, starts: Sequence[State]) -> None:
         """Episodes from `starts` in turn, each step of which is searched for; an episode that has ended begins again. The
@@ -80,8 +77,8 @@ class PlannerSearch(MixedSearch):
             root = _merged(after.discount == 0, first, after)
 
     def _look(self, states: Sequence[State], hidden: np.ndarray, reset: np.ndarray) -> Root:
-        """What policy, critic and ensemble say of some states; row i believes member i mod M."""
-        observation = self._observe(states)
+        """What policy, critic and the committee's trees say of some states; row i believes member i mod M."""
+        observation = stacked([look(s, self.looked) for s in states])
         log_probs, value, after = self.guide.agent.evaluate(observation, hidden, reset)
         # no failure pushes back its like here: how alike two states are is measured by those beside them, and a reward is not
         members = self._members(states) + self._moved(self.planned, states)  # [M, B]
@@ -100,10 +97,6 @@ class PlannerSearch(MixedSearch):
         reward = np.array([n.log_time for n in nodes]) - [n.log_time for n in found.embedding]
         return Recurrent(np.where(stopped, 0.0, reward), np.where(stopped, 0.0, 1.0), found.prior_logits, found.value,
                          found.mask, found.embedding)  # fmt: skip
-
-    def _observe(self, states: Sequence[State]) -> Observation:
-        rows = [look(s, self.looked) for s in states]
-        return Observation(*(np.stack([r[i] for r in rows]) for i in range(3)))
 
 
 def _merged(ended: np.ndarray, first: Root, after: Recurrent) -> Root:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from autotune.errors import IllegalAction
 from autotune.kernel import Schedule
 from autotune.memory import Memory, Told, traits
-from autotune.space import State, apply_to_state
+from autotune.space import State, after
 
 SIMILAR = 8  # kernels that are heard
 
@@ -19,9 +17,8 @@ class Relatives:
 
     def __init__(self, root: State, memory: Memory | None):
         self.root, self.memory = root, memory
-        self._states: dict[
-            tuple[str, Schedule], State | None
-        ] = {}  # by kernel and schedule; None where one is not legal
+        # by kernel and schedule; None where one is not legal
+        self._states: dict[tuple[str, Schedule], State | None] = {}
 
     def told(self) -> list[Told]:
         """At most SIMILAR kernels, most similar first."""
@@ -44,7 +41,7 @@ class Relatives:
         key = root.kernel.key, schedule
         if key not in self._states:
             try:
-                self._states[key] = functools.reduce(apply_to_state, schedule, root)
+                self._states[key] = after(root, schedule)
             except IllegalAction:  # recorded where more was legal
                 self._states[key] = None
         return self._states[key]

@@ -13,8 +13,7 @@ import numpy as np
 
 from agents.networks import ILLEGAL
 from agents.planning import with_stop
-from agents.protocol import Observation
-from autotune.episodes import look
+from autotune.episodes import look, stacked
 from autotune.search.policy import PolicySearch
 from autotune.space import MAX_STEPS, STOP_INDEX, State, step
 
@@ -77,8 +76,7 @@ class ValueSearch(PolicySearch):
         for at in range(0, len(states), n):
             rows = [look(s, self.looked) for s in states[at : at + n]]
             padded = rows + rows[:1] * (n - len(rows))  # always the shape that is captured
-            observation = Observation(*(np.stack([r[i] for r in padded]) for i in range(3)))
-            found = agent.evaluate(observation, agent.initial_hidden(n), np.ones(n, np.float32))
+            found = agent.evaluate(stacked(padded), agent.initial_hidden(n), np.ones(n, np.float32))
             log_probs.append(found[0][: len(rows)])
             values.append(found[1][: len(rows)])
         return np.concatenate(log_probs), np.concatenate(values)

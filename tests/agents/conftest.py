@@ -5,7 +5,7 @@ import pytest
 
 from agents.ppo import PPO, PPOConfig
 from agents.protocol import Observation, Step
-from agents.rollout import Runner, evaluate
+from agents.rollout import Rollouts, evaluate
 
 SMALL = PPOConfig(steps=4, n_envs=2, hidden=8, epochs=2, gamma=0.9, lr=1e-2, lr_end=1e-2, max_grad_norm=0.1)
 
@@ -52,7 +52,7 @@ def make(cache_dir):
 
     make.config = SMALL
     make.env = Noise
-    make.rollout = lambda agent, seed=0: Runner(Noise(), agent, seed).collect(4)[0]
+    make.rollout = lambda agent, seed=0: Rollouts(Noise(), agent, seed).collect(4)[0]
     return make
 
 
@@ -62,9 +62,9 @@ def train(cache_dir):
 
     def train(env, config, steps, seed=0, wrap=lambda agent: agent):
         agent = wrap(PPO(env.state_dim, env.n_actions, env.action_dim, config, seed, cache_dir))
-        runner = Runner(env, agent, seed)
+        rollouts = Rollouts(env, agent, seed)
         for _ in range(steps // (config.steps * config.n_envs)):
-            agent.update(runner.collect(config.steps)[0])
+            agent.update(rollouts.collect(config.steps)[0])
         return agent
 
     def score(env, agent, episodes=50, temperature=0.0):

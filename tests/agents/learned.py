@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from agents.rollout import Runner, evaluate
+from agents.rollout import Rollouts, evaluate
 from agents.toys import Identity
 
 
@@ -24,7 +24,7 @@ def annealed(cls, env, config, steps, cache_dir, seed=0):
     updates = steps // (config.steps * config.n_envs)
     config = replace(config, anneal_updates=max(1, updates))
     agent = cls(env.state_dim, env.n_actions, env.action_dim, config, seed, cache_dir)
-    runner = Runner(env, agent, seed)
+    rollouts = Rollouts(env, agent, seed)
     for _ in range(updates):
-        agent.update(runner.collect(config.steps)[0])
+        agent.update(rollouts.collect(config.steps)[0])
     return agent

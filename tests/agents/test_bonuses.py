@@ -11,7 +11,7 @@ from agents.bonuses import RND, BonusConfig, Counts, Curious, Disagreement
 from agents.exploration import ExplorationConfig, Explorer
 from agents.learner import Diverged
 from agents.ppo import PPO, PPOConfig
-from agents.rollout import Rollout, Runner, evaluate
+from agents.rollout import Rollout, Rollouts, evaluate
 from agents.toys import Identity, NoisyTV, SparseChain
 from agents.uniform import Uniform
 
@@ -65,7 +65,7 @@ def mlp(net, vector, x):
     """[N, I] -> [M, N, O], one member after another."""
     p = net.unflatten(net.theta.numpy().astype(np.float64) if vector is None else vector)
     out = []
-    for m in range(net.sizes[0]):
+    for m in range(net.dims[0]):
         h = np.tanh(x @ p["layer1.weight"][m] + p["layer1.bias"][m])
         h = np.tanh(h @ p["layer2.weight"][m] + p["layer2.bias"][m])
         out.append(h @ p["layer3.weight"][m] + p["layer3.bias"][m])
@@ -262,10 +262,10 @@ def test_what_is_left_of_the_bonus_of_fresh_noise(new):
     on its mean, keep under a fifth. Elsewhere counts keep under a tenth: it is the noise that holds them."""
     left = {}
     for kind in (Counts, Surprise, RND, Disagreement):
-        bonus, runner = new(kind, learned=0), Runner(NoisyTV(B, n=2, walks=2, channels=2), Uniform(D, 3), 0)
+        bonus, source = new(kind, learned=0), Rollouts(NoisyTV(B, n=2, walks=2, channels=2), Uniform(D, 3), 0)
         paid = []
         for _ in range(60):
-            r, _ = runner.collect(T)
+            r, _ = source.collect(T)
             pay = bonus.bonus(r) if kind is Counts else bonus.unscaled(r)
             tv = r.action == 2 if isinstance(bonus, Disagreement) else r.state[..., 2:].any(-1)  # of a step, or a state
             paid.append([pay[tv & (pay > 0)].mean(), pay[~tv & (pay > 0)].mean()])
@@ -289,9 +289,9 @@ def test_a_stationary_problem_stays_solvable(agent, way, cache_dir):
 
     def score(world):
         explorer = explore(agent(0), way, 0, cache_dir, SMALL)
-        runner = Runner(world, explorer, 0)
+        rollouts = Rollouts(world, explorer, 0)
         for _ in range(1200 // (T * B)):
-            explorer.update(runner.collect(T)[0])
+            explorer.update(rollouts.collect(T)[0])
         return np.mean([e.total for e in evaluate(Identity(B, limit=20), explorer, 8, seed=10_000)])
 
     solved, unpaid = score(Identity(B)), score(Unpaid(B))
@@ -308,11 +308,11 @@ def seek(env, way, config, seed, cache_dir, scale=0.1):
     """(mean return sampled from what was learned, share of the last 12 updates' steps spent before a TV)."""
     agent = PPO(env.state_dim, env.n_actions, 0, config, seed, cache_dir)
     agent = explore(agent, way, seed, cache_dir, scale=scale)
-    runner = Runner(env, agent, seed)
+    rollouts = Rollouts(env, agent, seed)
     for update in range(UPDATES):
         if update == UPDATES - 12:
             env.watched = env.played = 0
-        agent.update(runner.collect(config.steps)[0])
+        agent.update(rollouts.collect(config.steps)[0])
     share = getattr(env, "tv_share", 0.0)
     return float(np.mean([e.total for e in evaluate(env, agent, 128, seed=10_000, temperature=1.0)])), share
 

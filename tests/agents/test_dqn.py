@@ -9,10 +9,11 @@ from tinygrad import Tensor
 
 from agents import checkpoint
 from agents.checkpoint import CheckpointError
-from agents.dqn import DQN, METRICS, Batch, DQNConfig, Replay, closed, dqn_loss, duelling, layout, q_values
+from agents.dqn import DQN, METRICS, Batch, DQNConfig, closed, dqn_loss, duelling, layout, q_values
 from agents.networks import ILLEGAL
+from agents.replay import Replay
 from agents.returns import known_steps
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 
 # T = 3, B = 2, two rollouts kept, so that the third one overwrites the first
 SMALL = DQNConfig(steps=3, n_envs=2, hidden=8, gamma=0.9, lr=1e-2, lr_end=1e-2, max_grad_norm=10.0, replay=2, batch=2,
@@ -27,7 +28,7 @@ def agent_of(cache_dir):
 
 
 def rollout_of(make, agent, seed=0):
-    return Runner(make.env(), agent, seed).collect(3)[0]
+    return Rollouts(make.env(), agent, seed).collect(3)[0]
 
 
 def theta(agent):
@@ -160,9 +161,9 @@ def test_weights_by_hand():
 def test_an_update_is_that_loss_on_whole_sequences_from_their_stored_memory(agent_of, make, reference):
     """The network in numpy too, with action features; its parameters and the target's differ."""
     agent, other = agent_of(1, gradient_steps=1), agent_of(2)
-    runner = Runner(make.env(), agent, 1)
-    runner.collect(3)
-    rollout, _ = runner.collect(3)
+    rollouts = Rollouts(make.env(), agent, 1)
+    rollouts.collect(3)
+    rollout, _ = rollouts.collect(3)
     assert rollout.hidden.any() and rollout.terminated.any() and (rollout.ended & ~rollout.terminated).any()
     agent.target = Tensor(theta(other)).realize()
     p, target_p = (agent.policy.unflatten(x.astype(np.float64)) for x in (theta(agent), theta(other)))
@@ -202,13 +203,13 @@ def test_every_parameter_moves_and_the_target_follows_every_second_update(agent_
     start = theta(agent)
     before = agent.policy.unflatten(start)
     assert np.array_equal(agent.target.numpy(), start)
-    runner = Runner(make.env(), agent, 3)
-    agent.update(runner.collect(3)[0])
+    rollouts = Rollouts(make.env(), agent, 3)
+    agent.update(rollouts.collect(3)[0])
     assert np.array_equal(agent.target.numpy(), start) and agent.trained.steps == 2
-    agent.update(runner.collect(3)[0])
+    agent.update(rollouts.collect(3)[0])
     copied = theta(agent)
     assert np.array_equal(agent.target.numpy(), copied) and not np.array_equal(copied, start)
-    agent.update(runner.collect(3)[0])
+    agent.update(rollouts.collect(3)[0])
     assert np.array_equal(agent.target.numpy(), copied) and not np.array_equal(theta(agent), copied)
     for name, array in agent.policy.unflatten(theta(agent)).items():
         assert (array != before[name]).any(), f"{name} was not trained"
@@ -217,9 +218,9 @@ def test_every_parameter_moves_and_the_target_follows_every_second_update(agent_
 def test_two_agents_on_one_capture_do_not_touch_each_other_and_one_seed_gives_one_run(agent_of, make):
     def run(seeds):
         agents = [agent_of(seed) for seed in seeds]
-        runners = [Runner(make.env(), agent, seed) for agent, seed in zip(agents, seeds, strict=True)]
+        sources = [Rollouts(make.env(), agent, seed) for agent, seed in zip(agents, seeds, strict=True)]
         for _ in range(3):
-            rollouts = [runner.collect(3)[0] for runner in runners]
+            rollouts = [source.collect(3)[0] for source in sources]
             for agent, rollout in zip(agents, rollouts, strict=True):
                 agent.update(rollout)
         return [x for agent in agents for x in (theta(agent), agent.target.numpy().copy())]
@@ -232,8 +233,8 @@ def test_two_agents_on_one_capture_do_not_touch_each_other_and_one_seed_gives_on
 def test_the_replay_keeps_the_last_sequences_whole(agent_of, make):
     agent = agent_of(4)
     replay = Replay(4, layout(3, (3, 4, 2), 8))
-    runner = Runner(make.env(), agent, 4)
-    rollouts = [runner.collect(3)[0] for _ in range(3)]
+    source = Rollouts(make.env(), agent, 4)
+    rollouts = [source.collect(3)[0] for _ in range(3)]
     for rollout, kept in zip(rollouts, (2, 4, 4), strict=True):
         replay.add(rollout)
         assert len(replay) == kept and replay.added % 2 == 0
@@ -308,8 +309,8 @@ def test_it_acts_epsilon_greedily_on_q_and_values_the_best_legal_action(agent_of
 
 def test_training_resumes_bit_exactly_through_a_file_with_the_replay(agent_of, make, tmp_path):
     def finish(agent):
-        runner = Runner(make.env(), agent, 7)
-        metrics = [agent.update(runner.collect(3)[0]) for _ in range(3)]
+        rollouts = Rollouts(make.env(), agent, 7)
+        metrics = [agent.update(rollouts.collect(3)[0]) for _ in range(3)]
         return metrics, theta(agent), agent.target.numpy().copy(), agent.replay.rows.copy()
 
     def trained(**settings):

@@ -10,7 +10,7 @@ from tinygrad import Tensor
 
 from agents import dqn
 from agents.dqn import DQN, DQNConfig
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 from agents.toys import DelayedMemory, Identity, MaskedIdentity, Stitch, Toy
 
 BANDIT = DQNConfig(steps=8, n_envs=8, hidden=32, memory=False, gamma=0.0, lr=1e-2, lr_end=1e-3)
@@ -63,9 +63,9 @@ def test_what_a_time_limit_always_cuts_is_learned_as_well(cache_dir, monkeypatch
         arrays = agent.policy.unflatten(agent.policy.theta.numpy()) | {"policy.bias": np.array([4.0, 0.0])}
         agent.policy.theta.assign(Tensor(agent.policy.flatten(arrays))).realize()
         agent._copy_to_target()
-        runner = Runner(env, agent)
+        rollouts = Rollouts(env, agent)
         for _ in range(config.anneal_updates):
-            agent.update(runner.collect(config.steps)[0])
+            agent.update(rollouts.collect(config.steps)[0])
         return score(env, agent)
 
     trained = learned()

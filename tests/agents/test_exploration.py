@@ -20,7 +20,7 @@ from agents.exploration import (
 from agents.muzero import MuZero, MuZeroConfig
 from agents.networks import ILLEGAL
 from agents.protocol import Observation
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 from agents.toys import NoisyTV, SparseChain
 
 POLICY = np.array([[0.1, 0.2, 0.0, 0.7], [0.5, 0.5, 0.0, 0.0]])
@@ -135,9 +135,9 @@ def theta(agent):
 
 def test_with_every_switch_off_it_is_the_agent_bit_for_bit(make):
     def run(agent):
-        runner, trace = Runner(make.env(), agent, 1), []
+        rollouts, trace = Rollouts(make.env(), agent, 1), []
         for _ in range(2):
-            rollout = runner.collect(4)[0]
+            rollout = rollouts.collect(4)[0]
             trace += [agent.update(rollout), *[x.tolist() for x in vars(rollout).values() if x is not None]]
         return trace, theta(agent), agent.state()[1]
 
@@ -180,9 +180,9 @@ def test_sticky_actions_repeat_within_an_episode_and_are_forgotten_between(make)
     """Of 2-step episodes: the second action repeats the first in 0.95 of those where it may, the first of the next
     one repeats in about as many as chance has it. The update takes the agent's own hidden state."""
     explorer = Explorer(make(3, replace(make.config, lr=0.0, lr_end=0.0)), ExplorationConfig(sticky=0.95))
-    runner, within, across, last = Runner(make.env(), explorer, 3), [], [], None
+    rollouts, within, across, last = Rollouts(make.env(), explorer, 3), [], [], None
     for _ in range(30):
-        rollout = runner.collect(4)[0]
+        rollout = rollouts.collect(4)[0]
         for t in range(4):
             if last is not None:
                 may = np.take_along_axis(rollout.mask[t], last[:, None], 1)[:, 0]
@@ -195,14 +195,14 @@ def test_sticky_actions_repeat_within_an_episode_and_are_forgotten_between(make)
 def test_looking_in_between_disturbs_nothing_and_is_not_counted(make):
     def run(look):
         explorer = Explorer(make(4), EVERYTHING)
-        runner, actions = Runner(make.env(), explorer, 4), []
+        rollouts, actions = Rollouts(make.env(), explorer, 4), []
         for _ in range(2):
-            rollout = runner.collect(4)[0]
+            rollout = rollouts.collect(4)[0]
             explorer.update(rollout)
             actions.extend(rollout.action.ravel())
             if look:
                 before = explorer.rng.bit_generator.state
-                Runner(make.env(), explorer, 9).collect(3)
+                Rollouts(make.env(), explorer, 9).collect(3)
                 explorer.rng.bit_generator.state = before
         assert explorer.counts.table.sum(0).tolist() == np.bincount(actions, minlength=4).tolist()
         return theta(explorer), explorer.counts.table
@@ -223,12 +223,12 @@ def test_annealing_follows_the_updates(make):
 
 def test_exploring_resumes_bit_exactly_through_a_file(make, tmp_path):
     def finish(explorer):
-        runner = Runner(make.env(), explorer, 7)
-        metrics = [explorer.update(runner.collect(4)[0]) for _ in range(2)]
+        rollouts = Rollouts(make.env(), explorer, 7)
+        metrics = [explorer.update(rollouts.collect(4)[0]) for _ in range(2)]
         return metrics, theta(explorer), explorer.counts.table
 
     explorer = Explorer(make(6), EVERYTHING, seed=6)
-    explorer.update(Runner(make.env(), explorer, 6).collect(4)[0])
+    explorer.update(Rollouts(make.env(), explorer, 6).collect(4)[0])
     checkpoint.save(tmp_path / "agent", *explorer.state())
     resumed = Explorer(make(60), EVERYTHING, seed=60)
     resumed.load_state(*checkpoint.load(tmp_path / "agent"))

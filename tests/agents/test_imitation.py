@@ -11,7 +11,7 @@ from agents import checkpoint
 from agents.imitation import METRICS, Batch, Cloning, CloningConfig, cloning_loss
 from agents.logs import Log, by_state, whole_episodes
 from agents.networks import ILLEGAL, log_softmax
-from agents.rollout import Rollout, Runner
+from agents.rollout import Rollout, Rollouts
 from agents.toys import Identity, MaskedIdentity, Stitch
 from agents.uniform import Uniform
 
@@ -30,7 +30,7 @@ def noise(make):
     """noise(seed) -> a rollout of Noise [4, 2] by another agent, whose memory must not be looked at."""
 
     def noise(seed=0):
-        rollout = Runner(make.env(), Uniform(3, 4, 2, None, seed), seed).collect(4)[0]
+        rollout = Rollouts(make.env(), Uniform(3, 4, 2, None, seed), seed).collect(4)[0]
         return replace(rollout, hidden=np.full((2, 16), np.nan, np.float32))
 
     return noise
@@ -63,10 +63,10 @@ def test_whole_episodes_by_hand():
     assert found.first.tolist() == [0, 2, 0] and found.length.tolist() == [2, 2, 3]
 
 
-def test_whole_episodes_equal_those_that_the_runner_counts():
+def test_whole_episodes_equal_those_that_rollouts_count():
     """In one long chunk from a reset every episode that ended is whole; and columns may be exchanged."""
     env = Stitch(5, length=3)
-    rollout, episodes = Runner(env, Uniform(6, 4), 1).collect(11)
+    rollout, episodes = Rollouts(env, Uniform(6, 4), 1).collect(11)
     found = whole_episodes(rollout)
     assert sorted(found.total) == sorted(e.total for e in episodes) and len(episodes) == 15
     assert (found.length == 3).all() and found.number.max() == 14

@@ -103,9 +103,9 @@ import sys; sys.path[:0] = sys.argv[2:]
 import hashlib
 from conftest import SMALL, Noise
 from agents.ppo import PPO
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 agent = PPO(3, 4, 2, SMALL, 0, sys.argv[1])
-metrics = agent.update(Runner(Noise(), agent, 0).collect(4)[0])
+metrics = agent.update(Rollouts(Noise(), agent, 0).collect(4)[0])
 print(agent.trained._jit.captures + agent._forward.captures, hashlib.sha256(agent.policy.theta.numpy().tobytes()).hexdigest())
 """
 

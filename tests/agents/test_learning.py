@@ -7,7 +7,7 @@ import pytest
 
 from agents.normalise import NormaliseConfig, Normalised
 from agents.ppo import PPO, PPOConfig
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 from agents.toys import CartPole, DelayedMemory, EndlessReward, FixedSequence, Identity, MaskedIdentity
 
 # one-step problems: no future to discount, nothing to remember, quick steps
@@ -111,10 +111,10 @@ def test_endless_reward_is_valued_at_50(cache_dir):
     """The network's own V(s0), gamma 0.98, cut every 8 steps: 50 +- 1. Truncation taken for an end would give 8 at most."""
     config = replace(BANDIT, gamma=0.98, lr=3e-2, lr_end=1e-3, anneal_updates=400, value_coef=1.0)
     agent = PPO(1, 2, 0, config, 0, cache_dir)
-    runner = Runner(EndlessReward(8), agent)
+    rollouts = Rollouts(EndlessReward(8), agent)
     for _ in range(400):
-        agent.update(runner.collect(config.steps)[0])
-    value = float(agent.value(runner.observation, runner.hidden, runner.reset).mean())
+        agent.update(rollouts.collect(config.steps)[0])
+    value = float(agent.value(rollouts.observation, rollouts.hidden, rollouts.reset).mean())
     print(f"PPO, endless reward: bar 50 +- 1, {value:.1f}, control 8 at most, were truncation an end")
     assert abs(value - 50) < 1
 

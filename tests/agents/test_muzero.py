@@ -11,9 +11,9 @@ from agents import checkpoint
 from agents.checkpoint import CheckpointError
 from agents.learner import to_tensors
 from agents.muzero import METRICS, Batch, MuZero, MuZeroConfig, muzero_loss, two_hot, value_targets
-from agents.planning import Model, search
+from agents.planning import search
 from agents.protocol import Observation
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 
 # T = 4 with two ends in each row, B = 2; the third rollout overwrites the first
 SMALL = MuZeroConfig(steps=4, n_envs=2, hidden=8, gamma=0.9, lr=1e-2, lr_end=1e-2, simulations=4, unroll=2, bins=9,
@@ -27,7 +27,7 @@ def agent_of(cache_dir):
 
 
 def rollout_of(make, agent, seed=0):
-    return Runner(make.env(), agent, seed).collect(4)[0]
+    return Rollouts(make.env(), agent, seed).collect(4)[0]
 
 
 def theta(agent):
@@ -86,11 +86,10 @@ def test_value_targets_by_hand():
     terminated = np.array([[0], [1], [0], [0], [0]], bool)
     ended = np.array([[0], [1], [0], [1], [0]], bool)
     value = np.array([[0.1], [8.0], [0.2], [0.4], [0.6]])
-    targets = lambda lam, best: value_targets(reward, terminated, ended, value, 0.5, lam, best)[:, 0]  # noqa: E731
-    assert targets(1.0, False) == pytest.approx([1 + 0.5 * 2, 2, 4 + 0.5 * 0.4, 0.4, 0.6])
-    assert targets(0.0, False) == pytest.approx([1 + 0.5 * 8, 2, 4 + 0.5 * 0.4, 0.4, 0.6])
-    assert targets(0.25, False)[0] == pytest.approx(1 + 0.5 * (0.75 * 8 + 0.25 * 2))
-    assert targets(1.0, True) == pytest.approx([1 + 0.5 * 8, 2, 4 + 0.5 * 0.4, 0.4, 0.6])  # v was more than was had
+    targets = lambda lam: value_targets(reward, terminated, ended, value, 0.5, lam)[:, 0]  # noqa: E731
+    assert targets(1.0) == pytest.approx([1 + 0.5 * 2, 2, 4 + 0.5 * 0.4, 0.4, 0.6])
+    assert targets(0.0) == pytest.approx([1 + 0.5 * 8, 2, 4 + 0.5 * 0.4, 0.4, 0.6])
+    assert targets(0.25)[0] == pytest.approx(1 + 0.5 * (0.75 * 8 + 0.25 * 2))
 
 
 # *** the loss ***
@@ -168,7 +167,7 @@ def test_windows_stop_where_an_episode_or_the_sequence_does(agent_of, make):
 
 
 def test_the_model_equals_that_of_numpy(agent_of, make):
-    agent: Model = agent_of(5)
+    agent = agent_of(5)
     p, seen = lively(agent, 5), make.env().reset(5)
     root, action = agent.initial(seen), np.array([2, 1])
     out = agent.recurrent(root.embedding, action)
@@ -251,7 +250,7 @@ def test_targets_come_from_a_fresh_search_by_the_present_network(agent_of, make)
     expected = search(agent.initial(flat), agent.recurrent, 4, twin.gumbel(size=(12, 4)), spread=1.0)
     assert np.allclose(found["policy"].reshape(12, 4), expected.policy_target, atol=1e-6)
     rewards = (sample[name] for name in ("reward", "terminated", "ended"))
-    assert np.allclose(found["value"], value_targets(*rewards, expected.value.reshape(4, 3), 0.9, 1.0, False))
+    assert np.allclose(found["value"], value_targets(*rewards, expected.value.reshape(4, 3), 0.9, 1.0))
     assert (found["policy"][~sample["mask"]] == 0).all() and metrics["target_kl"] > 0
 
 
@@ -285,9 +284,9 @@ def test_jit_on_equals_jit_off(agent_of, make):
 def test_two_agents_on_one_capture_do_not_touch_each_other_and_one_seed_gives_one_run(agent_of, make):
     def run(seeds):
         agents = [agent_of(seed) for seed in seeds]
-        runners = [Runner(make.env(), agent, seed) for agent, seed in zip(agents, seeds, strict=True)]
+        sources = [Rollouts(make.env(), agent, seed) for agent, seed in zip(agents, seeds, strict=True)]
         for _ in range(2):
-            rollouts = [runner.collect(4)[0] for runner in runners]
+            rollouts = [source.collect(4)[0] for source in sources]
             for agent, rollout in zip(agents, rollouts, strict=True):
                 agent.update(rollout)
         return [theta(agent) for agent in agents]
@@ -302,8 +301,8 @@ def test_two_agents_on_one_capture_do_not_touch_each_other_and_one_seed_gives_on
 
 def test_training_resumes_bit_exactly_through_a_file_with_the_replay(agent_of, make, tmp_path):
     def finish(agent):
-        runner = Runner(make.env(), agent, 7)
-        return [agent.update(runner.collect(4)[0]) for _ in range(2)], theta(agent), agent.replay.rows.copy()
+        rollouts = Rollouts(make.env(), agent, 7)
+        return [agent.update(rollouts.collect(4)[0]) for _ in range(2)], theta(agent), agent.replay.rows.copy()
 
     agent, resumed = agent_of(10), agent_of(80)
     for seed in range(3):

@@ -6,7 +6,8 @@ import pytest
 from tinygrad import Tensor
 
 from agents import networks
-from agents.networks import ALIGN, LSTMPolicy, entropy, log_softmax, orthogonal
+from agents.networks import LSTMPolicy, entropy, log_softmax, orthogonal
+from agents.parameters import ALIGN
 
 T, B, D, A, F, H = 4, 2, 3, 4, 2, 8
 
@@ -68,8 +69,7 @@ def test_k_legal_actions_with_equal_logits_have_entropy_log_k_and_the_others_no_
     mask = Tensor(np.arange(7) < k)
     logits = Tensor(np.full(7, 0.3, np.float32))
     log_probs = log_softmax(mask.where(logits, -1e9))
-    spread = entropy(log_probs, mask)
-    assert math.exp(spread.item()) == pytest.approx(k, rel=1e-5)
+    assert math.exp(entropy(log_probs, mask).item()) == pytest.approx(k, rel=1e-5)
     uneven = log_softmax(mask.where(logits + Tensor.arange(7) * 0.1, -1e9))
     gradient = (entropy(uneven, mask) + uneven[0]).gradient(logits)[0].numpy()
     assert (gradient[k:] == 0).all() and (k == 1 or (gradient[:k] != 0).all())

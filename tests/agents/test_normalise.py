@@ -11,7 +11,7 @@ from agents.exploration import Wrapper
 from agents.normalise import NormaliseConfig, Normalised, RunningMoments
 from agents.ppo import PPO, PPOConfig
 from agents.protocol import Observation, Step
-from agents.rollout import Action, Runner, evaluate
+from agents.rollout import Action, Rollouts, evaluate
 from agents.toys import Identity
 
 QUICK = PPOConfig(steps=4, n_envs=64, hidden=16, memory=False, gamma=0.0, lr=5e-2, lr_end=5e-2, entropy=0.0,
@@ -88,7 +88,7 @@ def rollout():
         def act(self, observation, hidden, reset, temperature=1.0):
             return Action(np.full(64, 2, np.int32), np.zeros(64, np.float32), self.value(*[None] * 3), hidden)
 
-    return Runner(Wild(), Random()).collect(4)[0]
+    return Rollouts(Wild(), Random()).collect(4)[0]
 
 
 def test_moments_do_not_depend_on_how_a_stream_is_cut():
@@ -163,9 +163,9 @@ def test_a_rollout_keeps_what_acting_produced_and_counts_for_the_next_one_only(r
 def test_with_everything_off_it_is_the_agent_itself(make):
     plain, wrapped = make(1).agent, make(1, observations=False)
     for agent in (plain, wrapped):
-        runner = Runner(Wild(), agent, 1)
+        rollouts = Rollouts(Wild(), agent, 1)
         for _ in range(2):
-            agent.update(runner.collect(4)[0])
+            agent.update(rollouts.collect(4)[0])
     assert np.array_equal(plain.policy.theta.numpy(), wrapped.policy.theta.numpy())
 
 
@@ -182,24 +182,24 @@ def test_what_acts_is_what_learns(make):
     worst = {}
     for cls in (Normalised, Early):
         agent = make(2, cls)
-        runner = Runner(Wild(), agent, 2)
-        worst[cls] = max(agent.update(runner.collect(4)[0])["first_ratio_error"] for _ in range(3))
+        rollouts = Rollouts(Wild(), agent, 2)
+        worst[cls] = max(agent.update(rollouts.collect(4)[0])["first_ratio_error"] for _ in range(3))
     print(f"ratio error, normalised: bar <= 1e-4, {worst[Normalised]:.1e}, moved too early {worst[Early]:.3f}")
     assert worst[Normalised] <= 1e-4 and worst[Early] > 0.01
 
 
 def test_a_loaded_agent_sees_the_same_and_evaluation_moves_nothing(make, tmp_path):
     agent = make(3, reward="scale")
-    runner = Runner(Wild(), agent, 3)
+    rollouts = Rollouts(Wild(), agent, 3)
     for _ in range(2):
-        agent.update(runner.collect(4)[0])
+        agent.update(rollouts.collect(4)[0])
     kept = agent.observed.array.copy(), agent.returned.array.copy()
     evaluate(Wild(), agent, 64)
     assert np.array_equal(agent.observed.array, kept[0]) and np.array_equal(agent.returned.array, kept[1])
     checkpoint.save(tmp_path / "agent", *agent.state())
     loaded = make(4, reward="scale")
     loaded.load_state(*checkpoint.load(tmp_path / "agent"))
-    seen = Runner(Wild(), agent, 5).observation
+    seen = Rollouts(Wild(), agent, 5).observation
     inputs = seen, agent.initial_hidden(64), np.ones(64, np.float32)
     for method in ("evaluate", "act", "value"):
         ours, theirs = (getattr(a, method)(*inputs) for a in (agent, loaded))
@@ -231,9 +231,9 @@ def test_far_away_numbers_are_learned_when_normalised(make):
     scores = {}
     for observations in (True, False):
         agent = make(0, observations=observations)
-        runner = Runner(Far(64, limit=4), agent)
+        rollouts = Rollouts(Far(64, limit=4), agent)
         for _ in range(8):
-            agent.update(runner.collect(4)[0])
+            agent.update(rollouts.collect(4)[0])
         scores[observations] = np.mean([e.total for e in evaluate(Far(64, limit=4), agent, 64, seed=99)])
     print(f"far identity, normalised: bar >= 3.9 of 4, {scores[True]:.1f}, not normalised {scores[False]:.1f}")
     assert scores[True] >= 3.9 and scores[False] <= 2.5

@@ -21,7 +21,7 @@ from agents.offline import (
     critic_loss,
     expectile_loss,
 )
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 from agents.toys import DelayedMemory, Identity, MaskedIdentity, Stitch
 from agents.uniform import Uniform
 
@@ -41,8 +41,8 @@ def noise(make):
     must not be looked at."""
 
     def noise(seed=0, skip=0):
-        runner = Runner(make.env(), Uniform(3, 4, 2, None, seed), seed)
-        rollout = [runner.collect(steps)[0] for steps in (skip, 4) if steps][-1]
+        rollouts = Rollouts(make.env(), Uniform(3, 4, 2, None, seed), seed)
+        rollout = [rollouts.collect(steps)[0] for steps in (skip, 4) if steps][-1]
         unknown = {name: np.full_like(getattr(rollout, name), np.nan) for name in ("value", "bootstrap", "last_value")}
         return replace(rollout, hidden=np.full((2, 16), np.nan, np.float32), **unknown)
 

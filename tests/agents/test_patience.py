@@ -5,7 +5,7 @@ import pytest
 
 from agents.patience import Patience
 from agents.returns import gae
-from agents.rollout import Action, Runner
+from agents.rollout import Action, Rollouts
 from agents.toys import CartPole, Toy
 
 
@@ -83,7 +83,7 @@ def test_where_nothing_is_stuck_nothing_changes(limit):
         assert np.array_equal(a.terminated, b.terminated) and np.array_equal(a.truncated, b.truncated)
 
 
-def test_a_runner_counts_the_penalty_and_nothing_is_bootstrapped_over_the_end():
+def test_rollouts_count_the_penalty_and_nothing_is_bootstrapped_over_the_end():
     class Lazy:
         """Stands still, and thinks that everything is worth 100."""
 
@@ -98,7 +98,7 @@ def test_a_runner_counts_the_penalty_and_nothing_is_bootstrapped_over_the_end():
                 np.zeros(n, np.int32), np.zeros(n, np.float32), self.value(observation, hidden, reset), hidden
             )
 
-    r, episodes = Runner(Patience(Corridor(2), 4, penalty=-3), Lazy()).collect(4)
+    r, episodes = Rollouts(Patience(Corridor(2), 4, penalty=-3), Lazy()).collect(4)
     assert [(e.total, e.length) for e in episodes] == [(-3, 4), (-3, 4)] and r.reward.dtype == np.float32
     advantage = gae(r.reward, r.value, r.terminated, r.ended, r.last_value, 1.0, 1.0, r.bootstrap)
     assert np.allclose(advantage, -3 - 100)

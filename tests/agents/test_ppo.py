@@ -12,7 +12,7 @@ from agents.ppo import PPO, PPOConfig
 from agents.preferences import PreferencePPOConfig
 from agents.protocol import Observation
 from agents.returns import gae
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 
 
 def theta(agent):
@@ -75,9 +75,9 @@ def test_an_answer_is_of_this_question_alone(make, cache_dir):
 
 def test_before_any_step_the_ratio_is_one_and_afterwards_every_parameter_has_moved(make):
     agent = make(1)
-    runner, before = Runner(make.env(), agent, 1), agent.policy.unflatten(theta(agent))
+    rollouts, before = Rollouts(make.env(), agent, 1), agent.policy.unflatten(theta(agent))
     for _ in range(2):  # the second rollout begins with a memory that is not empty
-        rollout, _ = runner.collect(4)
+        rollout, _ = rollouts.collect(4)
         assert (rollout.ended.sum(0) >= 2).all() and not rollout.mask.all()
         assert agent.update(rollout)["first_ratio_error"] < 1e-4
     assert rollout.hidden.any()
@@ -94,9 +94,9 @@ def test_the_ratio_is_one_where_a_chunk_begins_within_an_episode(make, minibatch
     arrays = agent.policy.unflatten(theta(agent))
     arrays["policy.weight"] = 100 * arrays["policy.weight"]  # so that what is remembered matters
     agent.policy.theta.assign(Tensor(agent.policy.flatten(arrays))).realize()
-    runner = Runner(make.env(), agent, 1)
-    runner.collect(3)
-    rollout, _ = runner.collect(3)
+    rollouts = Rollouts(make.env(), agent, 1)
+    rollouts.collect(3)
+    rollout, _ = rollouts.collect(3)
     assert not rollout.reset[0].any() and rollout.hidden.any(axis=1).all()
     assert agent.update(rollout)["ratio_error"] < 1e-4
     assert agent.update(replace(rollout, hidden=np.zeros_like(rollout.hidden)))["ratio_error"] > 0.01
@@ -147,9 +147,9 @@ def test_jit_on_equals_jit_off(make):
 def test_two_agents_on_one_capture_do_not_touch_each_other_and_one_seed_gives_one_run(make):
     def run(seeds):
         agents = [make(seed) for seed in seeds]
-        runners = [Runner(make.env(), agent, seed) for agent, seed in zip(agents, seeds, strict=True)]
+        sources = [Rollouts(make.env(), agent, seed) for agent, seed in zip(agents, seeds, strict=True)]
         for _ in range(2):
-            rollouts = [runner.collect(4)[0] for runner in runners]
+            rollouts = [source.collect(4)[0] for source in sources]
             for agent, rollout in zip(agents, rollouts, strict=True):
                 agent.update(rollout)
         return [theta(agent) for agent in agents]
@@ -178,8 +178,8 @@ def test_without_moments_adam_begins_anew(make):
 
 def test_training_resumes_bit_exactly_through_a_file(make, tmp_path):
     def finish(agent):
-        runner = Runner(make.env(), agent, 7)
-        metrics = [agent.update(runner.collect(4)[0]) for _ in range(2)]
+        rollouts = Rollouts(make.env(), agent, 7)
+        metrics = [agent.update(rollouts.collect(4)[0]) for _ in range(2)]
         return metrics, theta(agent)
 
     agent = make(6)

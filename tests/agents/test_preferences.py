@@ -24,7 +24,7 @@ from agents.preferences import (
     preference_loss,
     reward_loss,
 )
-from agents.rollout import Rollout, Runner
+from agents.rollout import Rollout, Rollouts
 from agents.uniform import Uniform
 
 SMALL = PreferenceConfig(steps=4, n_envs=3, hidden=8, memory=False, gamma=0.9, epochs=1, lr=1e-2)
@@ -46,7 +46,7 @@ def noise(make):
     """noise(seed) -> a rollout of Noise [4, 3] by another agent, whose memory must not be looked at."""
 
     def noise(seed=0):
-        rollout = Runner(make.env(3), Uniform(3, 4, 2, None, seed), seed).collect(4)[0]
+        rollout = Rollouts(make.env(3), Uniform(3, 4, 2, None, seed), seed).collect(4)[0]
         return replace(rollout, hidden=np.full((3, 16), np.nan, np.float32))
 
     return noise

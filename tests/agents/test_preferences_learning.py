@@ -7,7 +7,7 @@ import pytest
 
 from agents.logs import Log
 from agents.preferences import PreferenceConfig, PreferencePolicy, PreferencePPO, PreferencePPOConfig
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 from agents.toys import Identity, MaskedIdentity, Stitch
 from agents.uniform import Uniform
 
@@ -36,9 +36,9 @@ def learn_ppo(env, world, config, updates, cache_dir, shuffled=False):
         PreferencePPO(env.state_dim, env.n_actions, env.action_dim, config, 0, cache_dir),
         np.random.default_rng(0),
     )
-    runner = Runner(world, agent, 0)
+    rollouts = Rollouts(world, agent, 0)
     for _ in range(updates):
-        rollout = runner.collect(config.steps)[0]
+        rollout = rollouts.collect(config.steps)[0]
         columns = rng.permutation(config.n_envs) if shuffled else np.arange(config.n_envs)
         agent.update(replace(rollout, reward=rollout.reward[:, columns]))
     return agent

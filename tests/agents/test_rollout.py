@@ -3,7 +3,7 @@ import pytest
 
 from agents.protocol import InvalidObservation, Observation, check
 from agents.returns import gae
-from agents.rollout import Action, Runner, evaluate
+from agents.rollout import Action, Rollouts, evaluate
 from agents.toys import EndlessReward, FixedSequence, Toy
 
 
@@ -26,9 +26,9 @@ class Stub:
 
 
 def test_memory_and_flags_are_carried_from_chunk_to_chunk():
-    runner = Runner(FixedSequence(2, length=3), Stub())
-    first, _ = runner.collect(4)
-    second, episodes = runner.collect(4)
+    rollouts = Rollouts(FixedSequence(2, length=3), Stub())
+    first, _ = rollouts.collect(4)
+    second, episodes = rollouts.collect(4)
     assert not first.hidden.any() and second.hidden[0, 0] == 1  # the fourth step was the next episode's first
     assert first.reset[:, 0].tolist() == [1, 0, 0, 1] and second.reset[:, 0].tolist() == [0, 0, 1, 0]
     assert first.ended[:, 0].tolist() == [False, False, True, False]
@@ -37,12 +37,12 @@ def test_memory_and_flags_are_carried_from_chunk_to_chunk():
 
 
 def test_an_endless_reward_is_worth_50_and_8_if_truncation_were_an_end():
-    """gamma .98, cut every 8 steps: the fixed point of V <- mean(A + V), through Runner and GAE."""
+    """gamma .98, cut every 8 steps: the fixed point of V <- mean(A + V), through Rollouts and GAE."""
 
     def fixed_point(as_end):
         worth = 0.0
         for _ in range(150):
-            r, _ = Runner(EndlessReward(4), Stub(worth)).collect(16)
+            r, _ = Rollouts(EndlessReward(4), Stub(worth)).collect(16)
             terminated = r.ended if as_end else r.terminated
             worth = float(
                 (gae(r.reward, r.value, terminated, r.ended, r.last_value, 0.98, 0.95, r.bootstrap) + worth).mean()
@@ -58,7 +58,7 @@ def test_the_final_observation_is_valued_with_the_memory_of_its_own_episode():
         def value(self, observation, hidden, reset):
             return hidden[:, 0] * (1 - reset)
 
-    rollout, _ = Runner(EndlessReward(2, limit=3), Spy()).collect(4)
+    rollout, _ = Rollouts(EndlessReward(2, limit=3), Spy()).collect(4)
     assert rollout.bootstrap[:, 0].tolist() == [0, 0, 3, 0]  # 3 steps remembered, not a fresh episode's 0
     assert rollout.last_value[0] == 1
 
@@ -116,4 +116,4 @@ def test_a_truncation_without_a_final_observation_is_refused():
             return super().step(actions)._replace(final=None)
 
     with pytest.raises(ValueError, match="final observation"):
-        Runner(Forgetful(2, limit=2), Stub()).collect(3)
+        Rollouts(Forgetful(2, limit=2), Stub()).collect(3)

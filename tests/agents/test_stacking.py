@@ -5,7 +5,7 @@ import pytest
 
 from agents.ppo import PPOConfig
 from agents.protocol import Observation, Step
-from agents.rollout import Runner
+from agents.rollout import Rollouts
 from agents.stacking import FrameStack
 from agents.toys import CartPole, DelayedMemory, EndlessReward, MaskedIdentity
 from agents.uniform import Uniform
@@ -78,7 +78,7 @@ def test_stacks_equal_those_cut_from_the_bare_states_and_smaller_ones_are_their_
     """One world under k = 1, 2 and 5, all driven by one stream of random actions."""
 
     def collect(env):
-        return Runner(env, Uniform(env.state_dim, env.n_actions, seed=1), seed=5).collect(40)[0]
+        return Rollouts(env, Uniform(env.state_dim, env.n_actions, seed=1), seed=5).collect(40)[0]
 
     D, bare = make().state_dim, collect(make())
     one, two, five = (collect(FrameStack(make(), k)) for k in (1, 2, 5))

@@ -13,7 +13,7 @@ from agents.exploration import ExplorationConfig, Explorer
 from agents.learner import Diverged
 from agents.normalise import NormaliseConfig, Normalised
 from agents.ppo import PPO, PPOConfig
-from agents.rollout import Action, Runner, evaluate
+from agents.rollout import Action, Rollouts, evaluate
 from agents.toys import Identity
 from agents.training import Health, TrainingConfig, converged, no_rise, train, train_offline
 
@@ -265,7 +265,7 @@ def test_an_older_checkpoint_that_does_not_say_a_setting_is_resumed(make, tmp_pa
 
 
 def test_an_agent_that_learns_from_a_log_resumes_as_well(make, tmp_path):
-    rollouts = [Runner(world(), make(seed), seed).collect(4)[0] for seed in range(4)]
+    rollouts = [Rollouts(world(), make(seed), seed).collect(4)[0] for seed in range(4)]
     taken = []
 
     def sample(rng):

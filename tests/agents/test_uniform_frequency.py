@@ -10,7 +10,7 @@ from agents.checkpoint import CheckpointError
 from agents.frequency import Frequency, FrequencyConfig, threshold
 from agents.logs import whole_episodes
 from agents.protocol import Observation
-from agents.rollout import Runner, evaluate
+from agents.rollout import Rollouts, evaluate
 from agents.toys import DelayedMemory, FixedSequence, Identity, MaskedIdentity
 from agents.uniform import Uniform
 from agents.zoo import AGENTS, Settings, teach
@@ -35,9 +35,9 @@ def score(env, agent, episodes, temperature=0.0):
 
 def train(env, steps, updates, config=None, seed=0):
     agent = Frequency(env.state_dim, env.n_actions, config=config, seed=seed)
-    runner = Runner(env, agent, seed)
+    rollouts = Rollouts(env, agent, seed)
     for _ in range(updates):
-        agent.update(runner.collect(steps)[0])
+        agent.update(rollouts.collect(steps)[0])
     return agent
 
 
@@ -82,10 +82,10 @@ def test_random_resumes_bit_exactly_through_a_file(tmp_path):
     env = MaskedIdentity(2, n=9, illegal=4, limit=5)
 
     def finish(agent):
-        return Runner(env, agent, 4).collect(12)[0].action
+        return Rollouts(env, agent, 4).collect(12)[0].action
 
     agent = Uniform(9, 9, seed=1)
-    assert agent.update(Runner(env, agent, 0).collect(7)[0]) == {} and agent.updates == 1
+    assert agent.update(Rollouts(env, agent, 0).collect(7)[0]) == {} and agent.updates == 1
     checkpoint.save(tmp_path / "agent", *agent.state())
     resumed = Uniform(9, 9, seed=2)
     resumed.load_state(*checkpoint.load(tmp_path / "agent"))
@@ -200,8 +200,8 @@ def test_frequency_resumes_bit_exactly_through_a_file(tmp_path):
     env = FixedSequence(4)
 
     def finish(agent):
-        runner = Runner(env, agent, 7)
-        return [agent.update(runner.collect(20)[0]) for _ in range(3)], agent.counts
+        rollouts = Rollouts(env, agent, 7)
+        return [agent.update(rollouts.collect(20)[0]) for _ in range(3)], agent.counts
 
     agent = train(env, 20, 5)
     checkpoint.save(tmp_path / "agent", *agent.state())

@@ -14,7 +14,8 @@ from autotune.errors import UsageError
 from autotune.experiments.ablations import ABLATIONS, SIMULATIONS, ablated
 from autotune.experiments.controls import Controls
 from autotune.features import summary
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.records import Trial
 from autotune.search import origin_of
 from autotune.search.mixed import MixedSearch
@@ -28,7 +29,7 @@ KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
 
 @pytest.fixture(scope="module")
 def guide() -> Guide:
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def grown(name: str, guide: Guide) -> MixedSearch:
@@ -54,7 +55,8 @@ def test_the_whole_has_all_of_its_parts(guide: Guide):
 @pytest.mark.parametrize(("name", "missing"), [
     ("no-policy", {"sequential"}),  # chance proposes in the policy's place, under its name
     ("no-direct", {"sequential"}), ("no-breeding", {"evolution"}), ("no-memory", {"recall"}), ("no-simulator", set()),
-    ("no-even", {"even"}), ("no-away", set()),
+    ("no-even", {"even"}), ("no-away", set()), ("no-crowding", set()), ("acquisition-ucb", set()),
+    ("acquisition-greedy", set()),
 ])  # fmt: skip
 def test_what_is_taken_away_proposes_nothing(guide: Guide, name: str, missing: set[str]):
     assert parts_of(grown(name, guide)) == PARTS - missing

@@ -1,4 +1,4 @@
-"""What each kind of acquisition chooses, by hand; and that `mixed` and `planner` choose by it."""
+"""What each kind of acquisition chooses, by hand; and that `mixed` chooses by it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tinygrad import Tensor
 from autotune.compiler import renderer_of
 from autotune.errors import UsageError
 from autotune.experiments.ablations import ABLATIONS
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.records import Trial
 from autotune.search.acquisition import BATCH, KINDS, choose
 from autotune.search.mixed import MixedSearch
-from autotune.search.planner import PlannerSearch
 from autotune.search.random import MAX_ACTIONS
 from autotune.space import State
 
@@ -35,7 +35,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @pytest.fixture(scope="module")
 def guide():
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def test_greedy_takes_the_least_means_and_ucb_the_least_bounds():
@@ -80,13 +80,9 @@ def test_more_than_there_is_none_and_nothing_twice(kind):
     assert choose(MEMBERS[:, :0], ALONE, rng(), 8, kind) == []
 
 
-def test_an_unknown_kind_is_a_usage_error(guide):
-    message = "unknown acquisition 'magic'; choose one of thompson, ucb, greedy"
-    with pytest.raises(UsageError, match=message):
+def test_an_unknown_kind_is_a_usage_error():
+    with pytest.raises(UsageError, match="unknown acquisition 'magic'; choose one of thompson, ucb, greedy"):
         choose(MEMBERS, ALONE, rng(), kind="magic")
-    for search in (MixedSearch, PlannerSearch):
-        with pytest.raises(UsageError, match=message):
-            search(KERNEL, CPU, 0, guide, acquisition="magic")
 
 
 def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,9 +120,9 @@ def grown(guide):
     search.tell([Trial(KERNEL.key, s, "ok" if t else "crashed", t) for s, t in zip(first, times, strict=True)])
     search._grow()
 
-    def make(acquisition: str = "thompson") -> tuple[MixedSearch, list[State], np.ndarray]:
-        """(the search, its candidates, what its members believe of them)"""
-        again = MixedSearch(KERNEL, CPU, 3, guide, acquisition)
+    def make(name: str = "mixed") -> tuple[MixedSearch, list[State], np.ndarray]:
+        """(the search or its ablation, its candidates, what its members believe of them)"""
+        again = {"mixed": MixedSearch, **ABLATIONS}[name](KERNEL, CPU, 3, guide)
         for name in ("pool", "measured", "failed", "seen"):
             setattr(again, name, copy.copy(getattr(search, name)))
         again._grow = lambda: None  # it would draw from the generator that choices are compared on, and so would this
@@ -138,12 +134,11 @@ def grown(guide):
     return make
 
 
-@pytest.mark.parametrize("name", ["mixed", "no-away"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, kind, name):
+@pytest.mark.parametrize(("name", "kind"), [("mixed", "thompson"), ("no-away", "thompson"), ("no-crowding", "thompson"),
+                                            ("acquisition-ucb", "ucb"), ("acquisition-greedy", "greedy")])  # fmt: skip
+def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, name, kind):
     """Held against the rule written out again; the last is unlike what was measured, unless that is taken away."""
-    search, candidates, members = grown(kind)
-    search.away = ABLATIONS[name].away if name in ABLATIONS else search.away
+    search, candidates, members = grown(name)
     mean, std = members.mean(0), members.std(0)
     draws, expected = copy.deepcopy(search.rng), []
     known = search._similarity(candidates, [s for s, _ in search.measured] + search.failed).max(1)
@@ -152,23 +147,23 @@ def test_mixed_chooses_a_batch_of_four_by_its_acquisition_and_crowding(grown, ki
         if kind == "thompson" and slot:
             score = members[int(draws.integers(len(members)))]
         likes = [search._similarity(candidates, [candidates[j]])[:, 0] for j in expected]
-        score = score + 0.5 * np.max([np.zeros(len(candidates)), *likes], axis=0)
-        if slot == BATCH - 1 and name == "mixed":
+        score = score + 0.5 * (name != "no-crowding") * np.max([np.zeros(len(candidates)), *likes], axis=0)
+        if slot == BATCH - 1 and name != "no-away":
             score = mean + np.max([known, *likes], axis=0)
         expected.append(min((i for i in range(len(candidates)) if i not in expected), key=lambda i: score[i]))
     assert len(candidates) > 50 and search.ask(BATCH) == [candidates[i].schedule for i in expected]
 
 
-def test_the_kinds_choose_otherwise_and_planner_hands_its_own_on(grown, guide):
-    assert len({tuple(grown(kind)[0].ask(32)) for kind in KINDS}) == 3
-    assert PlannerSearch(KERNEL, CPU, 0, guide, acquisition="ucb").acquisition == "ucb"
+def test_the_acquisitions_choose_otherwise(grown):
+    names = ("mixed", "acquisition-ucb", "acquisition-greedy", "no-crowding", "no-away")
+    assert len({tuple(grown(name)[0].ask(32)) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("known", ["measured", "failed"])
 def test_what_was_measured_or_failed_is_not_looked_at_again(grown, known):
     """The last of eight is told to be known: now another is believed best of what is unlike all."""
-    search, candidates, members = grown("greedy")
-    eighth = grown("greedy")[0].ask(8)[7]
+    search, candidates, members = grown("acquisition-greedy")
+    eighth = grown("acquisition-greedy")[0].ask(8)[7]
     twin = next(s for s in candidates if s.schedule == eighth)
     getattr(search, known).append((twin, 0.0) if known == "measured" else twin)
     search._corrected = lambda _: members  # whatever that teaches the simulator

@@ -8,7 +8,8 @@ import pytest
 
 from autotune import corpus
 from autotune.compiler import renderer_of
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 
 CPU = renderer_of("CPU")
 KEPT = Path(__file__).resolve().parents[2] / "benchmarks" / "records-mobilenet-v1-cpu.jsonl.gz"
@@ -24,7 +25,7 @@ def test_relatives_teach_more_than_a_kernels_own_trials_and_those_more_than_noth
     two). A correction of noise alone would score as nothing does."""
     histories = bench.histories_of(KEPT, CPU)
     assert not {k.key for k in corpus.load("train")} & set(histories)
-    found = bench.bench(histories, Guide.load(SHIPPED / "guide-cpu"), CPU, seeds=1)
+    found = bench.bench(histories, Guide.load(DATA / "guide-cpu"), CPU, seeds=1)
     pairs = {(s["corrected by"], s["own trials"]): s["pairwise"] for s in found["scores"]}
     print(pairs)
     assert found["kernels"] >= 10

@@ -14,10 +14,12 @@ from autotune import corpus
 from autotune.compiler import renderer_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.memory import Memory
+from sims.heads import HeadsConfig
 
-SOURCE = SHIPPED / "guide-cpu"
+SOURCE = DATA / "guide-cpu"
 
 
 def part(arrays, prefix):
@@ -62,7 +64,7 @@ def test_policies_stay_and_simulators_and_memory_are_of_the_devices_trials(tool,
 @pytest.mark.parametrize("kind", ["linear", "ensemble"])
 def test_another_world_is_learned_and_all_else_stays(tool, few, tmp_path, kind):
     """What was learned for planning differs; it is read again as a world of that kind, without a policy of its view."""
-    world = tool("learn_world").learn_world(SOURCE, tmp_path / "other", kind, "CPU", rounds=0, steps=5)
+    world = tool("learn_world").learn_world(SOURCE, tmp_path / "other", kind, "CPU", 0, 5, HeadsConfig(steps=5))
     (before, _), (after, _) = checkpoint.load(SOURCE), checkpoint.load(tmp_path / "other")
     before = without_moments(before)
     for kept in ("agent.", "simulator.", "memory."):
@@ -79,8 +81,7 @@ def test_another_world_is_learned_and_all_else_stays(tool, few, tmp_path, kind):
 def test_a_device_of_which_no_trials_ship_is_a_clear_error_and_writes_nothing(
     tool, few, tmp_path, monkeypatch, name, more
 ):
-    module = tool(name)
-    monkeypatch.setattr(module, "add_shipped", lambda *_, **__: 0)
+    monkeypatch.setattr("autotune.data.add_shipped", lambda *_, **__: 0)
     with pytest.raises(UsageError, match="no trials ship for CPU"):
-        getattr(module, name)(SOURCE, tmp_path / "carried", *more, "CPU")
+        getattr(tool(name), name)(SOURCE, tmp_path / "carried", *more, "CPU")
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,8 @@ from tinygrad import Tensor
 from autotune.budget import Budget
 from autotune.compiler import renderer_of
 from autotune.errors import UsageError
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.records import History, Records, Trial
 from autotune.report import Gain, KernelResult, Report, gains, refusal
 from autotune.search import origin_of
@@ -73,7 +74,8 @@ def test_a_report_says_which_kernels_could_not_be_measured_and_why():
     assert refusal(History(failed)) == "compile_failed: no such thing"
     plain = trial("", 9.0, "unoptimized")
     assert refusal(History([*failed, plain])) == refusal(History([plain, *failed])) == refusal(History(failed))
-    assert refusal(History()) == refusal(History([plain])) == refusal(History(HISTORY)) == ""
+    assert "run the same command again" in refusal(History()) and refusal(History()) == refusal(History([plain]))
+    assert refusal(History(HISTORY)) == ""
     results = [KernelResult(KERNEL, 1, 0.0, 0.0, 0, None, {}, refused=refusal(History(h))) for h in (failed, HISTORY)]
     lines = Report("CPU", 1.0, 1, results).table().splitlines()
     told = [line for line in lines if "could not be measured" in line]
@@ -81,7 +83,7 @@ def test_a_report_says_which_kernels_could_not_be_measured_and_why():
 
 
 def test_mixed_knows_who_proposed_a_schedule():
-    search = MixedSearch(KERNEL, CPU, 0, Guide.load(SHIPPED / "guide-cpu"))
+    search = MixedSearch(KERNEL, CPU, 0, Guide.load(DATA / "guide-cpu"))
     search.tell([Trial(KERNEL.key, (), "ok", (1.0,), kind="unoptimized")])
     search.tell([Trial(KERNEL.key, s, "ok", (0.5,)) for s in search.ask(4)])
     asked = search.ask(4)

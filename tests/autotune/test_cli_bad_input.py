@@ -14,7 +14,7 @@ import pytest
 from shell import RANDOM, ROOT, autotune, count, fails, folder, run
 
 from agents import checkpoint
-from autotune import cli, guide
+from autotune import cli, files
 from autotune.api import tune
 from autotune.errors import ScriptError, UsageError
 from autotune.kernel import Kernel
@@ -178,7 +178,7 @@ def test_a_full_disk(folder, tmp_path, monkeypatch, capsys):
 
 def test_no_checkpoint_and_one_of_another_vocabulary(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(guide, "SHIPPED", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     line = ["tune", "--records", tmp_path / "x.db", "--strategy", "policy"]
     assert "experiments.train" in fails(capsys, 2, *line, folder / "small.py")
     checkpoint.save(tmp_path / "alien", {}, {"vocabulary": "of another time"})

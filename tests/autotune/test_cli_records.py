@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shell import autotune, fails, folder
 from test_exchange import PAD_UNROLL
-from tiny import U2, add_one, total
+from tiny import U2, U4, add_one, total
 
 from autotune import cli
 from autotune.compiler import default_device, fingerprint
@@ -77,6 +77,16 @@ def test_report_shows_other_devices_and_serves_none_of_them(filled, tmp_path, ca
         ["model", "setting.NOOPT"],
     )
     assert [k["schedule"] for k in result["kernels"]] == [[["UPCAST", 0, 2]]]
+
+
+def test_report_shows_what_is_served_without_a_trial(filled, tmp_path, capsys):
+    """A file that was imported may hold verdicts alone."""
+    with closing(Records(filled)) as records:
+        records.db.execute("DELETE FROM trials")
+    assert main("report", "--records", filled, "--json", tmp_path / "r.json") == 0
+    (kernel,) = json.loads((tmp_path / "r.json").read_text())["kernels"]
+    assert (kernel["schedule"], kernel["ratio"]) == ([["UPCAST", 0, 2]], 0.5)
+    assert "holds nothing" not in capsys.readouterr().out
 
 
 def test_verify_tells_what_holds(folder, tmp_path):
@@ -146,6 +156,22 @@ def test_verify_names_a_winner_that_its_own_comparison_refutes(filled, capsys, m
         own = fingerprint_id(fingerprint(default_device()))
         (found,) = [t for _, t in records.all_trials(own) if t.kind == "recheck"]
         assert found.schedule == failing and bool(records.served(own, PROTOCOL)) == (not status)
+
+
+@pytest.mark.parametrize("ratio", [None, 1.2])
+def test_verify_looks_at_what_is_served_in_a_refuted_winners_place(filled, capsys, monkeypatch, ratio):
+    """Both winners are wrong, or right and slower than hand-coded; the newer one was served."""
+    with closing(Records(filled)) as records:
+        own = fingerprint_id(fingerprint(default_device()))
+        records.add_final(own, Final(add_one().key, (U4,), (1e3,), (2e3,), (2e3,), True, PROTOCOL))
+    now = {"seconds": (3e3,), "verdict": "ok"} if ratio else {"seconds": (), "verdict": "wrong_output"}
+    monkeypatch.setattr(Runner, "measure", lambda self, kernel, schedules, cutoff, done: [
+        done(Trial(kernel.key, s, now["verdict"], now["seconds"], input_seed=1)) for s in schedules])  # fmt: skip
+    monkeypatch.setattr(Runner, "duel", lambda self, kernel, schedules: [(3e3,), *[(3e3 / (ratio or 1),)] * 2])
+    assert main("verify", "--records", filled, "-n", "1") == (0 if ratio else 1)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 checked, of them winners: 2;")
+    with closing(Records(filled)) as records:
+        assert records.served(own, PROTOCOL) == {}
 
 
 def test_what_verify_has_found_is_on_record_though_the_device_fails_then(filled, capsys, monkeypatch):

@@ -20,7 +20,8 @@ from autotune.experiments.controls import (
     grades,
 )
 from autotune.features import summary
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.paths import paths_of
 from autotune.records import Trial
 from autotune.search.latent import beliefs_of
@@ -80,7 +81,7 @@ def test_what_has_to_learn_does_so_before_any_search(monkeypatch: pytest.MonkeyP
 def test_another_simulator_is_asked_in_place_of_the_trees(monkeypatch: pytest.MonkeyPatch):
     """On the made-up device the longer is the faster. Members are draws of what the linear simulator believes, relative to the
     un-optimized kernel; the search asks for longer schedules than one whose simulator has learned the opposite."""
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     monkeypatch.setattr(guide, "members", lambda *_: pytest.fail("the trees were asked"))
     others = [kernel_of(Tensor.empty(n, 96) @ Tensor.empty(96, 2 * n)) for n in (16, 32, 64, 96, 128, 160)]
     lengths = {}

@@ -13,7 +13,7 @@ from tiny import U2, U4, add_one, kernel_of
 from tinygrad import Tensor, Variable
 from tinygrad.nn.state import get_parameters
 
-from autotune import corpus, data, recorded
+from autotune import corpus, data, files, recorded
 from autotune.compiler import renderer_of
 from autotune.errors import AutotuneError, DeviceError, RecordsError, UsageError
 from autotune.models import GPT, ResNet
@@ -83,7 +83,7 @@ def test_nothing_that_the_examples_really_run_is_in_the_corpus(kernels):
     assert len(own) > 50 and [k.name for k in own if {k.key, k.signature} & known] == []
 
 
-@pytest.mark.parametrize("path", sorted(corpus.DATA.glob("trials-*.jsonl.gz")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted(files.DATA.glob("trials-*.jsonl.gz")), ids=lambda p: p.name)
 def test_every_shipped_trial_is_of_a_training_kernel(path):
     training, count = {k.key for k in corpus.load("train")}, 0
     with gzip.open(path, "rt") as file:
@@ -143,11 +143,11 @@ def test_what_goes_wrong_in_a_command_is_one_line(module, error, status, told, m
 def test_a_file_that_is_cut_off_leaves_the_former(tmp_path):
     """And bytes are those of a file that is written at its own place: a header holds its name, and no other."""
     path = tmp_path / "rows.jsonl.gz"
-    corpus.write_lines([{"a": 1}, [2]], path)
+    files.write_lines([{"a": 1}, [2]], path)
     before = path.read_bytes()
     assert b"rows.jsonl\0" in before and gzip.decompress(before) == b'{"a":1}\n[2]\n'
     with pytest.raises(TypeError):
-        corpus.write_lines([{"a": 2}, object()], path)
+        files.write_lines([{"a": 2}, object()], path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
@@ -180,7 +180,7 @@ def test_export_refuses_what_is_held_out(tmp_path):
 def test_exported_trials_come_back(tmp_path, monkeypatch):
     kernel = corpus.load("train")[0]
     records = measured(tmp_path, kernel, ((), "ok", 8e-6, "a"), ((), "timeout", 0.0, ""), ((), "ok", 4e-6, "b"))
-    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     assert data.export_trials([records], data.shipped_path("CPU")) == 2
     dataset = data.Dataset(renderer_of("CPU"))
     assert data.add_shipped(dataset, "CPU", [kernel]) == 2 and data.add_shipped(dataset, "CL", [kernel]) == 0
@@ -193,7 +193,7 @@ def test_what_was_refuted_later_is_not_exported(tmp_path, monkeypatch):
     records = measured(tmp_path, kernel, ((), "ok", 8e-6, "a"), ((U2,), "ok", 1e-6, "b"), ((U4,), "ok", 4e-6, "c"))
     (own,) = records.fingerprints()
     records.add_trial(own, Trial(kernel.key, (U2,), "wrong_output", kind="recheck"), 1)
-    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     path = data.shipped_path("CPU")
     assert data.export_trials([records], path) == 2
     with gzip.open(path, "rt") as file:
@@ -202,7 +202,7 @@ def test_what_was_refuted_later_is_not_exported(tmp_path, monkeypatch):
 
 def test_what_shipped_before_can_be_kept_as_a_source_of_its_own(tmp_path, monkeypatch):
     kernel, other = corpus.load("train")[0], corpus.load("held_out")[0]
-    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     path = data.shipped_path("CPU")
     (tmp_path / "old").mkdir()
     data.export_trials([measured(tmp_path / "old", kernel, ((), "ok", 8e-6, "a"))], path)
@@ -216,7 +216,7 @@ def test_what_shipped_before_can_be_kept_as_a_source_of_its_own(tmp_path, monkey
 
 def test_trials_that_a_guide_asked_for_are_added_on_request_and_stay_apart(tmp_path, monkeypatch):
     kernel = corpus.load("train")[0]
-    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     for guided in (False, True):
         folder = tmp_path / str(guided)
         folder.mkdir()

@@ -8,7 +8,8 @@ from test_relatives import COUSIN, CPU, KERNEL, SCHEDULES, TWIN, UNROLLED, state
 
 from autotune.corrected import Corrected
 from autotune.data import Dataset
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.records import Trial
 from autotune.search.mixed import MixedSearch
@@ -18,7 +19,7 @@ PROGRAM = [TWIN, KERNEL, COUSIN]
 
 @pytest.fixture(scope="module")
 def guide() -> Guide:
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def measured(*told: tuple[Kernel, np.ndarray]) -> Dataset:
@@ -57,7 +58,7 @@ def test_a_kernel_without_trials_hears_of_others_where_a_memory_says_how_they_di
     states, plain = states_of(KERNEL), guide.members(states_of(KERNEL), guide.simulator.trees)
     moved = (Corrected(guide, PROGRAM, data).members(states) - plain).mean(0)
     assert moved[UNROLLED].mean() - moved[~UNROLLED].mean() > 1.0
-    alone = Guide.load(SHIPPED / "guide-cpu")
+    alone = Guide.load(DATA / "guide-cpu")
     alone.memory = None
     np.testing.assert_allclose(Corrected(alone, PROGRAM, data).members(states), plain, atol=1e-5)
     own = Corrected(alone, PROGRAM, data).members(states_of(TWIN)).mean(0)

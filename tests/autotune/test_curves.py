@@ -32,7 +32,8 @@ from autotune.curves import (
 from autotune.experiments import curves as experiment
 from autotune.experiments.ablations import ABLATIONS
 from autotune.experiments.kept import pack
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.records import Records, Trial
 from autotune.search.mixed import MixedSearch
@@ -168,7 +169,7 @@ def test_what_one_search_measured_the_next_one_is_told(tmp_path: Path, runner):
 def test_a_program_spends_where_it_pays_and_never_more_than_it_has(tmp_path: Path, runner):
     """A matrix product that is called a thousand times, and a sum that is called once and is fast already."""
     big, small = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48)), kernel_of(Tensor.empty(32).sum())
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     with closing(Records(tmp_path / "shared.db")) as records:
         records.add_fingerprint(runner.fields)
         kernels = [Shared(k, records, runner) for k in (small, big)]
@@ -231,7 +232,7 @@ def test_choosing_where_trials_go_is_charged():
 
 def test_a_checkpoint_searches_as_its_name_begins():
     """One that begins as no strategy that a checkpoint leads searches as `mixed`."""
-    guide, own = Guide.load(SHIPPED / "guide-cpu"), object.__new__(experiment.Searches)
+    guide, own = Guide.load(DATA / "guide-cpu"), object.__new__(experiment.Searches)
     kinds = {
         "policy-mine": PolicySearch,
         "value-mine": ValueSearch,
@@ -251,7 +252,7 @@ def test_a_checkpoint_searches_as_its_name_begins():
 def test_each_search_pays_for_its_own_thinking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Those of one kernel and those that share their trials; an ablation of `auto` is of the second kind."""
     kernel, cpu = kernel_of(Tensor.empty(8, 8).sum(1)), renderer_of("CPU")
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     asked: list[int] = []
 
     def thinks(*_) -> Curve:

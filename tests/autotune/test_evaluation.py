@@ -11,7 +11,8 @@ from tinygrad import Tensor
 
 from autotune.collect import collect_kernel
 from autotune.evaluation import Evaluator
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.measuring.runner import Refuted
 from autotune.records import Records, Trial
 
@@ -98,7 +99,7 @@ def test_all_trials_of_a_kernel_count_where_they_are_collected(tmp_path: Path):
 
 def test_a_guide_beside_searches_by_itself_and_by_its_own_lights(tmp_path: Path):
     """The same guide under another name finds the same with trials of its own; one with other trees finds something else."""
-    guide, other = (Guide.load(SHIPPED / "guide-cpu") for _ in range(2))
+    guide, other = (Guide.load(DATA / "guide-cpu") for _ in range(2))
     forest = other.simulator.trees.state()
     other.simulator.trees.load_state(forest | {"value": -forest["value"]})
     with ExitStack() as stack:

@@ -13,8 +13,9 @@ from tiny import kernel_of
 from tinygrad import Tensor
 
 from autotune import finetune
+from autotune.files import DATA
 from autotune.finetune import fine_tune
-from autotune.guide import SHIPPED, Guide, find_checkpoint
+from autotune.guide import Guide, find_checkpoint
 from autotune.records import Records
 from autotune.training import LEARNING_RATE
 
@@ -24,7 +25,7 @@ KERNELS = [kernel_of(Tensor.empty(24, 32) @ Tensor.empty(32, 16)), kernel_of(Ten
 
 @pytest.mark.slow
 def test_a_finished_training_goes_on(tmp_path: Path):
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     guide.agent.updates = 10 * guide.agent.config.anneal_updates  # the rate has come down to nothing
     assert guide.agent.lr == 0.0
     updates, before = guide.agent.updates, guide.agent.policy.theta.numpy().copy()
@@ -61,7 +62,7 @@ def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.Mon
     earlier = tmp_path / "finetuned-small-cpu"
     earlier.mkdir()
     for suffix in (".json", ".safetensors"):
-        (earlier / f"best{suffix}").write_bytes((SHIPPED / f"guide-cpu{suffix}").read_bytes())
+        (earlier / f"best{suffix}").write_bytes((DATA / f"guide-cpu{suffix}").read_bytes())
 
     def cut(trainer):
         trainer.save("best")
@@ -69,7 +70,7 @@ def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(finetune.FineTuner, "run", cut)
     with closing(Records(tmp_path / "records.db")) as records, pytest.raises(KeyboardInterrupt):
-        fine_tune(KERNELS, "CPU", records, Guide.load(SHIPPED / "guide-cpu"), 1.0, 0, "small", tmp_path)
+        fine_tune(KERNELS, "CPU", records, Guide.load(DATA / "guide-cpu"), 1.0, 0, "small", tmp_path)
     assert list(tmp_path.glob("*/best.json")) == [earlier / "best.json"]
     assert Guide.load(find_checkpoint(None, "CPU", tmp_path)).agent.lr != LEARNING_RATE
 

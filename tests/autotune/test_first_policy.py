@@ -18,7 +18,8 @@ from autotune.compiler import renderer_of
 from autotune.data import Dataset
 from autotune.errors import UsageError
 from autotune.experiments.train import SETTINGS, first
-from autotune.guide import SHIPPED, Guide, find_checkpoint
+from autotune.files import DATA
+from autotune.guide import Guide, find_checkpoint
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, Trial
 from autotune.training import LEARNING_RATE, Clock, TrainConfig, Trainer
@@ -28,7 +29,7 @@ KERNEL = kernel_of(Tensor.empty(24, 32) @ Tensor.empty(32, 16))
 
 @pytest.fixture(scope="module")
 def shipped() -> Guide:
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def theta(guide: Guide) -> np.ndarray:
@@ -59,7 +60,7 @@ def test_the_world_stays_with_its_policy_unless_another_is_asked_for(settings: d
     assert (guide.world is not None and guide.world.agent is not None) == bool(
         kept
     )  # whom `auto` asks beside the other one
-    guide.world = Guide.load(SHIPPED / "guide-cpu").world  # as that of a training that is resumed
+    guide.world = Guide.load(DATA / "guide-cpu").world  # as that of a training that is resumed
     trainer = trainer_of(tmp_path, guide)
     trainer.config = replace(TrainConfig(), **settings)
     monkeypatch.setattr(training.World, "learn", lambda kind, *_, **__: made.append(kind))
@@ -96,7 +97,7 @@ def test_the_best_policy_outlives_worse_ones_and_a_new_simulator(
 ):
     """Scores by hand. The policy that was best under one simulator is judged again by the next, and keeps its place until one
     is better under that."""
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     trainer = trainer_of(tmp_path, guide)
     scores = {0: 3.0, 1: 2.0, 2: 2.5}  # by how far the parameters were moved
     moved = theta(shipped)[0]
@@ -135,7 +136,7 @@ def test_a_check_that_would_end_late_is_not_made(
 ):
     """A training whose PPO begins after 60 s: of 1.5 minutes 30 s are left for it, so checks are due after 70 and 80 s; of 10 minutes
     each is long done by the end."""
-    guide, made = Guide.load(SHIPPED / "guide-cpu"), []
+    guide, made = Guide.load(DATA / "guide-cpu"), []
     trainer = trainer_of(tmp_path, guide)
     trainer.config = replace(trainer.config, minutes=minutes, train_share=1.0)
     trainer.fitting = fitting
@@ -164,7 +165,7 @@ def test_settings_of_a_policy_that_ships_are_heard_and_of_a_resumed_checkpoint_r
     assert plain is not None and (plain.agent.config.lr, plain.agent.config.anneal_updates) == (LEARNING_RATE, 0)
     assert begun.agent.config.entropy == plain.agent.config.entropy == ppo.entropy_end
     settings = {
-        "resume": str(SHIPPED / "guide-cpu"),
+        "resume": str(DATA / "guide-cpu"),
         "start": "",
         **{k: dict(SETTINGS[k]) for k in ("ppo", "simulator", "trees")},
     }
@@ -177,7 +178,7 @@ def test_settings_of_a_policy_that_ships_are_heard_and_of_a_resumed_checkpoint_r
 def test_a_finished_training_is_resumed_at_a_rate_at_which_something_is_learned(tmp_path: Path):
     """Its own has been annealed to nothing; one that was cut off goes on as it was."""
     for updates, rate in ((600, LEARNING_RATE), (300, 2.5e-4)):
-        guide = Guide.load(SHIPPED / "guide-cpu")
+        guide = Guide.load(DATA / "guide-cpu")
         guide.agent.config = replace(guide.agent.config, lr=5e-4, lr_end=0.0, anneal_updates=600)
         guide.agent.updates = updates
         guide.save(tmp_path / f"after-{updates}", {"backend": "CPU"})
@@ -213,12 +214,12 @@ def test_what_was_refuted_is_no_example(tmp_path: Path, shipped: Guide):
 
 def test_a_checkpoint_is_served_once_it_has_all_its_parts(tmp_path: Path):
     """A training that runs, or was cut off, takes no one's guide away."""
-    guide, out = Guide.load(SHIPPED / "guide-cpu"), tmp_path / "runs" / "1"
+    guide, out = Guide.load(DATA / "guide-cpu"), tmp_path / "runs" / "1"
     out.mkdir(parents=True)
     trainer = trainer_of(out, guide)
     trainer.best = 1.0  # as after a validation
     trainer.save("best")
-    assert find_checkpoint(None, "CPU", tmp_path / "runs") == SHIPPED / "guide-cpu"
+    assert find_checkpoint(None, "CPU", tmp_path / "runs") == DATA / "guide-cpu"
     trainer.data.add(KERNEL, [Trial(KERNEL.key, (U2,), "ok", (1e-6,))], "here")
     trainer.remember()
     assert find_checkpoint(None, "CPU", tmp_path / "runs") == out / "best"

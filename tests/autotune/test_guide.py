@@ -20,7 +20,8 @@ from autotune import guide as guide_module
 from autotune.compiler import renderer_of
 from autotune.errors import UsageError
 from autotune.experiments.inputs import keep_guide
-from autotune.guide import FEATURES, SHIPPED, Guide, find_checkpoint
+from autotune.files import DATA
+from autotune.guide import FEATURES, Guide, find_checkpoint
 from autotune.space import VOCABULARY, state_after
 from sims import EnsembleConfig, TreesConfig
 
@@ -58,7 +59,7 @@ def test_a_guide_comes_back_whole(saved, tmp_path):
 
 def test_what_was_predicted_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch):
     """And is the same when it is asked for again."""
-    shipped = Guide.load(guide_module.SHIPPED / "guide-cpu")
+    shipped = Guide.load(DATA / "guide-cpu")
     kernel, cpu = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48)), renderer_of("CPU")
     states = [state_after(kernel, schedule, cpu) for schedule in ((U2,), (U4,), (U2, U2), (U4, U2))]
     before = shipped.members(states), shipped.leaves(states)
@@ -188,7 +189,7 @@ def test_a_comparison_passes_over_what_was_fine_tuned(tmp_path, monkeypatch):
 
     tuned = make("finetuned-resnet", 2)
     assert find_checkpoint(None, "CPU") == tuned
-    assert kept("alone") == (SHIPPED / "guide-cpu.safetensors").read_bytes()
+    assert kept("alone") == (DATA / "guide-cpu.safetensors").read_bytes()
     make("1", 1)
     assert find_checkpoint(None, "CPU") == tuned and kept("beside") == b"1"
 
@@ -200,7 +201,7 @@ def test_a_checkpoint_is_loaded_without_initial_weights(monkeypatch: pytest.Monk
         raise AssertionError("initial weights are drawn")
 
     monkeypatch.setattr(np.linalg, "qr", decompose)
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     assert guide.world is not None and guide.world.agent is not None
     for agent in (guide.agent, guide.world.agent):
         assert np.abs(agent.policy.theta.numpy()).max() > 0.1

@@ -163,15 +163,15 @@ def test_a_held_kernel_is_prepared_once_and_answers_as_a_fresh_one_does():
     """With two in turn each answers for itself. With other inputs it is another one."""
     worker, alone = Worker("CPU"), Worker("CPU")
     hold(alone, 64)
-    program = alone.compile(schedule_to_json((U4,)))["program"]
+    binary = alone.compile(schedule_to_json((U4,)))["binary"]
     assert hold(worker, 64) is hold(worker, 64) is not hold(worker, 64, seed=1)
     first = hold(worker, 64)
     ran = first.plain.launched
     hold(worker, 300)
-    assert worker.measure(program, None)["verdict"] != "ok"  # it is of the other kernel
+    assert worker.measure(binary, None)["verdict"] != "ok"  # it is of the other kernel
     assert hold(worker, 64) is first and first.plain.launched == ran
-    assert worker.compile(schedule_to_json((U4,)))["program"] == program
-    mine, other = worker.measure(program, None), alone.measure(program, None)
+    assert worker.compile(schedule_to_json((U4,)))["binary"] == binary
+    mine, other = worker.measure(binary, None), alone.measure(binary, None)
     assert mine["verdict"] == other["verdict"] == "ok" and len(mine["samples"]) > 3
 
 
@@ -268,30 +268,30 @@ def test_without_float64_the_plain_kernel_is_the_reference(monkeypatch):
 # **** timing ****
 
 
-def bench_and_program(kernel: Kernel, schedule=()) -> tuple[Bench, bench_module.Program]:
+def bench_and_binary(kernel: Kernel, schedule=()) -> tuple[Bench, bench_module.Binary]:
     bench = Bench(kernel, "CPU")
     return bench, bench.compile(schedule)
 
 
 def test_samples_are_kept_until_there_are_enough():
-    bench, program = bench_and_program(add_one(), (U4,))
-    quick = bench.measure(program, None)
+    bench, binary = bench_and_binary(add_one(), (U4,))
+    quick = bench.measure(binary, None)
     assert len(quick.samples) == MAX_SAMPLES and 0 < sum(quick.samples) < MIN_SECONDS  # a microsecond each
     assert 0 < sum(quick.samples) < quick.timing_seconds and quick.verify_seconds > 0 and quick.load_seconds > 0
-    bench, program = bench_and_program(kernel_of(Tensor.empty(1 << 20).exp()))
-    slow = bench.measure(program, None).samples
+    bench, binary = bench_and_binary(kernel_of(Tensor.empty(1 << 20).exp()))
+    slow = bench.measure(binary, None).samples
     assert MIN_SAMPLES <= len(slow) < MAX_SAMPLES and sum(slow) >= MIN_SECONDS
 
 
 def test_a_slow_candidate_gets_two_samples():
-    bench, program = bench_and_program(add_one(), (U4,))
-    outcome = bench.measure(program, 1e-9)
+    bench, binary = bench_and_binary(add_one(), (U4,))
+    outcome = bench.measure(binary, 1e-9)
     assert outcome.verdict == "ok" and len(outcome.samples) == 2 and "slower than 1e-09 s" in outcome.detail
 
 
 def test_outputs_are_poisoned_before_every_timed_run(monkeypatch):
-    bench, program = bench_and_program(add_one(), (U4,))
-    candidate, seen = bench.load(program), []
+    bench, binary = bench_and_binary(add_one(), (U4,))
+    candidate, seen = bench.load(binary), []
     bench.verify(candidate)
     run = candidate._run
     monkeypatch.setattr(
@@ -304,11 +304,11 @@ def test_outputs_are_poisoned_before_every_timed_run(monkeypatch):
 def test_a_duel_interleaves(monkeypatch):
     bench, order = Bench(add_one(), "CPU"), []
     sample = bench_module.Candidate.sample
-    monkeypatch.setattr(bench_module.Candidate, "sample", lambda self: order.append(self.program) or sample(self))
-    programs = [bench.compile(()), bench.compile((U4,)), bench.compile((U2,))]
-    samples = bench.duel(programs)
+    monkeypatch.setattr(bench_module.Candidate, "sample", lambda self: order.append(self.binary) or sample(self))
+    binaries = [bench.compile(()), bench.compile((U4,)), bench.compile((U2,))]
+    samples = bench.duel(binaries)
     rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
-    assert all(r == programs for r in rounds)
+    assert all(r == binaries for r in rounds)
     assert len(samples[0]) == len(samples[1]) == len(samples[2]) == len(rounds) >= bench_module.DUEL_MIN_ROUNDS
 
 
@@ -323,8 +323,8 @@ def test_a_duel_names_who_is_wrong():
 def test_failed_compilations_have_typed_verdicts(monkeypatch, tmp_path):
     bench = Bench(add_one(), "CPU")
     assert compile_outcome(bench, (U4,))[0] == "ok"
-    found, program, seconds, detail = compile_outcome(bench, (Opt(OptOps.UPCAST, 0, 7),))
-    assert (found, program) == ("illegal", None) and 1.0 > seconds > 0.0 and "UPCAST" in detail
+    found, binary, seconds, detail = compile_outcome(bench, (Opt(OptOps.UPCAST, 0, 7),))
+    assert (found, binary) == ("illegal", None) and 1.0 > seconds > 0.0 and "UPCAST" in detail
     assert compile_outcome(bench, (Opt(OptOps.UPCAST, 5, 2),))[0] == "illegal"
     monkeypatch.setattr(bench_module, "MAX_UOPS", 3)
     assert compile_outcome(bench, (U2,))[0] == "too_big"

@@ -15,7 +15,8 @@ from autotune.budget import Budget
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.data import Dataset
 from autotune.errors import UsageError
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.memory import Memory, traits
 from autotune.records import Records, Trial
@@ -83,7 +84,7 @@ def test_the_order_of_trials_and_faster_machines_change_nothing():
 
 
 def test_a_memory_is_kept_with_its_guide(tmp_path: Path):
-    guide, memory = Guide.load(SHIPPED / "guide-cpu"), learned((add_one(), OF_ADD), (MATMUL, OF_MATMUL))
+    guide, memory = Guide.load(DATA / "guide-cpu"), learned((add_one(), OF_ADD), (MATMUL, OF_MATMUL))
     guide.memory = memory
     guide.save(tmp_path / "kept", {})
     again = Guide.load(tmp_path / "kept").memory
@@ -104,7 +105,7 @@ def test_a_damaged_memory_is_refused(damage):
 
 
 def test_what_is_recalled_is_legal_here_new_and_never_asked_twice():
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     search = RecallSearch(MATMUL, CPU, 0, guide)
     first = search.states()[0].schedule
     search.tell([Trial(MATMUL.key, first, "ok", (1.0,))])
@@ -138,7 +139,7 @@ def test_of_what_has_no_time_any_more_nothing_is_told():
 
 
 def test_a_search_hears_of_what_is_added_while_it_goes_on():
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     guide.memory = learned((add_one(), OF_ADD), (ALIKE, OF_MATMUL))
     search = RecallSearch(MATMUL, CPU, 0, guide)
     strange = (Opt(OptOps.UPCAST, 1, 3),) * 2
@@ -148,18 +149,18 @@ def test_a_search_hears_of_what_is_added_while_it_goes_on():
 
 
 def test_without_a_memory_there_is_nothing_to_recall_and_mixed_does_without():
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     guide.memory = None
     assert RecallSearch(MATMUL, CPU, 0, guide).ask(4) == []
     search = MixedSearch(MATMUL, CPU, 0, guide)
     assert len(search.ask(4)) == 4 and "recall" not in search.origins.values()
-    told = MixedSearch(MATMUL, CPU, 0, Guide.load(SHIPPED / "guide-cpu"))
+    told = MixedSearch(MATMUL, CPU, 0, Guide.load(DATA / "guide-cpu"))
     told.ask(4)
     assert "recall" in told.origins.values()
 
 
 def test_the_memory_that_ships_knows_training_kernels_only():
-    memory = Guide.load(SHIPPED / "guide-cpu").memory
+    memory = Guide.load(DATA / "guide-cpu").memory
     assert memory is not None and len(memory.schedules) >= 500
     known = {traits(root_state(k, CPU)).astype(np.float16).tobytes() for k in corpus.load("train")}
     assert all(row.tobytes() in known for row in memory.features)
@@ -168,7 +169,7 @@ def test_the_memory_that_ships_knows_training_kernels_only():
 
 
 def test_a_guide_with_a_damaged_memory_is_one_line(tmp_path: Path):
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     guide.memory = learned((MATMUL, OF_MATMUL))
     guide.memory.features = guide.memory.features[:, 1:]
     guide.save(tmp_path / "bad", {})
@@ -180,7 +181,7 @@ def test_the_tuner_remembers_what_it_found_and_what_is_on_record(tmp_path: Path,
     with closing(Records(tmp_path / "records.db")) as records:
         records.add_fingerprint(runner.fields)
         for kernels in ([MATMUL], [add_one()]):
-            guide = Guide.load(SHIPPED / "guide-cpu")
+            guide = Guide.load(DATA / "guide-cpu")
             guide.memory = learned((add_one(512), OF_ADD))
             tuner = Tuner(records, runner, CPU, trials=2, strategy="mixed", guide=guide, progress=False)
             tuner.run(kernels, {k.key: 1 for k in kernels}, Budget(2))

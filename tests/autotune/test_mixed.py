@@ -12,7 +12,8 @@ from tinygrad import Tensor
 from agents.ppo import PPOConfig
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.episodes import sample_episodes
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.records import Trial
 from autotune.search.breeding import Breeder
 from autotune.search.mixed import CHILDREN, MixedSearch
@@ -27,7 +28,7 @@ KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
 
 @pytest.fixture(scope="module")
 def guide() -> Guide:
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def test_a_search_that_goes_on_knows_what_the_first_one_learned(guide: Guide):
@@ -157,7 +158,7 @@ def test_a_part_of_a_batch_is_what_the_policies_would_do_themselves(guide: Guide
 
 
 def test_without_a_world_one_policy_gives_all_of_it():
-    bare = Guide.load(SHIPPED / "guide-cpu")
+    bare = Guide.load(DATA / "guide-cpu")
     bare.world = None
     search = MixedSearch(KERNEL, CPU, 0, bare)
     assert [search.origins[search.ask(4)[3]] for _ in range(2)] == ["policy"] * 2

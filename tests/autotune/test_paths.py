@@ -9,7 +9,7 @@ from autotune import corpus
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.data import Dataset, add_shipped
 from autotune.features import OPS, log2, summary
-from autotune.paths import ACTION_WIDTH, ROOFLINE, TOKENS, action_row, action_rows, context, paths_from, paths_of
+from autotune.paths import ROOFLINE, ROW_WIDTH, TOKENS, action_row, action_rows, context, paths_from, paths_of
 from autotune.space import ACTIONS, STOP_INDEX, legal_mask, root_state, state_after, step
 from sims import SimulatorError
 
@@ -39,7 +39,7 @@ def test_groups_keep_the_times_of_two_machines_apart() -> None:
 def test_action_rows_tell_legal_actions_apart() -> None:
     root = root_state(kernel_of(Tensor.empty(32, 64) @ Tensor.empty(64, 48)), RENDERER)
     rows = action_rows(root)
-    assert rows.shape == (len(ACTIONS), ACTION_WIDTH) and not rows[STOP_INDEX].any()
+    assert rows.shape == (len(ACTIONS), ROW_WIDTH) and not rows[STOP_INDEX].any()
     legal = np.flatnonzero(legal_mask(root))
     assert len(np.unique(rows[legal], axis=0)) == len(legal) > 8
     assert (rows[:-1, : len(OPS)].sum(axis=1) == 1).all()

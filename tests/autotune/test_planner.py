@@ -9,7 +9,8 @@ from tinygrad import Tensor
 
 from autotune import corpus
 from autotune.compiler import renderer_of
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.records import Trial
 from autotune.search.planner import PlannerSearch
 from autotune.space import ACTIONS, STOP_INDEX, legal_mask, root_state, state_after, step
@@ -22,7 +23,7 @@ SIMULATIONS = 2
 
 @pytest.fixture(scope="module")
 def guide():
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def planner(guide: Guide, seed: int = 0, simulations: int = SIMULATIONS) -> PlannerSearch:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autotune import corpus, recorded
+from autotune import corpus, files, recorded
 from autotune.compiler import renderer_of
 from autotune.env import KernelVectorEnv
 from autotune.errors import UsageError
@@ -134,7 +134,7 @@ def recorder(tmp_path, monkeypatch):
     puts the twelve schedules of `history` on record, which count[0] of the calls do before the time is over."""
     clock, count = [0.0], [99]
     monkeypatch.setattr(recorded, "KERNELS", {"train": 1, "held_out": 2})
-    monkeypatch.setattr(corpus, "DATA", tmp_path)
+    monkeypatch.setattr(files, "DATA", tmp_path)
     monkeypatch.setattr(recorded, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(recorded, "default_device", lambda: "CPU")
 
@@ -190,7 +190,7 @@ def test_a_recording_that_cannot_be_written_leaves_the_former(recorder, monkeypa
     def full(*_, **__) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corpus.json, "dumps", full)
+    monkeypatch.setattr(files.json, "dumps", full)
     assert recorder() == 1 and path.read_bytes() == b"what shipped"
     assert "OSError: [Errno 28] No space left on device" in capsys.readouterr().err
 

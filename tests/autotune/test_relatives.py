@@ -9,7 +9,8 @@ from tinygrad import Tensor
 
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.experiments.ablations import ABLATIONS
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.memory import Memory, traits
 from autotune.records import Trial
@@ -33,7 +34,7 @@ UNROLLED = np.array([UNROLL in s for s in SCHEDULES])
 
 @pytest.fixture(scope="module")
 def guide() -> Guide:
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def states_of(kernel: Kernel) -> list[State]:
@@ -47,7 +48,7 @@ def wrong_about_unrolling(guide: Guide, kernel: Kernel, by: float = 2.0) -> np.n
 
 def taught(*told: tuple[Kernel, np.ndarray]) -> Guide:
     """The guide that ships, with a memory of these kernels' log2 times of all SCHEDULES."""
-    guide = Guide.load(SHIPPED / "guide-cpu")
+    guide = Guide.load(DATA / "guide-cpu")
     assert guide.memory is not None
     for kernel, times in told:
         guide.memory.add(root_state(kernel, CPU), list(zip(SCHEDULES, (2.0**times).tolist(), strict=True)))

@@ -63,6 +63,26 @@ threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
     assert done.returncode == 0 and done.stdout.split() == ["kernels", "2"], done.stderr
 
 
+@pytest.mark.parametrize("kind", ["ThreadPoolExecutor", "ProcessPoolExecutor"])
+@pytest.mark.parametrize("ends", ["pass", "sys.exit()"])
+def test_an_executor_that_is_left_open_ends_with_the_script(tmp_path: Path, kind: str, ends: str):
+    """What it has been given to do counts. It is not collected by itself: what it runs refers to the script's names."""
+    done = captured(tmp_path, f"""
+import concurrent.futures, sys, time
+from tinygrad import Tensor
+def work(n):
+    time.sleep(0.3)
+    if {kind == "ThreadPoolExecutor"}:
+        (Tensor.ones(30).contiguous() + n).realize()
+    return n
+pool = concurrent.futures.{kind}(1)
+future = pool.submit(work, 1)
+{ends}
+""")  # fmt: skip
+    assert done.returncode == 0 and "stopped by" not in done.stderr, done.stderr
+    assert done.stdout.split() == ["kernels", "2" if kind == "ThreadPoolExecutor" else "0"]
+
+
 def test_settings_that_come_too_late_are_told(tmp_path: Path):
     """By itself the script would have them: tinygrad reads each once, when it is imported."""
     script = "import os\nos.environ['DEFAULT_FLOAT'], os.environ['OTHER'] = 'HALF', '1'\nfrom tinygrad import Tensor\n(Tensor.ones(30).contiguous() + 1).realize()"
@@ -98,7 +118,7 @@ def test_memory_of_others_is_left_alone_where_it_is_not_aligned(offset: int, ask
     assert start % 4 == 0
     view = memory[start // 4 + offset :][:1024]
     x = Tensor.from_blob(view.ctypes.data, (1024,), dtype="float32", device="CPU")
-    with substitute_schedules(lambda raw, renderer: told.append(raw) or (U4,)):
+    with substitute_schedules(lambda raw, *_: told.append(raw) or (U4,)):
         found = (x + 1).realize()
     assert bool(told) == asked and (found.numpy() == view + 1).all()
 

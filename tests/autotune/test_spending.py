@@ -14,7 +14,8 @@ from tinygrad import Tensor
 
 from autotune.budget import Budget
 from autotune.compiler import renderer_of
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.kernel import Kernel
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, Trial
@@ -138,7 +139,7 @@ def test_a_kernel_is_cheap_beside_what_the_others_take_by_now():
 
 @pytest.fixture(scope="module")
 def guide() -> Guide:
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def test_what_the_ensemble_promises(guide: Guide):
@@ -217,7 +218,7 @@ def test_the_same_answers_are_asked_for_again(tmp_path: Path):
     with closing(Records(tmp_path / "auto.db")) as records:
         answers = []
         for _ in range(2):
-            guide = Guide.load(SHIPPED / "guide-cpu")  # as in a new process
+            guide = Guide.load(DATA / "guide-cpu")  # as in a new process
             tuner = Tuner(records, device, CPU, trials=0, strategy="auto", guide=guide, progress=False)
             tuner.run(kernels, dict.fromkeys([k.key for k in kernels], 1), Budget(0))
             answers.append([t.schedule for _, t in records.all_trials(device.fingerprint) if t.kind == "answer"])

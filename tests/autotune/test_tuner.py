@@ -2,92 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_never_worse import Adversary
-from tiny import U2, add_one
+from tiny import add_one
 from tinygrad import Context
 from tinygrad.helpers import BEAM
+from told import CPU, FIRST, HAND, KERNEL, SECOND, Told, accepted, seen, tuner_of
 
 import autotune
 from autotune.budget import Budget
-from autotune.compiler import hand_coded, renderer_of
 from autotune.errors import UsageError
-from autotune.kernel import Kernel, Schedule
+from autotune.kernel import Schedule
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.recheck import Checked, choose, recheck
-from autotune.measuring.runner import Refuted, Unprepared
 from autotune.memory import Memory, traits
-from autotune.records import Final, Records, Trial
+from autotune.records import Records, Trial
+from autotune.report import Report, result_of
 from autotune.space import root_state
 from autotune.tuner import Tuner
-from autotune.winners import contenders
-
-CPU = renderer_of("CPU")
-KERNEL = add_one()
-HAND = hand_coded(KERNEL.ast, CPU)
-FIRST, SECOND = (U2,), (U2, U2)
-assert HAND not in (FIRST, SECOND, ())
-
-
-class Told(Adversary):
-    """An honest device on which hand-coded takes 1 s, FIRST half of that, SECOND three times as long. It may be told what
-    becomes of hand-coded, how far its control is off, and how many accidents it has."""
-
-    def __init__(self, hand: str = "ok", control: float = 1.0, accidents: int = 0):
-        super().__init__(0, 0.0, 0.0)
-        self.true = {(): 1.5, HAND: 1.0, FIRST: 0.5, SECOND: 3.0}
-        self.hand, self.control, self.accidents = hand, control, accidents
-        self.asked = self.prepared = self.duels = 0
-
-    def baselines(self, kernel: Kernel) -> list[Trial]:
-        self.prepared += 1
-        plain, hand = super().baselines(kernel)
-        return [plain, hand if self.hand == "ok" else replace(hand, verdict=self.hand, samples=(), detail="as told")]
-
-    def measure(self, kernel: Kernel, schedules: Sequence[Schedule], cutoff: float | None,
-                done: Callable | None = None) -> list[Trial]:  # fmt: skip
-        self.asked += len(schedules)
-        if self.accidents:
-            self.accidents -= 1
-            return [Trial(kernel.key, s, "timeout") for s in schedules]
-        return super().measure(kernel, schedules, cutoff, done)
-
-    def duel(self, kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
-        self.duels += 1
-        *samples, control = super().duel(kernel, schedules, fresh)
-        return [*samples, tuple(s * self.control for s in control)]
-
-
-@pytest.fixture
-def records(tmp_path: Path):
-    with closing(Records(tmp_path / "r.db")) as records:
-        yield records
-
-
-def tuner_of(records: Records, device: Told, **more) -> Tuner:
-    return Tuner(records, device, CPU, progress=False, **{"trials": 4, "strategy": "random", **more})
-
-
-def seen(records: Records, device: Told, schedule: Schedule, seconds: float) -> None:
-    """A trial of which the device knows better."""
-    records.add_trial(device.fingerprint, Trial(KERNEL.key, schedule, "ok", (seconds,)), PROTOCOL)
-
-
-def accepted(records: Records, device: Told) -> Tuner:
-    """A tuner that has accepted FIRST."""
-    tuner = tuner_of(records, device)
-    tuner.baselines(KERNEL)
-    seen(records, device, FIRST, 0.5)
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and final.accepted and device.duels == 1
-    return tuner
 
 
 class Says:
@@ -110,131 +47,6 @@ def answering(records: Records, device: Told, says: Says, monkeypatch: pytest.Mo
     """At zero trials, by a strategy that needs a guide."""
     monkeypatch.setattr("autotune.tuner.make_strategy", lambda *_: says)
     return tuner_of(records, device, trials=0, guide=SimpleNamespace(memory=None))
-
-
-def test_a_refusal_withdraws_no_other_schedule(records):
-    device = Told()
-    tuner = accepted(records, device)
-    seen(records, device, SECOND, 0.1)  # in a lucky moment, and side by side with FIRST in another
-    records.add_duel(KERNEL.key, device.fingerprint, [SECOND, FIRST], [(0.1,), (0.5,)])
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and (final.schedule, final.accepted) == (SECOND, False)
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
-    result = tuner.result(KERNEL, 1)
-    assert (result.schedule, result.tuned_seconds, result.hand_coded_seconds) == (FIRST, 0.5, 1.0)
-    assert tuner.winners.finish(KERNEL) == final and device.duels == 2  # neither is asked again
-
-
-def test_a_winner_is_displaced_only_by_what_beats_it_side_by_side(records):
-    """Timed alone THIRD seemed a fifth faster than FIRST, too much for the two to be compared as a matter of course."""
-    device, third = Told(), (U2, U2, U2)
-    tuner = accepted(records, device)
-    device.true[third] = 0.6
-    seen(records, device, third, 0.4)
-    assert contenders(records.history(KERNEL.key, device.fingerprint)) == [third]
-    assert tuner.winners.rivals(KERNEL) == [third, FIRST] and not tuner.winners.decided(KERNEL)
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and final.schedule == FIRST and tuner.result(KERNEL, 1).tuned_seconds == 0.5
-    assert device.duels == 2 and tuner.winners.decided(KERNEL)  # of FIRST the verdict was on record
-    device.true[third] = 0.3
-    records.add_duel(KERNEL.key, device.fingerprint, [third, FIRST], device.duel(KERNEL, [third, FIRST]))
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and (final.schedule, final.accepted) == (third, True)
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
-
-
-@pytest.mark.parametrize(("true", "replaces"), [(0.52, False), (0.495, False), (0.4, True)])
-def test_a_winner_is_displaced_only_by_what_beats_it_in_the_fresh_process(records, true, replaces):
-    """Side by side on the bench THIRD was ahead by luck. FIRST takes half of hand-coded, and 2% is noise."""
-    device, third = Told(), (U2, U2, U2)
-    tuner = accepted(records, device)
-    device.true[third] = true
-    seen(records, device, third, 0.45)
-    records.add_duel(KERNEL.key, device.fingerprint, [third, FIRST], [(0.45,), (0.5,)])
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and (final.schedule, final.accepted) == (third, replaces) and final.ratio == true
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third if replaces else FIRST}
-    assert tuner.winners.decided(KERNEL) and tuner.winners.finish(KERNEL) == final and device.duels == 2
-    if not replaces:  # once FIRST has turned out wrong THIRD is held against hand-coded alone
-        records.add_trial(device.fingerprint, Trial(KERNEL.key, FIRST, "wrong_output", kind="recheck"), PROTOCOL)
-        assert not tuner.winners.decided(KERNEL)
-        final = tuner.winners.finish(KERNEL)
-        assert final is not None and final.accepted and device.duels == 3
-        assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
-
-
-def test_a_refusal_is_judged_by_the_noise_that_is_known_now(records):
-    """It wins by 5%; where 8% are noise that is nothing, where 2% are it is kept, and nothing is timed again."""
-    device = Told()
-    device.true[FIRST] = 0.95
-    tuner = tuner_of(records, device)
-    tuner.baselines(KERNEL)
-    seen(records, device, FIRST, 0.95)
-    records.add_noise(device.fingerprint, [(1.0, 0.08)])
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and not final.accepted and tuner.winners.finish(KERNEL) == final
-    made = device.duels
-    records.add_noise(device.fingerprint, [(1.0, 0.01)])
-    assert tuner.winners.decided(KERNEL)
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and final.accepted and device.duels == made
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
-
-
-@pytest.mark.parametrize(
-    ("now", "control", "stays"), [(0.7, 1.0, True), (1.1, 1.0, False), (0.99, 1.0, False), (1.1, 1.5, True)]
-)
-def test_a_winner_that_has_become_slower_stays_as_long_as_it_beats_hand_coded(records, now, control, stays):
-    """In a noisy minute nothing is decided."""
-    device = Told()
-    tuner = accepted(records, device)
-    device.true[FIRST], device.control = now, control
-    final = tuner.winners.again(KERNEL, FIRST)
-    assert final is not None and final.ratio == now
-    assert records.winners(device.fingerprint, PROTOCOL) == ({KERNEL.key: FIRST} if stays else {})
-    assert tuner.winners.decided(KERNEL)
-    tuner.winners.finish(KERNEL)  # the comparison that it had won once does not bring it back
-    assert records.winners(device.fingerprint, PROTOCOL) == ({KERNEL.key: FIRST} if stays else {})
-    device.duel = lambda *_, **__: (_ for _ in ()).throw(Unprepared("too busy"))  # type: ignore[method-assign]
-    assert tuner.winners.again(KERNEL, FIRST) is None
-
-
-def test_a_faster_winner_comes_back_when_a_slower_one_was_accepted_since(records):
-    """As where the records of another machine of the same kind were merged, on which FIRST was never tried."""
-    device, third = Told(), (U2, U2, U2)
-    tuner = accepted(records, device)
-    device.true[third] = 0.8
-    seen(records, device, third, 0.8)
-    records.add_final(device.fingerprint, Final(KERNEL.key, third, (0.8,), (1.0,), (1.0,), True, PROTOCOL))
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: third}
-    for _ in range(2):
-        final = tuner.winners.finish(KERNEL)
-        assert final is not None and final.schedule == FIRST
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
-    assert len(records.rows("finals")) == 3  # it is said again once
-
-
-def test_a_clock_that_was_ahead_holds_no_winner_back(records, monkeypatch):
-    device = Told()
-    tuner = accepted(records, device)
-    with monkeypatch.context() as ahead:
-        ahead.setattr("time.time", lambda: 4e9)
-        records.add_final(device.fingerprint, Final(KERNEL.key, (U2, U2, U2), (0.8,), (1.0,), (1.0,), True, PROTOCOL))
-    seen(records, device, (U2, U2, U2), 0.8)
-    device.true[U2, U2, U2] = 0.8
-    assert tuner.winners.finish(KERNEL) is not None
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
-
-
-def test_a_kernel_that_cannot_be_prepared_loses_no_winner(records):
-    device = Told()
-    tuner = accepted(records, device)
-    seen(records, device, SECOND, 0.1)
-    before = records.history(KERNEL.key, device.fingerprint).trials
-    device.duel = lambda *_, **__: (_ for _ in ()).throw(Unprepared("too busy"))  # type: ignore[method-assign]
-    assert tuner.winners.finish(KERNEL) is None and tuner.winners.settle(KERNEL) is None
-    assert records.history(KERNEL.key, device.fingerprint).trials == before
-    assert records.winners(device.fingerprint, PROTOCOL) == {KERNEL.key: FIRST}
 
 
 @pytest.mark.parametrize("hand", ["ok", "wrong_output"])
@@ -268,46 +80,15 @@ def test_numbers_that_are_none_are_refused_before_anything_is_measured(records, 
         tuner_of(records, Told(), **wrong)
 
 
-def test_a_refusal_in_a_noisy_minute_is_looked_at_again(records):
-    device = Told(control=0.45)
-    tuner = tuner_of(records, device)
-    tuner.baselines(KERNEL)
-    seen(records, device, FIRST, 0.5)
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and not final.accepted and final.noise > 1 and tuner.result(KERNEL, 1).schedule is None
-    device.control = 1.0
-    final = tuner.winners.finish(KERNEL)
-    assert final is not None and final.accepted and device.duels == 2 and tuner.result(KERNEL, 1).schedule == FIRST
-
-
 def test_what_was_refuted_is_not_shown_as_tuned(records):
     device = Told()
-    tuner = accepted(records, device)
+    accepted(records, device)
     assert [c.schedule for c in choose(records, device.fingerprint, 9, 0) if c.winner] == [FIRST]
     records.add_trial(device.fingerprint, Trial(KERNEL.key, FIRST, "wrong_output", kind="recheck"), PROTOCOL)
-    result = tuner.result(KERNEL, 1)
+    result = result_of(records, device.fingerprint, KERNEL)
     assert result.schedule is None and result.tuned_seconds == result.hand_coded_seconds == 1.0
     assert choose(records, device.fingerprint, 9, 0)
     assert FIRST not in [c.schedule for c in choose(records, device.fingerprint, 9, 0)]  # nor as a trial that was right
-
-
-def test_a_binary_that_is_refuted_is_not_accepted_under_another_name(records):
-    """The fastest is wrong on new inputs. Another order of its actions, which gives the same binary, is the next best."""
-    device, other = Told(), (U2, U2, U2)
-    tuner = tuner_of(records, device)
-    tuner.baselines(KERNEL)
-    for schedule, seconds in ((other, 0.4), (FIRST, 0.5)):
-        records.add_trial(device.fingerprint, Trial(KERNEL.key, schedule, "ok", (seconds,), code_hash="same"), PROTOCOL)
-    duel = device.duel
-
-    def refuting(kernel: Kernel, schedules: Sequence[Schedule], fresh: bool = True) -> list[tuple[float, ...]]:
-        if other in schedules:
-            raise Refuted(Trial(kernel.key, other, "wrong_output", kind="recheck"))
-        return duel(kernel, schedules, fresh)
-
-    device.duel = refuting  # type: ignore[method-assign]
-    assert tuner.winners.finish(KERNEL) is None and device.duels == 0
-    assert records.winners(device.fingerprint, PROTOCOL) == {} and tuner.result(KERNEL, 1).schedule is None
 
 
 def test_each_guide_has_its_answer_once(records, monkeypatch):
@@ -346,6 +127,31 @@ def test_kernels_of_another_tuner_get_their_answers_in_time_or_are_told(records,
     tuner = answering(records, device, Says(FIRST), monkeypatch)
     _, done = tuner.run([KERNEL], {KERNEL.key: 1}, Budget(0, 9.0, lambda: now[0]))
     assert done is not late and device.asked == (not late)
+
+
+def test_a_kernel_that_another_tuner_held_to_the_end_is_told(records, monkeypatch):
+    now = [0.0]
+
+    @contextmanager
+    def claim(*_):
+        now[0] = 9.0
+        yield False
+
+    monkeypatch.setattr("autotune.records.claims.claim", claim)
+    monkeypatch.setattr("autotune.records.claims.PAUSE", 0.0)
+    (result,), done = tuner_of(records, Told()).run([KERNEL], {KERNEL.key: 1}, Budget(4, 5.0, lambda: now[0]))
+    assert not done and "run the same command again" in result.refused
+    assert f"{KERNEL.name} could not be measured (its baselines" in Report("CPU", 9.0, 0, [result]).table()
+
+
+def test_tuners_of_one_file_meet_wherever_the_program_goes(tmp_path, monkeypatch):
+    """Claims lie beside the file, not in the folder of the moment."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(Records("r.db")) as records:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        tuner_of(records, Told()).run([KERNEL], {KERNEL.key: 1}, Budget(4, None))
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize(("trials", "cut"), [(2, False), (8, True)])

@@ -11,7 +11,8 @@ from tinygrad import Tensor
 
 from agents.networks import ILLEGAL
 from autotune.compiler import renderer_of
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.records import Trial
 from autotune.search import make_strategy
 from autotune.search.value import LOOKED, MARGIN, FilterSearch, ValueSearch
@@ -23,7 +24,7 @@ KERNEL = kernel_of(Tensor.empty(64, 96) @ Tensor.empty(96, 48))
 
 @pytest.fixture(scope="module")
 def guide() -> Guide:
-    return Guide.load(SHIPPED / "guide-cpu")
+    return Guide.load(DATA / "guide-cpu")
 
 
 def test_an_action_is_worth_its_reward_and_what_the_critic_sees_beyond(guide: Guide):

@@ -14,7 +14,8 @@ from autotune import corpus
 from autotune.compiler import Opt, OptOps, renderer_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
-from autotune.guide import SHIPPED, Guide
+from autotune.files import DATA
+from autotune.guide import Guide
 from autotune.paths import paths_of
 from autotune.records import Trial
 from autotune.search import make_strategy
@@ -65,7 +66,7 @@ def guide() -> Guide:
     """The shipped one, with a linear world of few kernels and an untrained policy on it."""
     data = Dataset(CPU)
     add_shipped(data, "CPU", corpus.load("train")[:12])
-    found = Guide.load(SHIPPED / "guide-cpu")
+    found = Guide.load(DATA / "guide-cpu")
     with Context(NOOPT=1):  # thirty steps are sooner made than a fast program for them
         found.world = World.learn("linear", data, 0, rounds=0, heads=HEADS)
     found.world.new_agent(found.agent.config)
@@ -175,7 +176,7 @@ def test_what_is_saved_comes_back(guide: Guide, tmp_path):
 
 
 def test_without_a_world_it_says_what_to_do(guide: Guide):
-    bare = Guide.load(SHIPPED / "guide-cpu")
+    bare = Guide.load(DATA / "guide-cpu")
     bare.world = None
     for name in ("muzero", "sequential"):
         with pytest.raises(UsageError, match="train one"):

@@ -25,7 +25,7 @@ from autotune.measuring import child
 from autotune.measuring.child import Child
 from autotune.measuring.inputs import CASES, sizes_of
 from autotune.measuring.runner import Refuted, Runner
-from autotune.measuring.worker import program_to_json
+from autotune.measuring.worker import binary_to_json
 from autotune.records import Trial
 
 N = 300  # elements of the victim: y = x + 1
@@ -129,25 +129,25 @@ def applies(attack: Attack, device: str) -> bool:
 
 
 def compiled(attack: Attack, kernel: Kernel, device: str) -> dict[str, Any]:
-    """The attack's program in the form in which a compiling child sends one, launched once as a whole."""
-    program = compile_schedule(kernel.ast, (), renderer_of(device), 0, sizes_of(kernel))
+    """The attack's binary in the form in which a compiling child sends one, launched once as a whole."""
+    binary = compile_schedule(kernel.ast, (), renderer_of(device), 0, sizes_of(kernel))
     space, head = ("__global ", "__kernel ") if device == "CL" else ("", "")
     source = (f"#define N {N}\n{SYSCALL if attack.linux else ''}{attack.state}\n"
               f"{head}void k({space}float* y, {space}float* x) {{ {attack.body} }}\n")  # fmt: skip
     compiler = Device[device].compiler
     library = source.encode() if device == "CL" else compiler.compile(source)
-    launches = tuple(((1, 1, 1), (1, 1, 1), values) for _, _, values in program.launches)
-    return program_to_json(replace(program, library=library, launches=launches))
+    launches = tuple(((1, 1, 1), (1, 1, 1), values) for _, _, values in binary.launches)
+    return binary_to_json(replace(binary, library=library, launches=launches))
 
 
 class Undermined(Runner):
-    """A runner whose compilers give back the attack's program for TRICK, once it is set."""
+    """A runner whose compilers give back the attack's binary for TRICK, once it is set."""
 
-    program: dict[str, Any] | None = None
+    binary: dict[str, Any] | None = None
 
     def _compile(self, child: Child, kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
-        if schedule == TRICK and self.program is not None:
-            return {"verdict": "ok", "program": self.program, "compile_seconds": 0.0, "detail": ""}
+        if schedule == TRICK and self.binary is not None:
+            return {"verdict": "ok", "binary": self.binary, "compile_seconds": 0.0, "detail": ""}
         return super()._compile(child, kernel, schedule)
 
 
@@ -164,7 +164,7 @@ def undermined(device: str) -> Iterator[Undermined]:
 
 def attack_trial(runner: Undermined, kernel: Kernel, attack: Attack) -> tuple[Trial, Trial]:
     """(what became of the attack, what became of an honest candidate after it)"""
-    runner.program = compiled(attack, kernel, runner.device)
+    runner.binary = compiled(attack, kernel, runner.device)
     (trial,) = runner.measure(kernel, [TRICK], None)
     (after,) = runner.measure(kernel, [HONEST], None)
     return trial, after
@@ -172,8 +172,8 @@ def attack_trial(runner: Undermined, kernel: Kernel, attack: Attack) -> tuple[Tr
 
 def attack_duel(runner: Undermined, kernel: Kernel, attack: Attack) -> Trial | None:
     """The same in the final timing in a fresh process; None where the attack escapes."""
-    runner.program = compiled(attack, kernel, runner.device)
-    runner.programs.clear()
+    runner.binary = compiled(attack, kernel, runner.device)
+    runner.binaries.clear()
     try:
         runner.duel(kernel, [TRICK, (), ()])
     except Refuted as refuted:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from agents import parameters
 from sims import SimulatorError, denoise, metrics, mlp, theta
 from sims.denoise import clock, coefficients, kept
 from sims.diffusion import Diffusion, DiffusionConfig, _train_jit
@@ -132,7 +133,7 @@ def test_what_scales_the_spread_was_seen_on_no_device(unseen: PathWorld) -> None
 
 def test_a_capture_is_keyed_by_the_modules_whose_constants_it_holds() -> None:
     parts = _train_jit((16, 16), 8.0).parts
-    assert {inspect.getsource(module) for module in (denoise, mlp, theta)} <= set(parts)
+    assert {inspect.getsource(module) for module in (denoise, mlp, parameters, theta)} <= set(parts)
 
 
 def test_rows_are_predicted_one_by_one(fitted, unseen: PathWorld) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents import networks
+from agents import networks, parameters
 from agents.ppo import PPOConfig
 from sims import SimulatorError, mlp, theta
 from sims.base import check_features
@@ -114,7 +114,7 @@ def test_saved_and_loaded_heads_say_the_same(taught: tuple[Heads, Taught]) -> No
 
 def test_a_world_keeps_how_far_its_heads_clip() -> None:
     """Of random paths; most inputs lie beyond a limit of 0.5 standard deviations. An older file, which does not say, has 5."""
-    from autotune.paths import ACTION_WIDTH
+    from autotune.paths import ROW_WIDTH
     from autotune.space import N_ACTIONS
     from autotune.world import World, widths_of
 
@@ -125,8 +125,8 @@ def test_a_world_keeps_how_far_its_heads_clip() -> None:
                   draw(N, w.steps + 1, S), np.full(N, 2), draw(N, w.steps + 1))  # fmt: skip
     kept = World("linear", w, 0, HeadsConfig(hidden=16, steps=2, clip=0.5))
     kept.simulator.fit(paths)
-    z, rows, mask = kept.simulator.embed(paths), draw(K, N_ACTIONS, ACTION_WIDTH), np.ones((N, N_ACTIONS), bool)
-    kept.heads = Heads(z.shape[1], N_ACTIONS, ACTION_WIDTH, kept.heads_config)
+    z, rows, mask = kept.simulator.embed(paths), draw(K, N_ACTIONS, ROW_WIDTH), np.ones((N, N_ACTIONS), bool)
+    kept.heads = Heads(z.shape[1], N_ACTIONS, ROW_WIDTH, kept.heads_config)
     kept.heads.fit(z, paths.kernel, rows, mask, mask / N_ACTIONS)
     arrays, meta = kept.state()
     older = {name: value for name, value in meta.items() if name != "heads_clip"}
@@ -173,7 +173,7 @@ def test_each_fit_draws_batches_of_its_own(taught: tuple[Heads, Taught]) -> None
 def test_a_capture_is_keyed_by_the_modules_whose_constants_it_holds() -> None:
     """Adam's, and the logit of what is illegal."""
     parts = _train_jit(Heads(E, A, F, CONFIG).sizes, CONFIG.legal_coef).parts
-    assert {inspect.getsource(module) for module in (mlp, networks, theta)} <= set(parts)
+    assert {inspect.getsource(module) for module in (mlp, networks, parameters, theta)} <= set(parts)
 
 
 def test_a_batch_of_many_says_what_each_alone_says(taught: tuple[Heads, Taught]) -> None:

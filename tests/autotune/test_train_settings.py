@@ -1,0 +1,136 @@
+"""Settings of a training: bad ones are named, and what the command line named is heard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny import add_one
+
+from autotune.compiler import renderer_of
+from autotune.errors import UsageError
+from autotune.experiments import command_line, replay, train
+from autotune.experiments.inputs import keep
+from autotune.files import DATA
+from autotune.guide import Guide
+from autotune.training import LEARNING_RATE
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"minutes": "20m"}, "bad setting minutes: '20m' stands where something like 20.0"),
+    ({"minutes": "x"}, "bad setting minutes: 'x'"),
+    ({"minutes": -1}, "bad setting minutes: -1"),
+    ({"per_kernel": "a"}, "bad setting per_kernel: 'a' stands where something like 8"),
+    ({"per_kernel": 1.5}, "bad setting per_kernel: 1.5"),
+    ({"draft": 1}, "bad setting draft: 1 stands where something like False"),
+    ({"checks": True}, "bad setting checks: True"),
+    ({"ppo": 3}, "bad setting ppo: 3"),
+    ({"heads": {"steps": "x"}}, "bad setting steps: 'x'"),
+    ({"validate_every": 0}, "bad setting validate_every: 0"),
+    ({"eval_trials": "x"}, "bad setting eval_trials: 'x'"),
+])  # fmt: skip
+def test_bad_settings_of_a_training_are_named(changed: dict, message: str):
+    assert train.config_of({**train.SETTINGS, "minutes": 20}).minutes == 20  # a whole number is a number, too
+    with pytest.raises(UsageError, match=message):
+        train.config_of({**train.SETTINGS, **changed})
+
+
+def test_the_seed_is_of_everything_random():
+    """A part that was given one keeps it."""
+    parts = ("simulator", "trees", "heads")
+    seeds = lambda **changed: [getattr(train.config_of({**train.SETTINGS, **changed}), part).seed for part in parts]  # noqa: E731
+    assert seeds() == [0, 0, 0] and seeds(seed=5) == seeds(seed=3_000_005) == [5, 5, 5]
+    assert seeds(seed=5, trees={**train.SETTINGS["trees"], "seed": 2}) == [5, 2, 5]
+
+
+def test_a_training_goes_on_where_it_began(tmp_path: Path):
+    session = SimpleNamespace(out=tmp_path, device="CL")
+    with pytest.raises(UsageError, match="was trained on CPU, and this is CL: set DEV=CPU"):
+        train.first(session, {"resume": str(DATA / "guide-cpu")}, train.DEFAULTS, kernel=None)  # type: ignore[arg-type]
+
+
+# **** settings of a training that the command line names ****
+
+
+def begins(out: Path, settings: dict, names: dict[str, list[str]] | None) -> Guide:
+    """What a training begins with; `names` is what its command line named, None: a run of a version that did not keep it."""
+    out.mkdir()
+    if names is not None:
+        (out / "named.json").write_text(json.dumps(names))
+    session, settings = (
+        SimpleNamespace(out=out, device="CPU", renderer=renderer_of("CPU")),
+        {**train.SETTINGS, **settings},
+    )
+    begun = train.first(session, settings, train.config_of(settings), add_one())  # type: ignore[arg-type]
+    assert begun is not None
+    return begun
+
+
+@pytest.mark.parametrize(("names", "lr", "anneal", "entropy"), [
+    ({"ppo": ["lr"]}, 5e-4, 0, 0.005),  # as by default, and asked for
+    ({"ppo": ["lr", "anneal_updates", "entropy"]}, 5e-4, 600, 0.02),
+    ({"trees": ["members"]}, LEARNING_RATE, 0, 0.005), ({}, LEARNING_RATE, 0, 0.005), (None, LEARNING_RATE, 0, 0.005),
+])  # fmt: skip
+def test_a_setting_is_heard_though_it_is_the_default(names, lr: float, anneal: int, entropy: float, tmp_path: Path):
+    own = begins(tmp_path / "run", {}, names).agent.config
+    assert (own.lr, own.anneal_updates, own.entropy) == (lr, anneal, entropy)
+
+
+def test_a_setting_of_a_named_configuration_is_heard(tmp_path: Path):
+    """And so it was of runs that did not keep what was named."""
+    changed = {"ppo": {**train.SETTINGS["ppo"], "lr": 3e-4}}
+    for i, names in enumerate(({}, None)):
+        assert begins(tmp_path / str(i), changed, names).agent.config.lr == 3e-4
+
+
+@pytest.mark.parametrize(("updates", "names", "refused"), [
+    (300, {"ppo": ["lr"]}, "ppo.lr=0.0005: a checkpoint that is resumed goes on with its own \\(0.0003\\)"),
+    (300, {"ppo": ["entropy"]}, ""),  # its own is the same
+    (300, {"trees": ["members"]}, ""),
+    (600, {"ppo": ["anneal_updates"]}, "ppo.anneal_updates=600: .* goes on with its own \\(0\\)"),  # all that is over
+    (300, {"ppo": ["anneal_updates"]}, ""), (600, {}, ""), (600, None, ""),
+])  # fmt: skip
+def test_what_is_asked_of_a_resumed_checkpoint_is_refused_though_it_is_the_default(updates: int, names, refused: str,
+                                                                                   tmp_path: Path):  # fmt: skip
+    known = Guide.load(DATA / "guide-cpu")
+    known.agent.config = replace(known.agent.config, lr=3e-4, lr_end=0.0, anneal_updates=600, entropy=0.02)
+    known.agent.updates = updates
+    known.save(tmp_path / "known", {"backend": "CPU"})
+    settings = {"resume": str(tmp_path / "known")}
+    if not refused:
+        assert begins(tmp_path / "run", settings, names).agent.updates == updates
+        return
+    with pytest.raises(UsageError, match=refused):
+        begins(tmp_path / "run", settings, names)
+
+
+def test_a_run_keeps_what_its_command_line_named_and_its_result_what_it_went_by(tmp_path: Path, monkeypatch):
+    """And so does its replay; that of a run which kept neither goes as it went then. Nothing is trained or measured."""
+
+    class Idle(train.Trainer):
+        def run(self) -> dict:
+            keep(self.out / "start", self.out / "best")
+            return {}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "Trainer", Idle)
+    monkeypatch.setattr(train, "Evaluator", lambda *_: SimpleNamespace(compare_all=lambda *_, **__: []))
+    for name in ("summarise", "to_json", "table"):
+        monkeypatch.setattr(train, name, lambda compared: [])
+    arguments = ["with", "ppo.lr=5e-4", "trees={'members': 4}", "minutes=1", "use_shipped=False"]
+    assert command_line(train.experiment, arguments) == 0
+    run = tmp_path / "runs" / "1"
+    assert json.loads((run / "named.json").read_text()) == {"ppo": ["lr"], "trees": ["members"]}
+    result, wanted = (json.loads((run / f"{name}.json").read_text()) for name in ("result", "config"))
+    went = result["figures"]["settings"]
+    assert went["ppo"] == {**wanted["ppo"], "anneal_updates": 0, "entropy": 0.005} and went["ppo"]["lr"] == 5e-4
+    assert went["trees"]["members"] == 4 and set(went) == {"ppo", "simulator", "trees"}
+    monkeypatch.setattr(replay, "WITHOUT_DEVICE", ("train",))
+    assert replay.main(run, live=False) == 0
+    (run / "named.json").unlink()
+    del result["figures"]["settings"]
+    (run / "result.json").write_text(json.dumps(result))
+    assert replay.main(run, live=False) == 0
