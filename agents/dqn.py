@@ -196,7 +196,6 @@ class DQN(NetworkAgent):
             "lr": lr,
             "epsilon": epsilon,
             "replay": float(len(self.replay)),
-            "invalid_actions": r.illegal_share,
         }
 
     def start_from(self, other: NetworkAgent) -> None:

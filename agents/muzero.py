@@ -259,7 +259,7 @@ class MuZero(NetworkAgent):
         lr, batches = self.lr, (to_tensors(*self.windows(sample)) for _ in range(c.gradient_steps))
         table = self.trained.table([self.trained.step(lr, [], batch) for batch in batches])
         self.updates += 1
-        own = {"lr": lr, "replay": float(len(self.replay)), "invalid_actions": rollout.illegal_share}
+        own = {"lr": lr, "replay": float(len(self.replay))}
         return self.trained.means(table) | searched | own
 
     def _sample(self) -> dict[str, np.ndarray]:

@@ -75,7 +75,6 @@ class PPO(NetworkAgent):
             "first_ratio_error": float(table[0, METRICS.index("ratio_error")]),
             "lr": lr,
             "explained_variance": explained_variance(r.value, target),
-            "invalid_actions": r.illegal_share,
         }
 
     def _epochs(self, rollout: Rollout, advantage: np.ndarray, target: np.ndarray) -> np.ndarray:

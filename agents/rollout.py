@@ -61,11 +61,6 @@ class Rollout:
     hidden: np.ndarray  # [B, 2H] float32, before the first step
     last_value: np.ndarray  # [B] float32, of the observation after the last step
 
-    @property
-    def illegal_share(self) -> float:
-        """Share of the actions taken that were illegal."""
-        return float(1 - np.take_along_axis(self.mask, self.action[..., None], 2).mean())
-
 
 class Rollouts:
     """Steps an environment with an agent. Observation, memory and running returns are carried from chunk to

@@ -15,8 +15,11 @@ class Budget:
     seconds: float | None = None
     clock: Callable[[], float] = time.monotonic
     started: float = field(default=0.0)
-    stop_after: int | None = None  # a replay stops at the count that the recorded run had reached by its clock
+    # a replay stops at the counts that the recorded run had reached by its clock: of trials, and of kernels' single answers
+    stop_after: int | None = None
+    answers: int | None = None
     spent: int = 0
+    answered: int = 0
     reserved: float = 0.0  # seconds kept back, for the final timing of winners
     over: bool = False  # time has ended the trials: for good, though what was kept back be given back, else no replay could repeat it
 
@@ -29,6 +32,12 @@ class Budget:
             return max(0, min(wanted, self.stop_after - self.spent))
         self.over = self.over or not self.in_time()
         return 0 if self.over else max(0, min(wanted, self.trials - self.spent))
+
+    def may_answer(self) -> bool:
+        """Whether there is time for one more kernel's single answer, which is counted then."""
+        may = self.in_time() if self.answers is None else self.answered < self.answers
+        self.answered += may
+        return may
 
     def in_time(self) -> bool:
         """Whether seconds are left, but those that are kept back."""

@@ -104,10 +104,12 @@ class Shared:
         """What is on record of some schedules; those of which nothing is are measured, and committed."""
         missing = [s for s in dict.fromkeys(schedules) if s not in self.known]
         if missing:
-            found = self.measurer.measure(self.kernel, missing, CUTOFF * self.fastest_baseline)
-            commit(self.records, self.measurer, self.kernel, found)
-            self.known.update((t.schedule, t) for t in found)
+            self.measurer.measure(self.kernel, missing, CUTOFF * self.fastest_baseline, self._keep)
         return [replace(self.known[s], kind="trial") for s in schedules]
+
+    def _keep(self, trial: Trial) -> None:
+        commit(self.records, self.measurer, self.kernel, [trial])
+        self.known[trial.schedule] = trial
 
 
 class Search:

@@ -25,7 +25,7 @@ from autotune.compiler import Renderer
 from autotune.data import Dataset
 from autotune.env import REMEMBERED, KernelVectorEnv, Task
 from autotune.episodes import Seen, sample_episodes
-from autotune.errors import TrainingError, UsageError
+from autotune.errors import TrainingError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
 from autotune.measuring.runner import Measurer, known_of
@@ -126,6 +126,7 @@ class Trainer:
         self.rng = np.random.default_rng([config.seed, 1])
         self.seen: Seen = {}
         self.best = float("-inf")
+        self.earlier: Guide | None = None  # the best of the run that is resumed
         self.trials = 0
         self.fitting = 0.0  # seconds that the last fit took, or what else must be kept back for a check
         self.finished = False  # whether checkpoints have all their parts
@@ -181,14 +182,16 @@ class Trainer:
         self.data.add(kernel, history.good, self.measurer.fingerprint)  # what was refuted is no example
 
     def fit(self) -> dict[str, float]:
-        """Learn from all trials so far what a schedule's time is; figures of that. Raises UsageError where they are too few."""
+        """Learn from all trials so far what a schedule's time is; figures of that. Raises TrainingError."""
         log_times, groups = self.data.arrays()
         began = self.clock.elapsed()
         self._tick(f"fitting the simulator to {len(self.data)} trials")
         try:
             metrics = self.guide.fit(self.data.states, log_times, groups, steps=self.config.sim_steps)
         except SimulatorError as error:
-            raise UsageError(f"too few trials to learn from ({error}): give it more minutes") from None
+            raise TrainingError(
+                f"the simulator could not be fitted ({error}); where trials are too few, give it more minutes"
+            ) from None
         self.fitting = self.clock.elapsed() - began
         for name in ("oob_pairwise", "value_loss", "rank_loss"):
             self.log(f"simulator.{name}", metrics[name], self.guide.agent.updates)
@@ -211,6 +214,9 @@ class Trainer:
         rollouts = Rollouts(env, agent, config.seed)
         begin, end = self.clock.elapsed(), config.train_share * self.seconds
         checks = 0
+        if self.earlier is not None:
+            self.save("best", self.earlier)
+            self.judge_again()
         self.validate()
         while agent.updates < config.max_updates and not self.clock.over("train", end):
             rollout, episodes = rollouts.collect(agent.config.steps)

@@ -150,7 +150,7 @@ class Tuner:
             return
         tick(min(history.spent, self.trials))
         if self._answers:
-            if budget.in_time():
+            if budget.may_answer():
                 self._answer(kernel, history)
             else:
                 self._cut = True

@@ -231,7 +231,7 @@ class Spread:
     std^2 = scale^2 * (d0 * typical + (n - 1) * variance) / (d0 + n - 1).
 
     A variance of 2 to 5 values is itself noisy; it is drawn towards the typical one with d0 prior degrees of
-    freedom (the posterior mean under a scaled inverse chi-square prior; Smyth 2004).
+    freedom (the inverse of the posterior mean of the precision, under a scaled inverse chi-square prior; Smyth 2004).
     """
 
     scale: float = 1.0  # found on out-of-bag kernels

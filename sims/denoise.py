@@ -13,8 +13,8 @@ CLOCK = 3  # numbers that tell the net how noisy its input is
 
 
 def kept(steps: int) -> np.ndarray:
-    """How much of the signal's variance is left at noise steps 0..steps [steps + 1]: cos^2 (Nichol & Dhariwal 2021, eq. 17),
-    at least 1e-4: nothing is divided by 0.
+    """How much of the signal's variance is left at noise steps 0..steps [steps + 1]: cos^2 (Nichol & Dhariwal 2021, eq. 17,
+    not divided by its value at 0), at least 1e-4: nothing is divided by 0.
     """
     return np.maximum(np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2, 1e-4)
 

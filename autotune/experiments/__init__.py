@@ -19,6 +19,7 @@ from sacred.observers import FileStorageObserver
 from sacred.run import Run
 from sacred.utils import SacredError
 
+from agents.checkpoint import replacing
 from autotune.compiler import default_device, renderer_of, without_beam
 from autotune.errors import UsageError, status_of
 from autotune.measuring.runner import Measurer, Runner
@@ -119,10 +120,11 @@ class Session:
         """Write result.json: the figures, which a replay must repeat, and what it needs to do so."""
         result = {"figures": figures, "clock": self.clock.ended, "fingerprint": self.measurer.fingerprint, "device": self.device,
                   "seconds": self.clock.elapsed()}  # fmt: skip
-        (self.out / "result.json").write_text(json.dumps(result, indent=1))
         self.measurer.close()
         for file in self.files.values():
             file.close()
+        with replacing(self.out / "result.json") as draft:
+            draft.write_text(json.dumps(result, indent=1))
         return result
 
 

@@ -19,6 +19,7 @@ from agents.rollout import Learner, Rollouts
 from agents.zoo import AGENTS, Kind, Settings, teach
 from autotune.compiler import default_device, renderer_of
 from autotune.env import KernelVectorEnv, Task
+from autotune.errors import UsageError
 from autotune.experiments import (
     Session,
     check_counts,
@@ -46,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "part": "",  # directory of an earlier run, whose finished jobs are taken over
 }  # fmt: skip
 experiment.add_config(DEFAULTS)
-experiment.add_named_config("fast", {"agents": ["random", "frequency", "ppo-lstm"], "seeds": 2, "env_steps": 128, "hidden": 8,
+experiment.add_named_config("fast", {"agents": ["random", "frequency", "ppo-lstm"], "seeds": 2, "env_steps": 1024, "hidden": 8,
                                      "draws": 2, "processes": 1})  # fmt: skip
 STEPS, ENVS = 8, 32  # T and B of all rollouts
 CONTROLS = ("random", "frequency")  # that every agent is held against
@@ -65,6 +66,12 @@ def play(agent: Learner, kind: Kind, task: Task, temperature: float) -> dict[str
     Rollouts(kind.wrap(inner), agent).collect(rounds * (MAX_STEPS + 1), temperature)  # by then all have ended
     first = {begun: schedule for begun, (_, schedule, _) in zip(inner.begins, inner.finished, strict=True)}
     return {kernel.key: first.get(i, ()) for i, kernel in enumerate(task.kernels)}
+
+
+def check_env_steps(env_steps: int) -> None:
+    """Raises UsageError for fewer than one update takes."""
+    if env_steps < STEPS * ENVS:
+        raise UsageError(f"bad setting env_steps: {env_steps} are fewer than the {STEPS * ENVS} of one update")
 
 
 def run_one(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     check_types(DEFAULTS, settings)
     check_names("agent", settings["agents"], AGENTS)
     check_counts(settings, "seeds", "env_steps", "hidden", "draws", "processes")
+    check_env_steps(settings["env_steps"])
     jobs = [(name, seed) for seed in range(settings["seeds"]) for name in settings["agents"]]
     rows = run_jobs(run_one, jobs, settings, session.out, "agents")
     summary = summarise(rows, settings["agents"])

@@ -42,7 +42,16 @@ from autotune.experiments import (
     make_experiment,
     without,
 )
-from autotune.experiments.agents import ENVS, STEPS, play, recordings, references, scores_of, summarise
+from autotune.experiments.agents import (
+    ENVS,
+    STEPS,
+    check_env_steps,
+    play,
+    recordings,
+    references,
+    scores_of,
+    summarise,
+)
 from autotune.experiments.jobs import run_jobs
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
@@ -229,6 +238,7 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     check_types(DEFAULTS, settings)
     check_names("arm", settings["arms"], ARMS)
     check_counts(settings, "seeds", "env_steps", "hidden", "sim_steps", "draws", "processes")
+    check_env_steps(settings["env_steps"])
     if not settings["trials"] or not all(type(trials) is int for trials in settings["trials"]):
         raise UsageError("bad setting trials: it is a list of whole numbers, like [250, 500]")
     for trials in settings["trials"]:

@@ -18,7 +18,9 @@ PARTS = ("config.json", "result.json", "program.json", "named.json")
 
 
 def pack(run: Path, file: Path) -> None:
-    """Write `file`; the same run gives the same bytes."""
+    """Write `file`; the same run gives the same bytes. Raises UsageError for one whose records somebody holds open."""
+    if any(run.glob("records*.db-wal")):
+        raise UsageError(f"{run} is in use, or was killed: a part of its records lies in a log beside them")
     name = json.loads((run / "run.json").read_text())["experiment"]["name"]
     parts = {"run.json": json.dumps({"experiment": {"name": name}}).encode()}
     parts |= {part: (run / part).read_bytes() for part in PARTS if (run / part).exists()}

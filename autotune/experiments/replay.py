@@ -21,6 +21,7 @@ from autotune.experiments.train import train
 from autotune.experiments.tuning import tune_program
 from autotune.measuring.recording import Recording
 from autotune.records import Records
+from autotune.records.store import copy_records
 from autotune.training import Clock
 
 EXPERIMENTS: dict[str, Body] = {
@@ -31,8 +32,8 @@ WITHOUT_DEVICE = ("agents", "imagination")  # experiments on recorded timings: t
 KEPT = (
     "guide*.json",
     "guide*.safetensors",
-    "start.json",
-    "start.safetensors",
+    "start*.json",
+    "start*.safetensors",
     "program.json",
     "named.json",
 )  # what a run started from
@@ -88,7 +89,8 @@ def _recorded(run: Path, out: Path, result: dict[str, Any]) -> Session:
     files = []
     (out / "recorded").mkdir()
     for path in sorted(run.glob("records*.db")):
-        files.append(Records(shutil.copy(path, out / "recorded" / path.name)))
+        copy_records(path, copy := out / "recorded" / path.name)
+        files.append(Records(copy))
     if not files:
         raise ReplayError(f"{run} holds no records; use --live")
     session = Session(out, Recording(files, result["fingerprint"]), Clock(result["clock"]))

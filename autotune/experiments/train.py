@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sacred.run import Run
 
+from agents import checkpoint
+from agents.checkpoint import files_of
 from agents.ppo import PPOConfig
 from autotune import corpus
 from autotune.compiler import backend_of
@@ -35,6 +38,7 @@ from autotune.experiments import (
 from autotune.experiments.inputs import digest, keep, sample
 from autotune.guide import MAX_SETTING, Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
+from autotune.records.rows import MAX_RIVALS
 from autotune.search import STRATEGIES
 from autotune.training import TrainConfig, Trainer, gently
 from autotune.world import SIMULATORS
@@ -60,7 +64,8 @@ experiment.add_named_config("fast", {
 
 def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Train, then compare on held-out kernels. Returns the figures that a replay must repeat."""
-    config = config_of({**SETTINGS, **settings})  # a run of an earlier version lacks what came later
+    names = {part: named(session, part) for part in ("simulator", "trees", "heads")}
+    config = config_of({**SETTINGS, **settings}, names)  # a run of an earlier version lacks what came later
     kernels = {split: corpus.load(split) for split in corpus.SPLITS}
     data = Dataset(session.renderer)
     shipped = add_shipped(data, session.device, kernels["train"], guided=True) if config.use_shipped else 0
@@ -69,8 +74,10 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     guide = first(session, settings, config, kernels["train"][0])
     if guide is not None:
         config = replace(config, max_updates=guide.agent.updates + config.max_updates)  # of this run
+    check_led(config, guide, settings["strategies"])
     trainer = Trainer(config, kernels, data, session.records(), session.measurer, session.renderer, session.device,
                       session.out, session.clock, session.log, guide)  # fmt: skip
+    trainer.earlier = earlier(session, settings["resume"])
     trained = trainer.run()
     best = Guide.load(session.out / "best")
     held_out = sample(kernels["held_out"], settings["eval_kernels"], config.seed)
@@ -100,8 +107,12 @@ def in_force(guide: Guide) -> dict[str, Any]:
 def first(session: Session, settings: dict[str, Any], config: TrainConfig, kernel: Kernel) -> Guide | None:
     """What a training begins with: all of a checkpoint (`resume`), or policy and world of one (`start`), or nothing."""
     if settings["resume"]:
+        if settings["start"] not in ("", SETTINGS["start"]):
+            raise UsageError(
+                "a training that is resumed goes on from its own checkpoint: leave out `start`, or `resume`"
+            )
         guide = Guide.load(source := keep(Path(settings["resume"]), session.out / "start"))
-        learned = json.loads(source.with_suffix(".json").read_text()).get("backend", session.device)
+        learned = checkpoint.load(source)[1].get("backend", session.device)
         if backend_of(learned) != backend_of(session.device):
             raise UsageError(
                 f"{settings['resume']} was trained on {learned}, and this is {session.device}: set DEV={learned}"
@@ -129,6 +140,33 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
     return guide
 
 
+def earlier(session: Session, resumed: str) -> Guide | None:
+    """The best policy of a run whose `last` is resumed: what comes after it is held against it. A replay finds it in the run, if it
+    is of a version that kept it."""
+    source, target = Path(resumed).parent / "best", session.out / "start-best"
+    if Path(resumed).name == "last" and session.clock.recorded is None and files_of(source)[0].exists():
+        keep(source, target)
+    return Guide.load(target) if files_of(target)[0].exists() else None
+
+
+def check_led(config: TrainConfig, guide: Guide | None, strategies: Sequence[str]) -> None:
+    """Raises UsageError for searches that what is trained could not lead, or that are too many for one table: that would be known
+    at the end alone."""
+    own = None if guide is None else guide.world
+    kept = config.keep_world and not config.sequential_updates
+    stays = own is not None and (not config.world or (kept and own.kind == config.world))  # as in `Trainer.learn_world`
+    led = {
+        "muzero": stays or bool(config.world),
+        "sequential": own.agent is not None if stays and own else bool(config.world and config.sequential_updates),
+    }
+    for name in strategies:
+        if not led.get(name, True):
+            raise UsageError(f"`{name}` needs more than is trained: set world=linear and sequential_updates=300")
+    rivals = len(strategies) + (guide is not None) + 2  # hand-coded twice
+    if rivals > MAX_RIVALS:
+        raise UsageError(f"{len(strategies)} strategies are too many for one table: it holds {MAX_RIVALS - 3}")
+
+
 def asked_for(session: Session, part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a part's settings that the command line named, be they the defaults, and those that are other than the defaults: a
     named configuration gave them, or the run is of a version that did not keep what was named."""
@@ -150,8 +188,9 @@ def _not_heard(part: str, own: Any, asked: Mapping[str, Any]) -> None:
                              f"({getattr(own, name)}); leave it out, or begin with `start=`")  # fmt: skip
 
 
-def config_of(settings: dict[str, Any]) -> TrainConfig:
-    """Raises UsageError for a value that no part accepts: now, and not when its turn comes."""
+def config_of(settings: dict[str, Any], names: Mapping[str, Sequence[str]] = MappingProxyType({})) -> TrainConfig:
+    """`names` are the settings of each part that the command line named. Raises UsageError for a value that no part accepts: now,
+    and not when its turn comes."""
     parts: dict[str, Any] = {
         "ppo": PPOConfig(),
         "simulator": EnsembleConfig(),
@@ -160,10 +199,11 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
     }
     check_types(SETTINGS, settings)
     check_types(SETTINGS["heads"], settings["heads"])
-    check_counts(settings, "validate_every")
+    check_counts(settings, "validate_every", "sim_steps")
     flat = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name not in parts}
     seed = {"seed": flat["seed"] % MAX_SETTING}  # a larger one could not be read again
-    own = {name: seed if name != "ppo" and not settings[name].get("seed") else {} for name in parts}
+    given = {name for name in parts if settings[name].get("seed") or "seed" in names.get(name, ())}
+    own = {name: seed if name != "ppo" and name not in given else {} for name in parts}
     try:
         config = TrainConfig(
             **flat, **{name: replace(part, **{**settings[name], **own[name]}) for name, part in parts.items()}
@@ -176,6 +216,10 @@ def config_of(settings: dict[str, Any]) -> TrainConfig:
     check_names("strategy", settings["strategies"], STRATEGIES)
     if config.world:
         check_names("simulator", [config.world], SIMULATORS)
+    elif config.sequential_updates:
+        raise UsageError("sequential_updates are of a policy that sees a world: name a simulator with `world=`")
+    if config.simulator.steps != EnsembleConfig.steps:
+        raise UsageError(f"simulator.steps={config.simulator.steps} is not heard: set sim_steps")
     return config
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sacred.run import Run
 
+from autotune.api import check_checkpoint
 from autotune.budget import Budget
 from autotune.experiments import (
     Session,
@@ -42,17 +43,18 @@ def tune_program(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     check_types(DEFAULTS, settings)
     check_limit(settings, "seconds")
     check_names("strategy", [settings["strategy"]], STRATEGIES)
+    check_checkpoint(settings["checkpoint"], settings["strategy"])
     program = program_of(session, settings["program"])
     guide = Guide.load(keep_guide(session, settings["checkpoint"])) if settings["strategy"] in NEEDS_GUIDE else None
     tuner = Tuner(session.records(), session.measurer, session.renderer, trials=settings["trials"],
                   strategy=settings["strategy"], guide=guide, seed=settings["seed"])  # fmt: skip
     kernels = list(program.kernels.values())
     recorded = session.clock.recorded
-    budget = Budget(
-        settings["trials"] * len(kernels), settings["seconds"], stop_after=recorded["trials"] if recorded else None
-    )
+    budget = Budget(settings["trials"] * len(kernels), settings["seconds"])
+    if recorded:
+        budget.stop_after, budget.answers = recorded["trials"], recorded.get("answers")
     results, _ = tuner.run(kernels, program.calls, budget)
-    session.clock.ended["trials"] = budget.spent
+    session.clock.ended |= {"trials": budget.spent, "answers": budget.answered}
     report = Report(session.device, budget.elapsed(), session.measurer.compiled, results)
     print(report.table())
     figures = report.to_json()

@@ -264,7 +264,7 @@ def test_every_parameter_moves_and_stands_in_the_optimizer_once(agent_of, make):
     for start, end in agent.policy.slots.values():
         used[start:end] += 1
     assert used.max() == 1 and not theta(agent)[used == 0].any() and agent.trained.steps == 4
-    assert metrics[1]["replay"] == 4 and metrics[1]["invalid_actions"] == 0
+    assert metrics[1]["replay"] == 4
     assert {*METRICS, "gradient_norm", "gain", "target_kl"} <= metrics[0].keys()
 
 

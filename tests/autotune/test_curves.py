@@ -46,6 +46,27 @@ def curve(strategy: str, seed: int, times: list[float | None], kernel: str = "a"
     return Curve(kernel, strategy, seed, hand, times, [0.5 * (i + 1) for i in range(len(times))])
 
 
+def test_what_is_finished_is_on_record_though_the_batch_is_not(tmp_path: Path):
+    kernel = kernel_of(Tensor.empty(48) + 1)
+
+    class Interrupted:
+        fingerprint = "here"
+
+        def baselines(self, kernel):
+            return [Trial(kernel.key, (), "ok", (1.0,), kind=kind) for kind in ("unoptimized", "hand_coded")]
+
+        def measure(self, kernel, schedules, cutoff, done=None):
+            done(Trial(kernel.key, schedules[0], "ok", (1.0,)))
+            raise KeyboardInterrupt
+
+    with closing(Records(tmp_path / "r.db")) as records:
+        records.add_kernel(kernel)
+        shared = Shared(kernel, records, Interrupted())  # type: ignore[arg-type]
+        with pytest.raises(KeyboardInterrupt):
+            shared.trials([(U2,), (U4,)])
+        assert [t.schedule for t in records.history(kernel.key, "here").trials if t.kind == "trial"] == [(U2,)]
+
+
 def test_a_user_keeps_the_best_so_far_or_hand_coded():
     c = curve("x", 0, [1.0, None, -1.0, -0.5])
     assert [c.best_after(n) for n in range(5)] == [0.0, 0.0, 0.0, -1.0, -1.0]

@@ -16,13 +16,14 @@ from agents.ppo import PPOConfig
 from autotune import training
 from autotune.compiler import renderer_of
 from autotune.data import Dataset
-from autotune.errors import UsageError
+from autotune.errors import TrainingError, UsageError
 from autotune.experiments.train import SETTINGS, first
 from autotune.files import DATA
 from autotune.guide import Guide, find_checkpoint
 from autotune.measuring.bench import PROTOCOL
 from autotune.records import Records, Trial
 from autotune.training import LEARNING_RATE, Clock, TrainConfig, Trainer
+from sims import SimulatorError
 
 KERNEL = kernel_of(Tensor.empty(24, 32) @ Tensor.empty(32, 16))
 
@@ -90,6 +91,31 @@ def test_each_validation_kernel_counts_once(tmp_path: Path, shipped: Guide, monk
     judged: list[int] = []
     monkeypatch.setattr(Trainer, "potential", lambda _, states: judged.append(len(states)) or np.zeros(len(states)))
     assert trainer._score(shipped.agent) == 0.0 and judged == [shipped.agent.config.n_envs + 1]
+
+
+@pytest.mark.parametrize(("score", "best"), [(1.0, 300), (-1.0, 500)])
+def test_the_best_of_a_run_that_is_resumed_is_best_until_one_is_better(score, best, tmp_path: Path, monkeypatch):
+    """Judged by the simulator of now. No update is made."""
+    guide, earlier = (Guide.load(DATA / "guide-cpu") for _ in range(2))
+    guide.agent.updates, earlier.agent.updates = 500, 300
+    monkeypatch.setattr(Trainer, "_score", lambda _, agent: score if agent.updates == 300 else 0.0)
+    trainer = trainer_of(tmp_path, guide)
+    trainer.config = replace(trainer.config, max_updates=500)
+    trainer.earlier = earlier
+    trainer.practise()
+    assert [Guide.load(tmp_path / name).agent.updates for name in ("best", "last")] == [best, 500]
+
+
+def test_a_simulator_that_cannot_be_fitted_is_told(tmp_path: Path, shipped: Guide, monkeypatch: pytest.MonkeyPatch):
+    def fit(*_, **__):
+        raise SimulatorError("training diverged")
+
+    trainer = trainer_of(tmp_path, shipped)
+    trainer.data.add(KERNEL, [Trial(KERNEL.key, (), "ok", (1.0,))], "here")
+    monkeypatch.setattr(Guide, "fit", fit)
+    monkeypatch.setattr(Trainer, "_tick", lambda *_: None)
+    with pytest.raises(TrainingError, match="could not be fitted .training diverged."):
+        trainer.fit()
 
 
 def test_the_best_policy_outlives_worse_ones_and_a_new_simulator(

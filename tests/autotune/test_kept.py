@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny import add_one
 
+from autotune.compiler import default_device, fingerprint
 from autotune.curves import Curve
 from autotune.errors import UsageError
 from autotune.experiments import curves, replay
 from autotune.experiments.inputs import keep
 from autotune.experiments.kept import pack, unpack
+from autotune.records import BASELINES, Records, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +33,27 @@ def test_the_settings_of_all_kept_runs_are_good(tmp_path: Path):
         assert costs["device"] == result["device"] and set(result["figures"]["calls"]) <= set(costs["seconds"])
         assert set(costs["again"]) == set(costs["seconds"])
     assert kept
+
+
+def test_a_replay_reads_what_a_killed_run_has_left_in_a_log(tmp_path: Path):
+    """Somebody who only reads keeps the log alive. It is not packed without it."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir(), out.mkdir()
+    (run / "run.json").write_text('{"experiment": {"name": "curves"}}')
+    (run / "config.json").write_text("{}")
+    device = default_device()
+    with closing(Records(run / "records.db")) as records:
+        own = records.add_fingerprint(fingerprint(device))
+        with closing(Records(run / "records.db", read_only=True)) as reader:
+            assert reader.history("none", own).trials == []
+            records.add_kernel(add_one())
+            for kind in BASELINES:
+                records.add_trial(own, Trial(add_one().key, (), "ok", (1.0,), kind=kind), 1)
+            assert (run / "records.db-wal").stat().st_size
+            with pytest.raises(UsageError, match="in use, or was killed"):
+                pack(run, tmp_path / "kept.tar.xz")
+            session = replay._recorded(run, out, {"fingerprint": own, "clock": {}, "device": device})
+            assert [t.kind for t in session.measurer.baselines(add_one())] == [*BASELINES]
 
 
 def test_a_damaged_file_is_no_run(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,9 @@ from autotune.training import LEARNING_RATE
     ({"ppo": 3}, "bad setting ppo: 3"),
     ({"heads": {"steps": "x"}}, "bad setting steps: 'x'"),
     ({"validate_every": 0}, "bad setting validate_every: 0"),
+    ({"sim_steps": 0}, "bad setting sim_steps: 0"),
+    ({"simulator": {**train.SETTINGS["simulator"], "steps": 3000}}, "simulator.steps=3000 is not heard: set sim_steps"),
+    ({"world": "", "sequential_updates": 3}, "sequential_updates are of a policy that sees a world"),
     ({"eval_trials": "x"}, "bad setting eval_trials: 'x'"),
 ])  # fmt: skip
 def test_bad_settings_of_a_training_are_named(changed: dict, message: str):
@@ -44,12 +48,57 @@ def test_the_seed_is_of_everything_random():
     seeds = lambda **changed: [getattr(train.config_of({**train.SETTINGS, **changed}), part).seed for part in parts]  # noqa: E731
     assert seeds() == [0, 0, 0] and seeds(seed=5) == seeds(seed=3_000_005) == [5, 5, 5]
     assert seeds(seed=5, trees={**train.SETTINGS["trees"], "seed": 2}) == [5, 2, 5]
+    assert train.config_of({**train.SETTINGS, "seed": 5}, {"trees": ["seed"]}).trees.seed == 0  # it was given that one
+
+
+@pytest.mark.parametrize(("changed", "led", "strategies", "message"), [
+    ({"world": ""}, None, ["muzero"], "`muzero` needs more than is trained"),
+    ({}, None, ["sequential"], "`sequential` needs more than is trained"),
+    ({"keep_world": False}, "agent", ["sequential"], "`sequential` needs more"),
+    ({"world": "transformer"}, "agent", ["sequential"], "`sequential` needs more"),
+    ({}, "agent", ["random"] * 14, "14 strategies are too many for one table: it holds 13"),
+    ({}, None, ["muzero", "random"], ""), ({"sequential_updates": 1}, None, ["sequential"], ""),
+    ({"world": ""}, "agent", ["muzero", "sequential"], ""), ({}, "agent", ["muzero", "sequential"] + ["random"] * 11, ""),
+])  # fmt: skip
+def test_searches_that_could_not_be_led_are_refused_before_the_training(changed, led, strategies, message):
+    world = None if led is None else SimpleNamespace(kind="linear", agent=led)
+    guide, config = SimpleNamespace(world=world) if world else None, replace(train.DEFAULTS, **changed)
+    if not message:
+        return train.check_led(config, guide, strategies)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        train.check_led(config, guide, strategies)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", ["", "shipped", "runs/1/best"])
+def test_a_start_beside_a_checkpoint_that_is_resumed_is_refused(start: str, tmp_path: Path):
+    """The default is not: nobody has asked for it."""
+    keep(DATA / "guide-cpu", tmp_path / "last")
+    (tmp_path / "last.json").write_text("")  # what is needed lies in the other file
+    settings = {"resume": str(tmp_path / "last"), "start": start}
+    if start != "runs/1/best":
+        assert begins(tmp_path / "run", settings, {}).agent.updates > 0
+        return
+    with pytest.raises(UsageError, match="leave out `start`, or `resume`"):
+        begins(tmp_path / "run", settings, {})
+
+
+def test_the_best_of_a_run_that_is_resumed_is_found_beside_its_last(tmp_path: Path):
+    session = SimpleNamespace(out=tmp_path / "out", clock=SimpleNamespace(recorded=None))
+    session.out.mkdir()
+    assert train.earlier(session, "") is None and train.earlier(session, str(tmp_path / "last")) is None  # type: ignore[arg-type]
+    keep(DATA / "guide-cpu", tmp_path / "best")
+    assert train.earlier(session, str(tmp_path / "best")) is None  # type: ignore[arg-type]
+    found = train.earlier(session, str(tmp_path / "last"))  # type: ignore[arg-type]
+    assert found is not None and found.agent.updates == Guide.load(DATA / "guide-cpu").agent.updates
+    shutil.rmtree(session.out), session.out.mkdir()
+    session.clock.recorded = {}
+    assert train.earlier(session, str(tmp_path / "last")) is None  # type: ignore[arg-type]  # a replay of a run without
 
 
 def test_a_training_goes_on_where_it_began(tmp_path: Path):
     session = SimpleNamespace(out=tmp_path, device="CL")
     with pytest.raises(UsageError, match="was trained on CPU, and this is CL: set DEV=CPU"):
-        train.first(session, {"resume": str(DATA / "guide-cpu")}, train.DEFAULTS, kernel=None)  # type: ignore[arg-type]
+        train.first(session, {"resume": str(DATA / "guide-cpu"), "start": "shipped"}, train.DEFAULTS, kernel=None)  # type: ignore[arg-type]
 
 
 # **** settings of a training that the command line names ****

@@ -129,6 +129,21 @@ def test_kernels_of_another_tuner_get_their_answers_in_time_or_are_told(records,
     assert done is not late and device.asked == (not late)
 
 
+@pytest.mark.parametrize("seconds", [9.0, 0.0])
+def test_a_replay_gives_as_many_answers_as_there_was_time_for(records, monkeypatch, seconds):
+    """Whatever its own clock says: it says nothing of the recorded run's."""
+    device, now = Told(), [0.0]
+    tuner = answering(records, device, Says(FIRST), monkeypatch)
+    budget = Budget(0, seconds, lambda: now[0])
+    (result,), done = tuner.run([KERNEL], {KERNEL.key: 1}, budget)
+    answers = int(seconds > 0)
+    assert budget.answered == answers and done == bool(answers) and result.verdicts == {}
+    again = Budget(0, 9.0 - seconds, lambda: now[0], stop_after=0, answers=budget.answered)
+    other = answering(records, Told(), Says(SECOND), monkeypatch)
+    other.search(KERNEL, again)
+    assert again.answered == answers and other.measurer.asked == answers
+
+
 def test_a_kernel_that_another_tuner_held_to_the_end_is_told(records, monkeypatch):
     now = [0.0]
 
