@@ -42,12 +42,12 @@ from autotune.script import (
     say,
 )
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
+from autotune.strict import at_least
 
 CAPTURE_HELP = "stop the script after this long and tune what it ran so far (default: %(default)g)"
 CHECKPOINT_HELP = (
     "what was learned (default: the newest under runs/, of `make train` or --finetune, else the shipped one)"
 )
-LARGEST = 1e9  # of any number here: timers take no more seconds
 INTERRUPTED = 130  # status of a script that Ctrl-C has ended, as a shell has it
 VERIFY_HELP = f"how many (default: all that are served, and {ENOUGH} at least)"
 STRATEGY_HELP = f"one of {', '.join(STRATEGIES)} (default: %(default)s)"
@@ -69,21 +69,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def _at_least(low: float, kind: type[int] | type[float]) -> Any:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value < LARGEST:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no {'whole ' * (kind is int)}number from {low:g} to {LARGEST:g}"
-            )
-        return value
-
-    return parse
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -109,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     reporting.add_argument("--json", type=Path, metavar="OUT", help="also write it there")
     exporting = command("export-beam", export_beam_command, "put the tuned schedules into tinygrad's own BEAM cache")
     exporting.add_argument(
-        "--beam", type=_at_least(1, int), required=True, metavar="N", help="for programs under BEAM=N"
+        "--beam", type=at_least(1, int), required=True, metavar="N", help="for programs under BEAM=N"
     )
     _add_collecting_options(command("collect", collect_command, "measure schedules of many kernels, to learn from"))
     _add_records_commands(command)
@@ -133,12 +118,12 @@ def _add_records_commands(command: Callable[..., argparse.ArgumentParser]) -> No
     importing = command("import", import_command, "take over such an export, all of it or nothing")
     importing.add_argument("file", type=Path, metavar="IN")
     verifying = command("verify", verify_command, "compile, verify and time recorded schedules again, winners first")
-    verifying.add_argument("-n", dest="count", type=_at_least(1, int), metavar="N", help=VERIFY_HELP)
-    verifying.add_argument("--seed", type=_at_least(0, int), default=0, metavar="S", help="of the choice (default: 0)")
+    verifying.add_argument("-n", dest="count", type=at_least(1, int), metavar="N", help=VERIFY_HELP)
+    verifying.add_argument("--seed", type=at_least(0, int), default=0, metavar="S", help="of the choice (default: 0)")
 
 
 def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
-    count, minutes = _at_least(1, int), _at_least(0.0, float)
+    count, minutes = at_least(1, int), at_least(0.0, float)
 
     def option(name: str, **settings: Any) -> None:
         collecting.add_argument(name, **settings)
@@ -154,11 +139,11 @@ def _add_collecting_options(collecting: argparse.ArgumentParser) -> None:
     option("--minutes", type=minutes, default=60.0, metavar="M", help="stop after this long (default: %(default)g)")
     option("--strategies", nargs="+", choices=COLLECTORS, default=COLLECTING, metavar="NAME", help=COLLECTORS_HELP)
     option("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT_HELP)
-    option("--seed", type=_at_least(0, int), default=0, metavar="S", help="of order and schedules (default: 0)")
+    option("--seed", type=at_least(0, int), default=0, metavar="S", help="of order and schedules (default: 0)")
 
 
 def _add_tuning_options(tuning: argparse.ArgumentParser) -> None:
-    count, seconds, minutes = _at_least(0, int), _at_least(0.001, float), _at_least(0.0, float)
+    count, seconds, minutes = at_least(0, int), at_least(0.001, float), at_least(0.0, float)
 
     def option(name: str, **settings: Any) -> None:
         tuning.add_argument(name, **settings)

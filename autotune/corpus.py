@@ -25,6 +25,7 @@ from autotune.kernel import Kernel, kernel_from_json, kernel_to_json
 from autotune.models import ResNet
 from autotune.programs import PROGRAMS, captured
 from autotune.space import legal_mask, root_state
+from autotune.strict import at_least
 
 SPLITS = ("train", "validation", "held_out")
 MIN_WORK, MAX_WORK, MAX_BYTES = 2e4, 3e8, 6.4e7  # operations and bytes: long enough to time, short enough to time often
@@ -358,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m autotune.corpus", description="write the corpus of training kernels"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least(0, int), default=0)
     args = parser.parse_args(argv)
     return status_of(parser.prog, lambda: _make(args.seed), "nothing was written")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from autotune import corpus, files
-from autotune.compiler import Renderer, default_device
+from autotune.compiler import Renderer, backend_of, default_device
 from autotune.errors import IllegalAction, UsageError, status_of
 from autotune.kernel import Kernel, schedule_from_json, schedule_to_json
 from autotune.records import Records, Trial
@@ -100,8 +100,9 @@ def _trial_from_row(key: str, row: list) -> Trial:
     return Trial(key, schedule_from_json(schedule), "ok", (micros * 1e-6,), code_hash=code_hash, kind=kind)
 
 
-def export_trials(stores: Sequence[Records], path: Path, keep: bool = False, skip: bool = False) -> int:
-    """Write the timed trials of training kernels: medians in microseconds, one line a kernel. Returns how many trials.
+def export_trials(stores: Sequence[Records], path: Path, backend: str, keep: bool = False, skip: bool = False) -> int:
+    """Write the timed trials of training kernels on devices of `backend`: medians in microseconds, one line for a kernel and a
+    device. Returns how many trials.
 
     `keep`: what `path` holds stays, as an earlier source, whose times are not compared with those of the new one. `skip`:
     other kernels than training kernels are left out; else they are a UsageError.
@@ -112,7 +113,7 @@ def export_trials(stores: Sequence[Records], path: Path, keep: bool = False, ski
     for records in stores:
         for kernel in records.kernels():
             if kernel.key in training:
-                lines += _rows_of(records, kernel, source)
+                lines += _rows_of(records, kernel, source, backend)
             elif not skip:
                 raise UsageError(
                     f"{records.path} holds {kernel.name}, which is no training kernel: nothing held out may ship"
@@ -121,10 +122,12 @@ def export_trials(stores: Sequence[Records], path: Path, keep: bool = False, ski
     return sum(len(line["trials"]) for line in lines)
 
 
-def _rows_of(records: Records, kernel: Kernel, source: int) -> list[dict[str, Any]]:
-    """One line for each device on which the kernel was timed. What was refuted later is left out."""
+def _rows_of(records: Records, kernel: Kernel, source: int, backend: str) -> list[dict[str, Any]]:
+    """One line for each device of a backend on which the kernel was timed. What was refuted later is left out."""
     lines = []
-    for fingerprint in records.fingerprints():
+    for fingerprint, fields in records.fingerprints().items():
+        if fields.get("backend") != backend:
+            continue
         rows = [
             [schedule_to_json(t.schedule), float(f"{t.seconds * 1e6:.4g}"), t.code_hash, t.kind]
             for t in records.history(kernel.key, fingerprint).good
@@ -151,9 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ship(args: argparse.Namespace) -> None:
-    path = shipped_path(default_device(), args.guided)
+    backend = backend_of(default_device())
+    path = shipped_path(backend, args.guided)
     stores = [Records(file, read_only=True) for file in args.records]
-    print(f"{export_trials(stores, path, args.keep, args.skip)} trials in {path.name}")
+    print(f"{export_trials(stores, path, backend, args.keep, args.skip)} trials in {path.name}")
 
 
 if __name__ == "__main__":

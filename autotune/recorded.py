@@ -30,6 +30,7 @@ from autotune.kernel import Kernel, Schedule, schedule_from_json, schedule_to_js
 from autotune.measuring.runner import Runner
 from autotune.records import History, Records
 from autotune.space import State
+from autotune.strict import at_least
 
 KERNELS = {"train": 72, "validation": 16, "held_out": 40}  # of each split
 PER_KERNEL = 32  # schedules of each kernel
@@ -183,8 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m autotune.recorded", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("do", choices=["collect"])
     parser.add_argument("--records", type=Path, default=Path("runs/recorded.db"))
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=at_least(0.0, float), default=60.0)
+    parser.add_argument("--seed", type=at_least(0, int), default=0)
     args = parser.parse_args(argv)
     told = "every finished trial is on record, the same command goes on from there"
     return status_of(parser.prog, lambda: _record(args), told)

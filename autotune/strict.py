@@ -1,8 +1,11 @@
-"""JSON from strangers: standard JSON only, bounded, each name once; and how to show any value in a message."""
+"""What strangers and users write: standard JSON only, bounded, each name once; numbers of a command line; and how to show any value
+in a message."""
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 from autotune.errors import CodecError
@@ -10,6 +13,7 @@ from autotune.errors import CodecError
 MAX_TEXT = 4_000_000  # characters of one JSON text: a kernel of 20,000 nodes has about half as many
 MAX_INT = 2**63  # what SQLite and the tuner's arrays can hold
 MAX_SHOWN = 60
+LARGEST = 1e9  # of any number on a command line: timers take no more seconds
 
 
 def parse(text: str) -> Any:
@@ -45,3 +49,20 @@ def shown(value: Any) -> str:
 def one_line(text: str) -> str:
     """A text for a message: whatever could end a line, or steer a terminal, becomes a question mark."""
     return "".join(c if c.isprintable() else "?" for c in text[:200])
+
+
+def at_least(low: float, kind: type[int] | type[float]) -> Callable[[str], Any]:
+    """The `type` of an argparse option: a number of that kind from `low` to LARGEST, else one line and exit status 2."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value < LARGEST:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no {'whole ' * (kind is int)}number from {low:g} to {LARGEST:g}"
+            )
+        return value
+
+    return parse

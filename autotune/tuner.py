@@ -17,7 +17,7 @@ from autotune.compiler import Renderer
 from autotune.errors import TRAIN, UsageError
 from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule
-from autotune.measuring.runner import RETRIED, Measurer, commit, cutoff_of
+from autotune.measuring.runner import Measurer, commit, cutoff_of, wants_baselines
 from autotune.records import BASELINES, BEAM, History, Records, Trial
 from autotune.records.claims import share
 from autotune.report import KernelResult, result_of
@@ -133,12 +133,7 @@ class Tuner:
 
     def baselines(self, kernel: Kernel) -> bool:
         """Measure both, where that is not on record; an accident once more, in a later run. Whether they were measured."""
-        history = self._history(kernel)
-        known, tries = history.baselines, Counter(t.kind for t in history.trials)
-        wanted = "hand_coded" not in known or any(
-            known[kind].verdict in RETRIED and tries[kind] < 2 for kind in BASELINES if kind in known
-        )
-        if wanted:
+        if wanted := wants_baselines(self._history(kernel)):
             commit(self.records, self.measurer, kernel, self.measurer.baselines(kernel))
         return wanted
 

@@ -30,6 +30,7 @@ from autotune.measuring.runner import Refuted, Runner, Unprepared
 from autotune.records import Records, default_path
 from autotune.report import Report
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
+from autotune.strict import at_least
 from autotune.tuner import Tuner
 
 # what only one mode has a use for, and its default
@@ -59,7 +60,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--control", action="store_true", help="also let random schedules search, with as many trials")
     parser.add_argument("--beam", type=int, default=0, help="also time tinygrad's BEAM=N (takes minutes)")
     parser.add_argument("--minutes", type=float, default=OF_TRAIN["minutes"], help="of --train")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least(0, int), default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--serve", choices=("default", "tuned", "beam", "pytorch"), help=argparse.SUPPRESS)
     return parser

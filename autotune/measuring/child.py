@@ -43,6 +43,7 @@ class Child:
         self.runs_candidates = runs_candidates
         self.kernel = ""  # key of the one that it holds
         self.prepared = False
+        self.plain_seconds = 0.0  # of one un-optimized run of that kernel, once it is prepared
         self.pipe: subprocess.Popen[bytes] | None = None
         self.buffer = b""
 

@@ -51,6 +51,7 @@ class Rules:
     nonfinite: bool  # False: what a NaN becomes is left open, by maxima, by comparisons of floats, by zeros that mask
     divides: bool  # by integers that it reads: zeros would stop the program
     addresses: frozenset[int]  # slots whose integers are used as addresses: wild ones may point anywhere
+    positive: bool  # it takes the largest of roots or logarithms: whom a NaN pushes out depends on the order
 
 
 def rules_of(kernel: Kernel) -> Rules:
@@ -65,7 +66,9 @@ def rules_of(kernel: Kernel) -> Rules:
     masked = any(u.op is Ops.MUL and not padded.isdisjoint(u.src) for u in nodes)
     divides = any(u.op in DIVISIONS and _loads(u.src[1]) for u in nodes)
     addresses = {slot for u in nodes if u.op is Ops.INDEX for address in u.src[1:] for slot in _loads(address)}
-    return Rules(not (ordered or masked), divides, frozenset(addresses))
+    maxima = [u for u in nodes if u.op is Ops.REDUCE and u.arg[0] is Ops.MAX and u.dtype in FLOATS]
+    positive = any(n.op in (Ops.SQRT, Ops.LOG2) for u in maxima for n in u.src[0].toposort())
+    return Rules(not (ordered or masked), divides, frozenset(addresses), positive)
 
 
 def _padded(nodes: Iterable[UOp]) -> set[UOp]:
@@ -102,6 +105,8 @@ def make_input(dtype: DType, elements: int, case: Case, rules: Rules, seed: int,
     values: np.ndarray = FLOAT_CASES[case.name](rng, min(elements, PERIOD), dtype)
     if elements > PERIOD:
         values = _negative(rng, elements, dtype) if case.name == "negative" else np.resize(values, elements)
+    if rules.positive:
+        values = np.abs(values)
     if case.name == "nonfinite" and rules.nonfinite:
         values[rng.integers(0, elements, 3)] = (np.inf, -np.inf, np.nan)
     if dtype is dtypes.bfloat16:

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -120,7 +120,6 @@ class Runner:
         self.seed = secrets.randbits(31)  # of the inputs: nothing can know them beforehand, each trial records them
         self.compilers = [Child(device) for _ in range(workers)]
         self.bench = Child(device, runs_candidates=True)
-        self.plain_seconds = 0.0  # of one un-optimized run of the kernel on the bench
         self.binaries: OrderedDict[tuple[str, Schedule], dict[str, Any]] = OrderedDict()
         self.compiled = 0
 
@@ -148,7 +147,7 @@ class Runner:
             if child.pipe is None or child.kernel != kernel.key:
                 self._hold(child, kernel, seed)
             if not child.prepared:
-                self.plain_seconds = child.ask({"do": "prepare"}, PREPARE_SECONDS)["seconds"]
+                child.plain_seconds = child.ask({"do": "prepare"}, PREPARE_SECONDS)["seconds"]
         except ChildFailed as failed:
             with contextlib.suppress(ChildFailed):
                 child.kill()
@@ -266,7 +265,7 @@ class Runner:
         try:
             self._prepare(self.bench, kernel, self.seed)
             began = time.perf_counter()
-            limit = RUN_SECONDS + RUN_FACTOR * self.plain_seconds
+            limit = RUN_SECONDS + RUN_FACTOR * self.bench.plain_seconds
             found = self.bench.ask({"do": "measure", "binary": binary, "cutoff": cutoff}, limit)
         except ChildFailed as failed:
             spent = time.perf_counter() - began
@@ -322,7 +321,7 @@ class Runner:
         try:
             with device_lock(self.device, exclusive=True):
                 self._prepare(child, kernel, seed)
-                limit = len(binaries) * (RUN_SECONDS + RUN_FACTOR * self.plain_seconds)
+                limit = len(binaries) * (RUN_SECONDS + RUN_FACTOR * child.plain_seconds)
                 return child.ask({"do": "duel", "binaries": binaries, "seconds": seconds}, limit)
         finally:
             if fresh:
@@ -350,10 +349,17 @@ def commit(records: Records, measurer: Measurer, kernel: Kernel, trials: Sequenc
         records.add_trial(measurer.fingerprint, trial, PROTOCOL)
 
 
+def wants_baselines(history: History) -> bool:
+    """Whether they are to be measured: they are not on record, or one was an accident, which is tried once more."""
+    known, tries = history.baselines, Counter(t.kind for t in history.trials)
+    accidents = (kind for kind, trial in known.items() if trial.verdict in RETRIED and tries[kind] < 2)
+    return "hand_coded" not in known or any(accidents)
+
+
 def known_of(records: Records, measurer: Measurer, kernel: Kernel) -> History:
-    """What is on record of a kernel; its baselines are measured first, where they are not."""
+    """What is on record of a kernel; its baselines are measured first, where they are wanted."""
     history = records.history(kernel.key, measurer.fingerprint)
-    if "hand_coded" not in history.baselines:
+    if wants_baselines(history):
         commit(records, measurer, kernel, measurer.baselines(kernel))
         history = records.history(kernel.key, measurer.fingerprint)
     return history

@@ -56,7 +56,8 @@ class Records:
 
     def __init__(self, path: str | os.PathLike[str], read_only: bool = False):
         self.path = Path(path)
-        self.absolute = self.path.absolute()  # scripts change their folder
+        # scripts change their folder; and what lies beside the file is not beside a link to it
+        self.absolute = Path(os.path.realpath(self.path))
         self._checked_kernels: set[str] = set()
         if read_only and not self.path.exists():
             raise RecordsError(f"no records file {self.path}; run `python -m autotune tune SCRIPT` first")
@@ -67,8 +68,8 @@ class Records:
 
     def _to_read(self) -> sqlite3.Connection:
         """Even a reader makes files beside the database. Where it may not, and no writer has left its own, it reads a copy."""
-        uri = f"file:{quote(str(self.path))}?mode=ro"
-        if os.access(self.path.parent, os.W_OK) or Path(f"{self.path}-wal").exists():
+        uri = f"file:{quote(str(self.absolute))}?mode=ro"
+        if os.access(self.absolute.parent, os.W_OK) or Path(f"{self.absolute}-wal").exists():
             return self._connect(uri, uri=True, check_same_thread=False)
         copy = self._connect(":memory:", check_same_thread=False)
         with contextlib.closing(self._connect(f"{uri}&immutable=1", uri=True)) as file:

@@ -163,7 +163,7 @@ def test_kernels_are_neither_trivial_nor_endless(kernels):
 def measured(tmp_path, kernel, *trials) -> Records:
     records = Records(tmp_path / "records.db")
     records.add_kernel(kernel)
-    own = records.add_fingerprint({"model": "x"})
+    own = records.add_fingerprint({"backend": "CPU", "model": "x"})
     for schedule, verdict, seconds, code in trials:
         records.add_trial(
             own, Trial(kernel.key, schedule, verdict, (seconds,) if verdict == "ok" else (), code_hash=code), 1
@@ -174,18 +174,37 @@ def measured(tmp_path, kernel, *trials) -> Records:
 def test_export_refuses_what_is_held_out(tmp_path):
     (kernel, *_) = corpus.load("held_out")
     with pytest.raises(UsageError, match="no training kernel"):
-        data.export_trials([measured(tmp_path, kernel, ((), "ok", 1e-6, "a"))], tmp_path / "out.gz")
+        data.export_trials([measured(tmp_path, kernel, ((), "ok", 1e-6, "a"))], tmp_path / "out.gz", "CPU")
 
 
 def test_exported_trials_come_back(tmp_path, monkeypatch):
     kernel = corpus.load("train")[0]
     records = measured(tmp_path, kernel, ((), "ok", 8e-6, "a"), ((), "timeout", 0.0, ""), ((), "ok", 4e-6, "b"))
     monkeypatch.setattr(files, "DATA", tmp_path)
-    assert data.export_trials([records], data.shipped_path("CPU")) == 2
+    assert data.export_trials([records], data.shipped_path("CPU"), "CPU") == 2
     dataset = data.Dataset(renderer_of("CPU"))
     assert data.add_shipped(dataset, "CPU", [kernel]) == 2 and data.add_shipped(dataset, "CL", [kernel]) == 0
     assert np.allclose(2.0 ** dataset.arrays()[0], [8e-6, 4e-6])
     assert data.add_shipped(dataset, "CPU", [add_one()]) == 0
+
+
+def test_trials_of_another_backend_are_not_exported(tmp_path):
+    """A file may hold those of several, and of other machines."""
+    kernel = corpus.load("train")[0]
+    records, path = measured(tmp_path, kernel, ((), "ok", 8e-6, "a")), tmp_path / "out.gz"
+    other = records.add_fingerprint({"backend": "CL"})
+    records.add_trial(other, Trial(kernel.key, (), "ok", (1e-6,)), 1)
+    for backend, micros in (("CPU", 8.0), ("CL", 1.0)):
+        assert data.export_trials([records], path, backend) == 1
+        (line,) = files.read_lines(path)
+        assert [row[1] for row in line["trials"]] == [micros]
+
+
+@pytest.mark.parametrize("program", [corpus, recorded])
+def test_a_negative_seed_is_a_wrong_command(program, capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main([*(["collect"] if program is recorded else []), "--seed", "-1"])
+    assert end.value.code == 2 and "'-1' is no whole number from 0" in capsys.readouterr().err
 
 
 def test_what_was_refuted_later_is_not_exported(tmp_path, monkeypatch):
@@ -195,7 +214,7 @@ def test_what_was_refuted_later_is_not_exported(tmp_path, monkeypatch):
     records.add_trial(own, Trial(kernel.key, (U2,), "wrong_output", kind="recheck"), 1)
     monkeypatch.setattr(files, "DATA", tmp_path)
     path = data.shipped_path("CPU")
-    assert data.export_trials([records], path) == 2
+    assert data.export_trials([records], path, "CPU") == 2
     with gzip.open(path, "rt") as file:
         assert [micros for _, micros, *_ in json.loads(file.read())["trials"]] == [8.0, 4.0]
 
@@ -205,13 +224,13 @@ def test_what_shipped_before_can_be_kept_as_a_source_of_its_own(tmp_path, monkey
     monkeypatch.setattr(files, "DATA", tmp_path)
     path = data.shipped_path("CPU")
     (tmp_path / "old").mkdir()
-    data.export_trials([measured(tmp_path / "old", kernel, ((), "ok", 8e-6, "a"))], path)
+    data.export_trials([measured(tmp_path / "old", kernel, ((), "ok", 8e-6, "a"))], path, "CPU")
     new = measured(tmp_path, kernel, ((), "ok", 2e-6, "a"))
     new.add_kernel(other)
-    assert data.export_trials([new], path, keep=True, skip=True) == 2
+    assert data.export_trials([new], path, "CPU", keep=True, skip=True) == 2
     dataset = data.Dataset(renderer_of("CPU"))
     assert data.add_shipped(dataset, "CPU", [kernel, other]) == 2 and dataset.groups == [0, 1]
-    assert data.export_trials([new], path, skip=True) == 1
+    assert data.export_trials([new], path, "CPU", skip=True) == 1
 
 
 def test_trials_that_a_guide_asked_for_are_added_on_request_and_stay_apart(tmp_path, monkeypatch):
@@ -220,7 +239,7 @@ def test_trials_that_a_guide_asked_for_are_added_on_request_and_stay_apart(tmp_p
     for guided in (False, True):
         folder = tmp_path / str(guided)
         folder.mkdir()
-        data.export_trials([measured(folder, kernel, ((), "ok", 8e-6, "a"))], data.shipped_path("CPU", guided))
+        data.export_trials([measured(folder, kernel, ((), "ok", 8e-6, "a"))], data.shipped_path("CPU", guided), "CPU")
     for guided, groups in ((False, [0]), (True, [0, 1])):
         dataset = data.Dataset(renderer_of("CPU"))
         assert data.add_shipped(dataset, "CPU", [kernel], guided) == len(groups) and dataset.groups == groups

@@ -265,7 +265,34 @@ def test_without_float64_the_plain_kernel_is_the_reference(monkeypatch):
     assert values_of(raw.inputs["ordinary"][1].view(np.uint8), dtypes.float32).dtype == np.float32
 
 
+def test_zeros_are_written_though_there_is_no_float64_reference():
+    """Of a product there is none. Nearly all rows underflow, and the poison of some cases is 0 itself."""
+    bench = Bench(kernel_of(Tensor.empty(64, 200).prod(1)), "CPU", seed=1)
+    bench.prepare()
+    assert (bench.plain.outputs(CASES[-1])[0].view(np.float32) == 0).mean() > 0.9
+    assert all(bench.expected[case.name][0].unwritten is None for case in bench_module.ALL_CASES)
+
+
+@pytest.mark.parametrize("f", [Tensor.sqrt, Tensor.log])
+def test_a_maximum_of_roots_or_logarithms_may_be_taken_in_any_order(f):
+    """Of negative numbers they are NaN, and which numbers a NaN pushes out depends on the order. A wrong one is still caught."""
+    kernel, wrong = (kernel_of(f(Tensor.empty(64, 64) * factor).max(1)) for factor in (2, 3))
+    assert measured(kernel, kernel, (Opt(OptOps.UNROLL, 0, 4),)).verdict == "ok"
+    assert verdict(kernel, wrong)[0] == "wrong_output"
+
+
 # **** timing ****
+
+
+def test_a_clock_that_says_zero_gives_samples_all_the_same():
+    """A record holds none that is not above 0."""
+    bench, binary = bench_and_binary(add_one(), (Opt(OptOps.UPCAST, 0, 4),))
+    bench.prepare()
+    candidate = bench.load(binary)
+    bench.verify(candidate)
+    run = candidate._run
+    candidate._run = lambda *arguments: 0.0 * run(*arguments)
+    assert set(candidate.samples(None)[0]) == {bench_module.SHORTEST}
 
 
 def bench_and_binary(kernel: Kernel, schedule=()) -> tuple[Bench, bench_module.Binary]:

@@ -192,6 +192,17 @@ def test_a_copy_holds_what_a_killed_run_left_in_its_log(records, tmp_path):
         copy_records(tmp_path / "none.db", tmp_path / "copy2.db")
 
 
+def test_a_link_to_a_file_is_that_file(tmp_path):
+    """What lies beside it, claims and logs, is the same for both."""
+    real, link = tmp_path / "real" / "r.db", tmp_path / "l.db"
+    Records(real).close()
+    link.symlink_to(real)
+    with closing(Records(link)) as linked:
+        assert linked.absolute == real.resolve()
+    with closing(Records(link, read_only=True)) as linked:
+        assert linked.kernels() == []
+
+
 def test_duels_come_back(records):
     own = records.add_fingerprint(FIELDS)
     pair, first, second = [(U4,), ()], [(1.0, 2.0), (3.0, 4.0)], [(5.0,), (6.0,)]

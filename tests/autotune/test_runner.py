@@ -22,6 +22,7 @@ from autotune.measuring import runner as runner_module
 from autotune.measuring.bench import MAX_SAMPLES, MIN_SAMPLES
 from autotune.measuring.child import Child, ChildFailed
 from autotune.measuring.runner import UNPREPARED, Refuted, Runner, Unprepared
+from autotune.records import BASELINES, Records, Trial
 
 U3, U5 = Opt(OptOps.UPCAST, 0, 3), Opt(OptOps.UPCAST, 0, 5)
 BAD = Opt(OptOps.UPCAST, 0, 7)
@@ -224,6 +225,46 @@ def test_baselines_of_a_kernel_that_memory_cannot_hold_are_tried_twice(runner, m
     assert [t.verdict for t in (plain, hand)] == [verdict] * 2 and runner.compiled == compiled
     assert asked.count("prepare") == prepared
     assert all(t.detail.startswith(UNPREPARED) == (verdict == "crashed") for t in (plain, hand))
+
+
+def test_a_duel_of_another_kernel_moves_no_deadline(runner, monkeypatch):
+    """The bench still holds the slow one when the quick one is timed in a process of its own."""
+    slow, limits, ask = kernel_of(Tensor.empty(1 << 19).exp().sin()), [], Child.ask
+
+    def asked(self, request, seconds):
+        if request["do"] == "measure":
+            limits.append(seconds)
+        return ask(self, request, seconds)
+
+    monkeypatch.setattr(Child, "ask", asked)
+    runner.measure(slow, [()], None)
+    runner.duel(add_one(), [(U4,), ()])
+    runner.measure(slow, [()], None)
+    assert limits[0] == limits[1] > runner_module.RUN_SECONDS
+
+
+@pytest.mark.parametrize(("verdicts", "again"), [
+    (["timeout", "timeout"], True), (["ok", "timeout"], True), (["timeout", "timeout", "timeout", "timeout"], False),
+    (["ok", "wrong_output"], False), (["ok", "ok"], False), ([], True),
+])  # fmt: skip
+def test_an_accident_of_a_baseline_is_tried_once_more_whoever_asks(tmp_path, verdicts, again):
+    asked = []
+
+    class Honest:
+        fingerprint = "here"
+
+        def baselines(self, kernel):
+            asked.append(kernel)
+            return [Trial(kernel.key, (), "ok", (1.0,), kind=kind) for kind in BASELINES]
+
+    with contextlib.closing(Records(tmp_path / "r.db")) as records:
+        records.add_kernel(add_one())
+        for verdict, kind in zip(verdicts, BASELINES * 2, strict=False):
+            samples = (1.0,) if verdict == "ok" else ()
+            records.add_trial("here", Trial(add_one().key, (), verdict, samples, kind=kind), 1)
+        history = runner_module.known_of(records, Honest(), add_one())  # type: ignore[arg-type]
+        assert bool(asked) == again
+        assert not again or all(history.baselines[kind].verdict == "ok" for kind in BASELINES)
 
 
 @pytest.mark.parametrize("how", ["a Context", "the environment"])

@@ -18,7 +18,7 @@ from autotune.measuring.inputs import AFTERWARDS, CASES, NUMPY, Rules, make_inpu
 from autotune.measuring.reference import EPSILON, NoReference, reference
 from autotune.measuring.verify import expect, formula_bound, unwritten_in
 
-FREE = Rules(True, False, frozenset())
+FREE = Rules(True, False, frozenset(), False)
 EDGES = next(c for c in CASES if c.name == "edges")
 
 
