@@ -138,9 +138,8 @@ class Bench:
         return found
 
     def _plainly(self, case: Case, slot: int) -> tuple[np.ndarray, np.ndarray | None]:
-        first = self.plain.outputs(case, 0xFF)[
-            slot
-        ]  # a case's own poison may be the second one: then every zero would count
+        # a case's own poison may be the second one: then every zero would count
+        first = self.plain.outputs(case, 0xFF)[slot]
         return first, unwritten_in(first, self.params[slot].dtype.itemsize,
                                    lambda: self.plain.outputs(case, 0x00)[slot], 0xFF)  # fmt: skip
 
