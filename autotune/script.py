@@ -102,15 +102,14 @@ def run_script(script: Path, arguments: list[str]) -> None:
     It sees none of our packages that others may call alike, and is free to import its own of these names.
     """
     argv, path, folder, process = sys.argv, list(sys.path), os.getcwd(), os.getpid()
-    before, threads, executors = dict(os.environ), set(threading.enumerate()), _executors()
+    before, threads = dict(os.environ), set(threading.enumerate())
     sys.argv = [str(script), *arguments]
     own, absolute = str(script.resolve().parent), str(script.absolute())
     sys.path[:] = [own, *(path[1:] if path and path[0] in ("", os.getcwd()) else path)]
     ours = _taken()
     try:
         ended = _run(absolute)
-        # those of a fork are copies: its parent's threads do their work
-        _wait(threads, _executors() - executors if os.getpid() == process else set())
+        _wait(threads, forked=os.getpid() != process)
         if ended is not None:
             if os.getpid() != process:  # a fork of the script, which ends here as it would by itself
                 _end(ended.code)
@@ -143,18 +142,17 @@ def _run(script: str) -> SystemExit | None:
     return None
 
 
-def _executors() -> set[Executor]:
-    return {thing for thing in gc.get_objects() if issubclass(type(thing), Executor)}
-
-
-def _wait(threads: set[threading.Thread], executors: set[Executor]) -> None:
+def _wait(threads: set[threading.Thread], forked: bool) -> None:
     """Wait for all threads but these, as Python does before it ends: executors, whose threads wait for work, are told first that
     none will come."""
-    for executor in executors:
-        executor.shutdown()
-    for thread in set(threading.enumerate()) - threads:
-        if not thread.daemon and thread is not threading.current_thread():
-            thread.join()
+    own = {*threads, threading.current_thread()}
+    left = [thread for thread in threading.enumerate() if thread not in own and not thread.daemon]
+    if left and not forked:  # those of a fork are copies: its parent's threads do their work
+        # to look at all objects takes a while, so not where no thread is left; the only executors are the script's
+        for executor in [thing for thing in gc.get_objects() if issubclass(type(thing), Executor)]:
+            executor.shutdown()
+    for thread in left:
+        thread.join()
 
 
 def _told_of_error() -> int:
