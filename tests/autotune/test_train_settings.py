@@ -183,3 +183,27 @@ def test_a_run_keeps_what_its_command_line_named_and_its_result_what_it_went_by(
     del result["figures"]["settings"]
     (run / "result.json").write_text(json.dumps(result))
     assert replay.main(run, live=False) == 0
+
+
+def test_a_training_hears_of_the_best_before_and_of_what_it_could_not_lead(tmp_path: Path, monkeypatch, capsys):
+    """Nothing is trained or measured."""
+    found = []
+
+    class Idle(train.Trainer):
+        def run(self) -> dict:
+            found.append(self.earlier)
+            keep(self.out / "start", self.out / "best")
+            return {}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "Trainer", Idle)
+    monkeypatch.setattr(train, "Evaluator", lambda *_: SimpleNamespace(compare_all=lambda *_, **__: []))
+    for name in ("summarise", "to_json", "table"):
+        monkeypatch.setattr(train, name, lambda compared: [])
+    keep(DATA / "guide-cpu", tmp_path / "last"), keep(DATA / "guide-cpu", tmp_path / "best")
+    arguments = ["with", "minutes=1", "use_shipped=False", "trees={'members': 4}"]
+    assert command_line(train.experiment, [*arguments[:3], "resume=last"]) == 0
+    assert command_line(train.experiment, arguments) == 0
+    assert [earlier is None for earlier in found] == [False, True]
+    assert command_line(train.experiment, [*arguments, "start=", "strategies=['sequential']"]) == 2
+    assert len(found) == 2 and "`sequential` needs more than is trained" in capsys.readouterr().err
