@@ -227,12 +227,12 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
 
 
 def _serves(description: Path, backend: str) -> bool:
-    """Whether a checkpoint was trained for this backend, by a version that saw the same features, to the end, and not in a test run
-    of seconds."""
+    """Whether a checkpoint was trained for this backend, by a version that saw the same features, to the end, not in a test run of
+    seconds, and was not found to be slower than what it began with."""
     try:
         meta = parse(description.read_text())
         current = meta["vocabulary"] == VOCABULARY and meta["features"] == FEATURES
-        whole = meta.get("finished", True) and not meta["draft"]
+        whole = meta.get("finished", True) and meta.get("serves", True) and not meta["draft"]
         return current and whole and backend_of(str(meta["backend"])) == backend
     except (OSError, ValueError, KeyError, TypeError, CodecError):
         return False

@@ -130,6 +130,7 @@ class Trainer:
         self.trials = 0
         self.fitting = 0.0  # seconds that the last fit took, or what else must be kept back for a check
         self.finished = False  # whether checkpoints have all their parts
+        self.serves = True  # whether `find_checkpoint` may take them; no longer where they are slower than what ships
 
     @property
     def seconds(self) -> float:
@@ -334,6 +335,6 @@ class Trainer:
 
     def save(self, name: str, guide: Guide | None = None) -> None:
         guide = guide or self.guide
-        about = {"backend": self.device, "draft": self.config.draft, "finished": self.finished,
+        about = {"backend": self.device, "draft": self.config.draft, "finished": self.finished, "serves": self.serves,
                  "updates": guide.agent.updates, "validation": self.best}  # fmt: skip
         guide.save(self.out / name, about, moments=name == "last")

@@ -1,7 +1,8 @@
 """`python -m autotune.experiments.train with minutes=20`, which is what `make train` runs.
 
-Ends with a table on held-out kernels: the trained strategies beside random schedules at equal trials, beside hand-coded, and
-beside `mixed` as it was led before this training.
+What was trained is held against what it began with, on validation kernels at equal trials: where it is clearly slower it is
+kept, but leads only those who name it. Ends with a table on held-out kernels: the trained strategies beside random schedules
+at equal trials, beside hand-coded, and beside `mixed` as it was led before this training.
 Its policy begins as the one that ships, so that minutes suffice, and its world stays; `with start=` begins from nothing. `with fast` is a
 configuration of seconds for tests; `with resume=runs/3/last` goes on from a checkpoint.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from sacred.run import Run
 
 from agents import checkpoint
@@ -25,7 +27,7 @@ from autotune import corpus
 from autotune.compiler import backend_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
-from autotune.evaluation import Evaluator, summarise, table, to_json
+from autotune.evaluation import Comparison, Evaluator, summarise, table, to_json
 from autotune.experiments import (
     Session,
     check_counts,
@@ -40,6 +42,7 @@ from autotune.guide import MAX_SETTING, Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.records.rows import MAX_RIVALS
 from autotune.search import STRATEGIES
+from autotune.statistics import Estimate, bootstrap
 from autotune.training import TrainConfig, Trainer, gently
 from autotune.world import SIMULATORS
 from sims import Committee, EnsembleConfig, TreesConfig
@@ -49,10 +52,12 @@ experiment = make_experiment("train")
 DEFAULTS = TrainConfig()
 BEFORE = "before"  # name of the search that is led by what the training began with
 NAMED = "named.json"  # in a run: the settings of its parts that the command line named
+JUDGED_UNTIL, COMPARED_UNTIL = 0.78, 0.98  # of the time: of a training held against its beginning, and of the final table
+FEWEST = 5  # kernels that tell anything: that all of them are slower by chance happens once in 32 times
 
 
 SETTINGS: dict[str, Any] = {**asdict(DEFAULTS), "start": "shipped", "resume": "", "strategies": ["mixed", "policy", "random"],
-            "eval_trials": 16, "eval_kernels": 24}  # fmt: skip
+            "eval_trials": 16, "eval_kernels": 24, "judge_kernels": 24}  # fmt: skip
 experiment.add_config(SETTINGS)
 experiment.add_named_config("fast", {
     "minutes": 10.0, "start": "", "max_kernels": 6, "per_kernel": 3, "max_updates": 2, "checks": 0, "sim_steps": 20, "use_shipped": False, "draft": True,
@@ -82,9 +87,12 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     best = Guide.load(session.out / "best")
     held_out = sample(kernels["held_out"], settings["eval_kernels"], config.seed)
     before = {} if guide is None else {BEFORE: Guide.load(session.out / "start")}
+    if before and settings.get("judge_kernels"):  # a run of an earlier version judged nothing
+        validation = sample(kernels["validation"], settings["judge_kernels"], config.seed)
+        trained["judged"] = judge(session, trainer, best, before, validation, settings["eval_trials"])
     evaluator = Evaluator(session.records, session.measurer, session.renderer, best, settings["strategies"],
                           settings["eval_trials"], config.seed, before)  # fmt: skip
-    compared = evaluator.compare_all(held_out, over=lambda: session.clock.over("evaluate", 0.98 * trainer.seconds))
+    compared = evaluator.compare_all(held_out, over=lambda: session.clock.over("evaluate", COMPARED_UNTIL * trainer.seconds))
     print(
         f"\n{len(compared)} held-out kernels, {settings['eval_trials']} trials each, time over hand-coded:\n{table(compared)}"
     )
@@ -95,6 +103,31 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     if (session.out / NAMED).exists():  # a run of an earlier version had no such figure to repeat
         figures["settings"] = {part: asdict(config) for part, config in in_force(trainer.guide).items()}
     return figures
+
+
+def judge(session: Session, trainer: Trainer, best: Guide, before: Mapping[str, Guide], kernels: Sequence[Kernel],
+          trials: int) -> dict[str, Any]:  # fmt: skip
+    """Hold `mixed`, led by what was trained, against the same led by what the training began with. Where it is clearly slower, the
+    checkpoint says so, and `find_checkpoint` passes it over."""
+    evaluator = Evaluator(lambda name: session.records(f"judge-{name}"), session.measurer, session.renderer, best, ["mixed"],
+                          trials, trainer.config.seed, before)  # fmt: skip
+    compared = evaluator.compare_all(kernels, over=lambda: session.clock.over("judge", JUDGED_UNTIL * trainer.seconds))
+    figures: dict[str, Any] = {"summary": summarise(compared), "kernels": to_json(compared), "slower": False}
+    if len(compared) >= FEWEST:
+        ratio = beside(compared)
+        figures |= {"ratio": vars(ratio), "slower": ratio.low > 1}
+        print(f"\n{len(compared)} validation kernels: led by what was trained, {ratio} of the time of what it began with")
+    if figures["slower"]:
+        trainer.serves = False
+        trainer.save("best", best)
+        print(f"so it leads only those who name {session.out / 'best'}")
+    return figures
+
+
+def beside(compared: Sequence[Comparison]) -> Estimate:
+    """Geometric mean of the times after this training over those before, over kernels."""
+    ratios = np.log([[c.seconds["mixed"] / c.seconds[BEFORE] for c in compared]])  # [1, kernels]
+    return bootstrap(lambda drawn: float(np.exp(drawn.mean())), ratios)
 
 
 def in_force(guide: Guide) -> dict[str, Any]:

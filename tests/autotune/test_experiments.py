@@ -83,6 +83,19 @@ def test_training_replays_bit_for_bit_and_a_changed_figure_is_named(trained: Pat
 
 
 @pytest.mark.slow
+def test_a_training_that_goes_on_is_held_against_what_it_began_with(trained: Path):
+    """Before the table on held-out kernels; on two kernels nothing is decided. A replay repeats it."""
+    settings = ["fast", "start=runs/1/best", "judge_kernels=2"]
+    done = python(trained, "autotune.experiments.train", "with", *settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = max((trained / "runs").glob("[0-9]*"), key=lambda p: int(p.name))
+    judged = json.loads((run / "result.json").read_text())["figures"]["judged"]
+    assert judged["summary"]["kernels"] == 2 and not judged["slower"] and "ratio" not in judged
+    assert [k["trials"] for k in judged["kernels"]] == 2 * [{"mixed": 2, "before": 2}]
+    assert "bit for bit" in python(trained, "autotune", "replay", str(run)).stdout
+
+
+@pytest.mark.slow
 def test_tuning_replays_at_the_recorded_count_and_live_reports_differences(trained: Path):
     done = python(trained, "autotune.experiments.tuning", "with", "fast")
     assert done.returncode == 0, done.stderr[-2000:]
