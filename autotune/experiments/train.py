@@ -52,7 +52,8 @@ experiment = make_experiment("train")
 DEFAULTS = TrainConfig()
 BEFORE = "before"  # name of the search that is led by what the training began with
 NAMED = "named.json"  # in a run: the settings of its parts that the command line named
-JUDGED_UNTIL, COMPARED_UNTIL = 0.78, 0.98  # of the time: of a training held against its beginning, and of the final table
+# of the time: then the comparison with what a training began with ends, and the one on held-out kernels
+JUDGED_UNTIL, COMPARED_UNTIL = 0.78, 0.98
 FEWEST = 5  # kernels that tell anything: that all of them are slower by chance happens once in 32 times
 
 
@@ -92,7 +93,9 @@ def train(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
         trained["judged"] = judge(session, trainer, best, before, validation, settings["eval_trials"])
     evaluator = Evaluator(session.records, session.measurer, session.renderer, best, settings["strategies"],
                           settings["eval_trials"], config.seed, before)  # fmt: skip
-    compared = evaluator.compare_all(held_out, over=lambda: session.clock.over("evaluate", COMPARED_UNTIL * trainer.seconds))
+    compared = evaluator.compare_all(
+        held_out, over=lambda: session.clock.over("evaluate", COMPARED_UNTIL * trainer.seconds)
+    )
     print(
         f"\n{len(compared)} held-out kernels, {settings['eval_trials']} trials each, time over hand-coded:\n{table(compared)}"
     )
@@ -116,7 +119,9 @@ def judge(session: Session, trainer: Trainer, best: Guide, before: Mapping[str, 
     if len(compared) >= FEWEST:
         ratio = beside(compared)
         figures |= {"ratio": vars(ratio), "slower": ratio.low > 1}
-        print(f"\n{len(compared)} validation kernels: led by what was trained, {ratio} of the time of what it began with")
+        print(
+            f"\n{len(compared)} validation kernels: led by what was trained, {ratio} of the time of what it began with"
+        )
     if figures["slower"]:
         trainer.serves = False
         trainer.save("best", best)

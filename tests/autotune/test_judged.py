@@ -50,7 +50,9 @@ def test_who_is_clearly_slower_is_passed_over(ratios, slower, tmp_path: Path, mo
     figures = judged(out, [comparison(r) for r in ratios], monkeypatch)
     served = find_checkpoint(None, "CPU", tmp_path)
     assert figures["slower"] == slower and served == (DATA / "guide-cpu" if slower else out / "best")
-    assert find_checkpoint(out / "best", "CPU", tmp_path) == out / "best" and Guide.load(out / "best").memory is not None
+    assert (
+        find_checkpoint(out / "best", "CPU", tmp_path) == out / "best" and Guide.load(out / "best").memory is not None
+    )
     told = capsys.readouterr().out
     assert (f"those who name {out / 'best'}" in told) == slower
     assert (f"{len(ratios)} validation kernels" in told) == ("ratio" in figures) == (len(ratios) >= 5)
