@@ -48,6 +48,9 @@ class Guide:
         self.state_dim, self.summary_dim, self.seed = state_dim, summary_dim, seed
         self.world: World | None = None  # to plan in without the compiler
         self.memory: Memory | None = None  # of recorded kernels and their fastest schedules
+        self.policy_first = (
+            False  # whether the policy's answer is tried before the trees', which few trials have taught little
+        )
         self._predicted: dict[Bagged, dict[tuple[str, Schedule], np.ndarray]] = {}  # by who was asked: [M]
         self._leaves: dict[tuple[str, Schedule], np.ndarray] = {}  # [T]
 
@@ -114,7 +117,8 @@ class Guide:
             named |= {f"memory.{k}": v for k, v in self.memory.state().items()}
         description = {"vocabulary": VOCABULARY, "world": world, "features": FEATURES, "state_dim": self.state_dim,
                        "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
-                       "simulator": asdict(self.simulator.nets.config), "trees": asdict(self.simulator.trees.config), "agent": meta, **extra}  # fmt: skip
+                       "simulator": asdict(self.simulator.nets.config), "trees": asdict(self.simulator.trees.config),
+                       "policy_first": self.policy_first, "agent": meta, **extra}  # fmt: skip
         checkpoint.save(path, named if moments else without_moments(named), description)
 
     @staticmethod
@@ -138,6 +142,7 @@ class Guide:
             guide = Guide(state_dim, summary_dim, ppo, sim, trees, seed)
             guide.agent.load_state(agent, meta["agent"])
             guide.simulator.load_state(simulator)
+            guide.policy_first = _checked(False, meta.get("policy_first", False))
             if memory := _part(tensors, "memory."):
                 guide.memory = Memory.load(memory, state_dim)
             if meta.get("world"):

@@ -17,9 +17,10 @@ from autotune.guide import Guide
 from autotune.memory import Memory
 
 
-def carry(source: Path, target: Path, device: str) -> dict[str, float]:
+def carry(source: Path, target: Path, device: str, policy_first: bool = False) -> dict[str, float]:
     """Write `target`; what `Guide.fit` tells. Raises UsageError where no trials ship for the device, or `source` cannot be read."""
     guide, data = Guide.load(source), shipped_trials(device, renderer_of(device))
+    guide.policy_first = policy_first
     told = guide.fit(data.states, *data.arrays())
     guide.memory = Memory.learn(data)
     about = json.loads(source.with_suffix(".json").read_text())
@@ -32,9 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, help="checkpoint, without its suffix, such as runs/1/best")
     parser.add_argument("target", type=Path)
+    parser.add_argument("--policy-first", action="store_true", help="its answer is tried before that of the trees")
     args = parser.parse_args()
     try:
-        told = carry(args.source, args.target, default_device())
+        told = carry(args.source, args.target, default_device(), args.policy_first)
     except UsageError as error:
         raise SystemExit(str(error)) from None
     print(

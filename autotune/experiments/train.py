@@ -173,6 +173,7 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
     except ValueError as error:
         raise UsageError(f"cannot start from {source}: {error}; begin from nothing with `start=`") from None
     guide.agent.config = replace(gently(config.ppo), **asked_for(session, "ppo", asdict(config.ppo)))
+    guide.policy_first = known.policy_first
     if config.keep_world and config.world:
         guide.world = known.world
     return guide

@@ -73,7 +73,7 @@ class MixedSearch(PolicySearch):
             self.advisors = {"sequential": SequentialSearch(kernel, renderer, seed, guide, self.root), **self.advisors}
         self.recall = RecallSearch(kernel, renderer, seed, guide, self.root)
         self.relatives = Relatives(self.root, guide.memory)
-        self.turns = list(self.advisors)
+        self.turns = sorted(self.advisors, key=lambda name: guide.policy_first and name != "policy")
 
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules, which are chosen at least BATCH at a time. The rest waits until it is asked for: what
@@ -93,7 +93,12 @@ class MixedSearch(PolicySearch):
         self._refresh()
         self._breed(CHILDREN)
         blind = self._blind(int((count - len(direct)) * min(MOST_DOUBT, DOUBT * self.stale)))
-        return [*self._chosen(count - len(direct) - len(blind)), *direct, *blind]
+        chosen = self._chosen(count - len(direct) - len(blind))
+        return [*direct, *chosen, *blind] if self._comes_first(direct) else [*chosen, *direct, *blind]
+
+    def _comes_first(self, direct: Sequence[Schedule]) -> bool:
+        """Whether these begin with what the policy thinks best, and that is to be tried before what the trees think best."""
+        return self.guide.policy_first and list(direct[:1]) == [self.advisors["policy"].greedy]
 
     def _direct(self, count: int) -> list[Schedule]:
         """What the policies would do by themselves, in turn."""

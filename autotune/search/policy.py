@@ -29,16 +29,16 @@ class PolicySearch:
         self.rng = kernel.rng(seed)
         self.seen: set[Schedule] = {()}
         self.waiting: list[Schedule] = []
-        self.greedy_done = False
+        self.greedy: Schedule | None = None  # what it thinks best; None: it was not asked yet
         self.looked: Seen = {}
 
     def ask(self, count: int) -> list[Schedule]:
         """Up to `count` new schedules; fewer, or none, where the policy has nothing new to say."""
         dry = 0
         while len(self.waiting) < count and dry < DRY_ROUNDS:
-            temperature = 1.0 + dry if self.greedy_done else 0.0
-            self.greedy_done = True
+            temperature = 0.0 if self.greedy is None else 1.0 + dry
             fresh = [p[-1].schedule for p in self.episodes([self.root], temperature)]
+            self.greedy = fresh[0] if self.greedy is None else self.greedy
             fresh = [s for s in dict.fromkeys(fresh) if s not in self.seen]
             dry = 0 if fresh else dry + 1
             self.seen.update(fresh)

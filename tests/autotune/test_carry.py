@@ -46,7 +46,7 @@ def hasty(tmp_path):
 
 
 def test_policies_stay_and_simulators_and_memory_are_of_the_devices_trials(tool, few, hasty, cl, tmp_path):
-    told = tool("carry").carry(hasty, tmp_path / "carried", "CL")
+    told = tool("carry").carry(hasty, tmp_path / "carried", "CL", policy_first=True)
     data = Dataset(renderer_of("CL"))
     assert told["rows"] == add_shipped(data, "CL", few, guided=True) and told["kernels"] <= 12
     (before, _), (after, about) = checkpoint.load(hasty), checkpoint.load(tmp_path / "carried")
@@ -59,6 +59,7 @@ def test_policies_stay_and_simulators_and_memory_are_of_the_devices_trials(tool,
     assert learned and all(np.array_equal(after[f"memory.{name}"], array) for name, array in learned.items())
     description = json.loads((tmp_path / "carried.json").read_text())
     assert (description["backend"], description["carried_from"]) == ("CL", "CPU") and about["updates"] > 0
+    assert Guide.load(tmp_path / "carried").policy_first and not Guide.load(hasty).policy_first
 
 
 @pytest.mark.parametrize("kind", ["linear", "ensemble"])

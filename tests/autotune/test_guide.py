@@ -72,6 +72,15 @@ def test_what_was_predicted_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(shipped.leaves(states), before[1])
 
 
+def test_who_comes_first_comes_back_and_is_the_trees_where_nothing_is_said(saved, tmp_path):
+    for said, expected in ({"policy_first": True}, True), ({"policy_first": False}, False), ({}, False):
+        meta = {name: value for name, value in saved[1].items() if name != "policy_first"} | said
+        checkpoint.save(tmp_path / "a", saved[0], meta)
+        guide = Guide.load(tmp_path / "a")
+        guide.save(tmp_path / "b", {"backend": "CPU"})
+        assert guide.policy_first is checkpoint.load(tmp_path / "b")[1]["policy_first"] is expected
+
+
 @pytest.mark.parametrize("seed", [20_261_231, 2**63 - 1])
 def test_a_guide_of_any_seed_comes_back(saved, tmp_path, seed):
     checkpoint.save(tmp_path / "a", saved[0], {**saved[1], "seed": seed})
@@ -109,6 +118,7 @@ WRONG = {
     "text": edit("ppo", "lr", value="0.1"),
     "a flag for a number": edit("ppo", "n_envs", value=True),
     "a number for a flag": edit("ppo", "memory", value=1),
+    "a number for who comes first": edit("policy_first", value=1),
     "unknown setting": edit("ppo", "code", value="x"),
     "no settings": edit("ppo", value=[]),
     "no minibatch": edit("ppo", "minibatches", value=0),

@@ -63,6 +63,23 @@ def test_hand_coded_is_a_place_to_go_on_from(guide: Guide):
     assert asked[0] > asked[1]
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_guide_may_have_its_policys_answer_tried_first(guide: Guide, known: bool):
+    """Where it is known already (as hand-coded) its place is not taken by a sample; and without such a guide the trees' come first."""
+    greedy = PolicySearch(KERNEL, CPU, 0, guide).ask(1)[0]
+    told = [Trial(KERNEL.key, greedy, "ok", (2.0**-11,), kind="hand_coded")] if known else []
+    asked = {}
+    for first in (False, True):
+        guide.policy_first = first
+        search = MixedSearch(KERNEL, CPU, 0, guide)
+        search.tell(told)
+        asked[first] = [schedule for _ in range(4) for schedule in search.ask(1)]
+        assert (asked[first][0] == greedy) == (first and not known)
+        assert search.turns == (["sequential", "policy"] if first else ["policy", "sequential"])  # after one turn
+    guide.policy_first = False
+    assert asked[True][int(not known) :][:3] == asked[False][:3]  # what the trees choose is the same
+
+
 def of_two_actions(kind: str = "hand_coded", seconds: float = 2.0**-11) -> list[Trial]:
     """Baselines, the second of which leaves a prefix that nobody has measured."""
     two = (Opt(OptOps.UPCAST, 1, 4), Opt(OptOps.UNROLL, 0, 4))
