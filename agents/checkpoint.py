@@ -1,8 +1,8 @@
 """Checkpoints: NAME.safetensors holds arrays and meta data, NAME.json repeats the meta data for people. Never
 a pickle.
 
-The meta data travels inside the safetensors file, so that one rename replaces both at once; the JSON beside
-it is never read. A file may come from a stranger: it is read as plain bytes, every number of its header is held
+The meta data travels inside the safetensors file, so that one rename replaces both at once; what is loaded comes from there. By the
+JSON beside it, which follows, a checkpoint is looked for alone. A file may come from a stranger: it is read as plain bytes, every number of its header is held
 against the size of the file before anything is made of it, and all that is wrong is a CheckpointError."""
 
 from __future__ import annotations

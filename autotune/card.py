@@ -23,15 +23,16 @@ class Card:
     strategies: dict[str, int]
     verdicts: dict[str, int]
     binaries: int  # timed trials without those whose kernel has an earlier one with the same code
-    sigma_true: float  # spread of the times of one kernel's binaries, mean over kernels
+    sigma: float  # spread of the measured times of one kernel's binaries, mean over kernels
     sigma_noise: float  # of one measurement, from binaries that were measured twice; NaN where none was
     repeated: int  # pairs of measurements that this rests on
 
     @property
     def ceiling(self) -> float:
         """The pairwise accuracy that a perfect simulator would reach against these times (sims.metrics.noise_ceiling)."""
-        known = not math.isnan(self.sigma_noise) and self.sigma_true > 0
-        return noise_ceiling(self.sigma_true, self.sigma_noise) if known else math.nan
+        known = not math.isnan(self.sigma_noise) and self.sigma > 0
+        true = math.sqrt(max(0.0, self.sigma**2 - self.sigma_noise**2))  # what was measured holds the noise, too
+        return noise_ceiling(true, self.sigma_noise) if known else math.nan
 
     @property
     def censored(self) -> float:
@@ -58,7 +59,7 @@ class Card:
         if math.isnan(self.ceiling):
             return "unknown: no binary was measured twice"
         return (f"{2**self.sigma_noise - 1:.1%} of a time ({self.repeated} pairs of one binary), times of a kernel spread by "
-                f"{2**self.sigma_true:.2f}x: no simulator can order more than {self.ceiling:.1%} of pairs as measured")  # fmt: skip
+                f"{2**self.sigma:.2f}x: no simulator can order more than {self.ceiling:.1%} of pairs as measured")  # fmt: skip
 
 
 def card_of(records: Records, fingerprint: str) -> Card:

@@ -1,7 +1,7 @@
 """How many trials a strategy needs: its best schedule after 1, 2, ... trials of a kernel, beside the best that anyone found.
 
-All strategies share one file of trials: a schedule that one of them had measured is told to the others and not measured
-again, though each is charged for it. So all see the same times, luck of the timer included, and a comparison that is run
+All strategies share one file of trials: a schedule that one of them had measured is not measured again when another asks for it,
+but charged to that one all the same. So all see the same times, luck of the timer included, and a comparison that is run
 again from the same file asks the device nothing.
 """
 

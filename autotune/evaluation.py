@@ -17,8 +17,11 @@ from autotune.guide import Guide
 from autotune.kernel import Kernel, Schedule, schedule_to_json
 from autotune.measuring.runner import ACCIDENTS, Measurer, Refuted, Unprepared, commit, cutoff_of, judge, known_of
 from autotune.records import History, Records, Trial
-from autotune.search import make_strategy
+from autotune.search import POOLED, STRATEGIES, make_strategy
 from autotune.search.acquisition import BATCH
+
+# what searches a kernel by itself, as is done here; `auto` would be `mixed`
+ALONE = tuple(name for name in STRATEGIES if name != POOLED)
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Evaluator:
         """Search with every strategy, then one duel of all winners with hand-coded."""
         final = self.files["final"]
         base = known_of(final, self.measurer, kernel)
-        if not base.runs:
-            raise Unprepared(f"neither of its baselines could be timed: {base.baselines['hand_coded'].detail}")
+        if base.hand_coded is None:
+            raise Unprepared(f"its hand-coded schedule could not be timed: {base.baselines['hand_coded'].detail}")
         histories = {name: self._search(name, kernel, base) for name in self.strategies}
         best, samples = self._meet(kernel, base, histories)
         medians = [statistics.median(s) for s in samples]

@@ -42,6 +42,7 @@ class FineTuner(Trainer):
                  measurer: Measurer, renderer: Renderer, device: str, out: Path, clock: Clock, log: Log):  # fmt: skip
         config = TrainConfig(minutes=minutes, seed=seed, measure_share=MEASURE_SHARE, train_share=1.0, check_kernels=CHECK_KERNELS,
                              max_updates=guide.agent.updates + TrainConfig.max_updates, world="")  # fmt: skip
+        guide.finetuned = True
         both = {"train": list(kernels), "validation": list(kernels)}
         super().__init__(
             config, both, Dataset(renderer), records, measurer, renderer, device, out, clock, log, guide, LABEL

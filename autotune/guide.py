@@ -51,6 +51,9 @@ class Guide:
         self.policy_first = (
             False  # whether the policy's answer is tried before the trees', which few trials have taught little
         )
+        self.finetuned = (
+            False  # whether its policy has practised on a program's kernels, on which it is no fair rival then
+        )
         self._predicted: dict[Bagged, dict[tuple[str, Schedule], np.ndarray]] = {}  # by who was asked: [M]
         self._leaves: dict[tuple[str, Schedule], np.ndarray] = {}  # [T]
 
@@ -118,7 +121,7 @@ class Guide:
         description = {"vocabulary": VOCABULARY, "world": world, "features": FEATURES, "state_dim": self.state_dim,
                        "summary_dim": self.summary_dim, "seed": self.seed, "ppo": asdict(self.agent.config),
                        "simulator": asdict(self.simulator.nets.config), "trees": asdict(self.simulator.trees.config),
-                       "policy_first": self.policy_first, "agent": meta, **extra}  # fmt: skip
+                       "policy_first": self.policy_first, "finetuned": self.finetuned, "agent": meta, **extra}  # fmt: skip
         checkpoint.save(path, named if moments else without_moments(named), description)
 
     @staticmethod
@@ -142,7 +145,9 @@ class Guide:
             guide = Guide(state_dim, summary_dim, ppo, sim, trees, seed)
             guide.agent.load_state(agent, meta["agent"])
             guide.simulator.load_state(simulator)
-            guide.policy_first = _checked(False, meta.get("policy_first", False))
+            guide.policy_first, guide.finetuned = (
+                _checked(False, meta.get(name, False)) for name in ("policy_first", "finetuned")
+            )
             if memory := _part(tensors, "memory."):
                 guide.memory = Memory.load(memory, state_dim)
             if meta.get("world"):
@@ -218,9 +223,7 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
     if named is not None:
         return named
     backend = backend_of(device)
-    trained = [p for p in runs.glob("*/best.json") if _serves(p, backend)] if runs else []
-    if not finetuned:
-        trained = [p for p in trained if not p.parent.name.startswith(FINETUNED)]
+    trained = [p for p in runs.glob("*/best.json") if _serves(p, backend, finetuned)] if runs else []
     shipped = [
         p for name in (backend.lower(), "cpu") if (p := files.DATA / f"guide-{name}").with_suffix(".json").exists()
     ]
@@ -231,13 +234,16 @@ def find_checkpoint(named: Path | None, device: str, runs: Path | None = Path("r
     raise UsageError(f"no checkpoint for {backend}: run `DEV={backend} {TRAIN}`, or name one")
 
 
-def _serves(description: Path, backend: str) -> bool:
+def _serves(description: Path, backend: str, finetuned: bool) -> bool:
     """Whether a checkpoint was trained for this backend, by a version that saw the same features, to the end, not in a test run of
     seconds, and was not found to be slower than what it began with."""
     try:
         meta = parse(description.read_text())
         current = meta["vocabulary"] == VOCABULARY and meta["features"] == FEATURES
+        practised = meta.get(
+            "finetuned", description.parent.name.startswith(FINETUNED)
+        )  # earlier versions did not say it
         whole = meta.get("finished", True) and meta.get("serves", True) and not meta["draft"]
-        return current and whole and backend_of(str(meta["backend"])) == backend
+        return current and whole and (finetuned or not practised) and backend_of(str(meta["backend"])) == backend
     except (OSError, ValueError, KeyError, TypeError, CodecError):
         return False

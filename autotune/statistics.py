@@ -1,4 +1,4 @@
-"""Comparing what has noise: interquartile means with bootstrapped intervals, and probabilities of improvement.
+"""Comparing what has noise: interquartile means with bootstrapped intervals, probabilities of improvement, and of chance.
 
 Agarwal et al. 2021, Deep reinforcement learning at the edge of the statistical precipice. Scores are [seeds, tasks]: a row
 is one training run, a column one kernel.
@@ -13,6 +13,7 @@ import numpy as np
 
 REPETITIONS = 2000  # of a bootstrap
 LEVEL = 0.95  # of its intervals
+EXACT = 12  # differences of which all signs are tried
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,21 @@ def improvement(x: np.ndarray, y: np.ndarray) -> float:
     """
     difference = x[:, None] - y[None]  # [N, M, tasks]
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def chance(differences: np.ndarray) -> float:
+    """P that the mean of paired differences [N] is as high as it is where each might as well have had the other sign (Fisher 1935,
+    the paired randomisation test): of all 2^N signs, or of REPETITIONS draws where they are many. Exact for few pairs, of which
+    a percentile bootstrap's interval is too narrow. Raises ValueError where there are none."""
+    if not (count := len(differences)):
+        raise ValueError("no differences: there is nothing to compare")
+    if count <= EXACT:
+        signs = 1 - 2 * ((np.arange(1 << count)[:, None] >> np.arange(count)) & 1)  # [2^N, N]
+    else:
+        signs = np.random.default_rng(0).choice((-1, 1), (REPETITIONS, count))
+        signs[0] = 1  # as they are: one of all
+    means = (signs * np.abs(differences)).mean(1)
+    return float((means >= differences.mean() - 1e-12).mean())
 
 
 def bootstrap(statistic: Callable[..., float], *scores: np.ndarray, seed: int = 0) -> Estimate:

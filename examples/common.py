@@ -27,7 +27,7 @@ from autotune.guide import Guide, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.measuring.bench import PROTOCOL
 from autotune.measuring.runner import Refuted, Runner, Unprepared
-from autotune.records import Records, default_path
+from autotune.records import History, Records, default_path
 from autotune.report import Report
 from autotune.search import DEFAULT, NEEDS_GUIDE, STRATEGIES
 from autotune.strict import at_least
@@ -112,10 +112,10 @@ def control(args: argparse.Namespace, report: Report) -> dict[str, float]:
     """
     device = default_device()
     results, runner = [r for r in report.kernels if not r.refused], Runner(device)
-    spent = sum(r.trials for r in results)
-    trials = max(1, math.ceil(spent / max(1, len(results))))
     with tempfile.TemporaryDirectory() as folder:
         tuned, random = Records(args.records), Records(Path(folder) / "control.db")
+        spent = sum(made_of(tuned.history(r.kernel.key, runner.fingerprint)) for r in results)
+        trials = max(1, math.ceil(spent / max(1, len(results))))
         tuner = Tuner(random, runner, renderer_of(device), trials=trials, strategy="random", seed=args.seed)
         made, _ = tuner.run(
             [r.kernel for r in results], {r.kernel.key: r.calls for r in results}, Budget(trials * len(results))
@@ -133,6 +133,11 @@ def control(args: argparse.Namespace, report: Report) -> dict[str, float]:
           f"hand-coded, {tuned_ms / random_ms:.3f} of random, {spent} trials); worst kernel {worst:.3f} of hand-coded")  # fmt: skip
     return {"hand_coded_ms": hand_ms, "random_ms": random_ms, "tuned_ms": tuned_ms, "worst": worst,
             "trials": spent, "random_trials": drawn}  # fmt: skip
+
+
+def made_of(history: History) -> int:
+    """All trials of a kernel that tuning has heard of: of earlier runs, fine-tuning and beam searches, too."""
+    return sum(trial.kind in ("trial", "answer") for trial in history.trials)
 
 
 def three_way(kernel: Kernel, tuned: Records, random: Records, runner: Runner) -> list[float] | None:

@@ -14,12 +14,13 @@ import autotune
 from autotune import latency
 from autotune.errors import UsageError
 from autotune.models import ResNet, seeded
+from autotune.strict import at_least
 
 
 def run() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--depth", type=int, default=18, choices=(18, 34, 50))
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=at_least(1, int), default=1)
     parser.add_argument("--pytorch", action="store_true", help="also time PyTorch, eager and on one thread")
     args = parser.parse_args()
     check(args)

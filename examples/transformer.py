@@ -10,17 +10,21 @@ from tinygrad import Context, Tensor, TinyJit, Variable
 
 import autotune
 from autotune import latency
+from autotune.errors import UsageError
 from autotune.models import GPT, seeded
+from autotune.strict import at_least
 
 
 def run() -> None:
     parser = options(__doc__ or "")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--layers", type=at_least(1, int), default=2)
+    parser.add_argument("--width", type=at_least(1, int), default=256)
+    parser.add_argument("--heads", type=at_least(1, int), default=4)
+    parser.add_argument("--tokens", type=at_least(1, int), default=64)
     parser.add_argument("--phase", choices=("prefill", "decode"), default="prefill")
     args = parser.parse_args()
+    if args.width % args.heads:
+        raise UsageError(f"--width {args.width} is no multiple of --heads {args.heads}")
     check(args)
     with Context(BEAM=0):
         net = seeded(GPT(args.layers, args.width, args.heads, context=2 * args.tokens))

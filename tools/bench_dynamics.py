@@ -1,6 +1,6 @@
 """States a second on exact dynamics, one core: a step, the legality mask and the summary, in batches and one by one.
 
-    DEV=CPU python tools/bench_dynamics.py --json benchmarks/dynamics-speed.json
+    DEV=CPU python tools/bench_dynamics.py --json benchmarks/dynamics-speed-cpu.json
 
 Run it on a machine that does nothing else. Random walks over the training kernels, many kernels in each batch; a state
 that was met before does not count. Choosing the actions is not timed, picking the rows that go on is (as part of a step).

@@ -108,8 +108,9 @@ def _program(path: Path, preparing: Preparing) -> str:
         f"Performance profile after {PROFILED} trials: the share of searches that have come to at most so many times the best schedule that "
         "anyone found.",
         table(("strategy", *(f"{ratio:.2f}" for ratio in RATIOS)), profiles),
-        "Kernel by kernel, medians over seeds: seconds over those of the other (all calls together, then the geometric mean over kernels, "
-        "and the worst kernel), and how many kernels are faster, within 5%, slower.",
+        "Seconds over those of the other, of whose seeds each kernel's median counts: all calls together (the median run, and the range of all), "
+        "the geometric mean over kernels (median over seeds), the worst kernel of all seeds, and how many kernels are faster, within 5%, slower (by "
+        "their medians).",
         table(("strategy", "trials", "other", "its trials", "all", "bar", "geometric", "worst", "won", "tied", "lost", "seconds over its, preparing included"),
               [row for name in summary for row in _held_against(name, curves, calls, budgets)]),
         _answers(curves),
@@ -127,23 +128,30 @@ def budgets_of(settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Held(NamedTuple):
-    """One strategy held against another, kernel by kernel: times over the other's, and wall-clock over its."""
+    """One strategy held against another: times over the other's, whose own are medians over its seeds, and wall-clock over its."""
 
-    total: float  # all calls together
-    geometric: float
-    worst: float
-    counts: tuple[int, int, int]  # kernels that are faster, within 5%, slower
+    totals: list[float]  # of each seed: all calls together
+    geometric: float  # mean over kernels, median over seeds
+    worst: float  # of all kernels and seeds
+    counts: tuple[int, int, int]  # kernels that are faster, within 5%, slower, by their medians over seeds
     seconds: float
+
+    def total(self, digits: int = 2) -> str:
+        """The median run's, and the range of all."""
+        low, middle, high = min(self.totals), statistics.median(self.totals), max(self.totals)
+        return f"{middle:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if len(self.totals) > 1 else "")
 
 
 def _held(name: str, curves: Sequence[Curve], calls: Mapping[str, int], trials: float, other: str, its: float) -> Held:
-    own, theirs = _times(name, curves, trials), _times(other, curves, its)
-    ratios = {k: own[k] / theirs[k] for k in own}
-    total = sum(calls[k] * own[k] for k in own) / sum(calls[k] * theirs[k] for k in own)
-    won, lost = (sum(sign * math.log2(r) > CLOSE for r in ratios.values()) for sign in (-1, 1))
+    runs, theirs = _runs(name, curves, trials), _times(other, curves, its)
+    ratios = [{k: run[k] / theirs[k] for k in run} for run in runs]  # of each seed
+    totals = [sum(calls[k] * run[k] for k in run) / sum(calls[k] * theirs[k] for k in run) for run in runs]
+    middles = [statistics.median(own[k] for own in ratios) for k in ratios[0]]
+    won, lost = (sum(sign * math.log2(r) > CLOSE for r in middles) for sign in (-1, 1))
     seconds = _seconds(name, curves, trials) / _seconds(other, curves, its)
-    counts = won, len(ratios) - won - lost, lost
-    return Held(total, statistics.geometric_mean(ratios.values()), max(ratios.values()), counts, seconds)
+    counts = won, len(middles) - won - lost, lost
+    geometric = statistics.median(statistics.geometric_mean(own.values()) for own in ratios)
+    return Held(totals, geometric, max(max(own.values()) for own in ratios), counts, seconds)
 
 
 def _held_against(
@@ -157,7 +165,7 @@ def _held_against(
         if other not in budgets or (math.isfinite(its) and its > budgets[other]):
             continue
         held = _held(name, curves, calls, trials, other, its)
-        rows.append(line([name, f"{trials:.3g}", other, "all" if math.isinf(its) else str(its), f"{held.total:.3f}",
+        rows.append(line([name, f"{trials:.3g}", other, "all" if math.isinf(its) else str(its), held.total(3),
                           "" if bar is None else f"{bar:.2f}", f"{held.geometric:.3f}", f"{held.worst:.2f}",
                           *map(str, held.counts), f"{held.seconds:.2f}"]))  # fmt: skip
     return rows
@@ -177,7 +185,7 @@ def _overview(results: Sequence[Mapping[str, Any]], preparing: Preparing) -> str
                         for other, its in (("beam", math.inf), ("random", 128)))  # fmt: skip
         first = [_answered(curves, name) for name in ("auto", "recipe")]
         rows.append(line([title(result), str(len(figures["calls"])),
-                          f"{figures['summary']['beam']['end']['trials']:.0f}", f"{trials:.3g}", f"{beam.total:.2f}", f"{random.total:.2f}",
+                          f"{figures['summary']['beam']['end']['trials']:.0f}", f"{trials:.3g}", beam.total(), random.total(),
                           f"{beam.seconds:.2f}", f"{beam.worst:.2f}", f"{random.worst:.2f}",
                           *(f"{statistics.geometric_mean(good):.2f}" if good else "" for good in first)]))  # fmt: skip
     head = ("program", "kernels", "BEAM=4's trials", "`auto`'s", "time over BEAM=4's (bar 1.00)", "over 128 random schedules' (1.00)",
@@ -203,8 +211,8 @@ def _far(folder: Path, preparing: Preparing) -> list[str]:
         beams = _times("beam", curves, math.inf)
         limit = sum(calls[key] * fastest[key] for key in calls) / sum(calls[key] * beams[key] for key in calls)
         seeds = len({c.seed for c in curves if c.strategy == "auto"})
-        rows.append(line([figures["settings"]["program"], str(len(calls)), str(seeds), f"{before.total:.2f}", f"{beam.total:.2f}",
-                          f"{random.total:.2f}", f"{limit:.2f}", f"{beam.worst:.2f}", f"{beam.seconds:.2f}", f"`{path.name}`"]))  # fmt: skip
+        rows.append(line([figures["settings"]["program"], str(len(calls)), str(seeds), before.total(), beam.total(),
+                          random.total(), f"{limit:.2f}", f"{beam.worst:.2f}", f"{beam.seconds:.2f}", f"`{path.name}`"]))  # fmt: skip
     return [f"{trials} trials of each kernel:", table(head, rows)] if rows else []
 
 
@@ -221,13 +229,19 @@ def _bars(curves: Sequence[Curve]) -> list[tuple[float, str, float, float | None
     return found
 
 
-def _times(name: str, curves: Sequence[Curve], trials: float) -> dict[str, float]:
-    """Seconds of each kernel after so many trials, median over seeds."""
-    found: dict[str, list[float]] = {}
+def _runs(name: str, curves: Sequence[Curve], trials: float) -> list[dict[str, float]]:
+    """Of each seed: seconds of each kernel after so many trials."""
+    found: dict[int, dict[str, float]] = {}
     for c in curves:
         if c.strategy == name:
-            found.setdefault(c.kernel, []).append(2.0 ** c.best_after(trials))
-    return {key: statistics.median(values) for key, values in found.items()}
+            found.setdefault(c.seed, {})[c.kernel] = 2.0 ** c.best_after(trials)
+    return list(found.values())
+
+
+def _times(name: str, curves: Sequence[Curve], trials: float) -> dict[str, float]:
+    """Seconds of each kernel after so many trials, median over seeds."""
+    runs = _runs(name, curves, trials)
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
 def _seconds(name: str, curves: Sequence[Curve], trials: float) -> float:

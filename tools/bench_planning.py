@@ -31,9 +31,10 @@ from sims.heads import HeadsConfig
 TRAINING, HELD_OUT, FIT_STEPS = 40, 6, 20  # kernels of each kind, and steps of each fit
 PARTS = {  # what is timed: (file, function), each with all that it calls
     "policy": [("learner.py", "evaluate")],
-    "features and mask": [("planner.py", "_observe"), ("latent.py", "_walk"), ("paths.py", "paths_of")],
+    "features and mask": [("episodes.py", "look"), ("latent.py", "_walk"), ("paths.py", "paths_of")],
     "simulator": [("mixed.py", "_members"), ("mixed.py", "_moved")]
-    + [(file, name) for file in ("flat.py", "transformer.py") for name in ("judge", "advance", "embed")],
+    + [(file, name) for file in ("flat.py", "transformer.py") for name in ("judge", "advance", "embed")]
+    + [("diffusion.py", "advance")],
     "heads": [("heads.py", "__call__")],
 }
 Search = planner.PlannerSearch | latent.LatentSearch

@@ -7,9 +7,9 @@ trials that ship for DEV.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from agents import checkpoint
 from autotune.compiler import backend_of, default_device, renderer_of
 from autotune.data import shipped_trials
 from autotune.errors import UsageError
@@ -23,7 +23,7 @@ def carry(source: Path, target: Path, device: str, policy_first: bool = False) -
     guide.policy_first = policy_first
     told = guide.fit(data.states, *data.arrays())
     guide.memory = Memory.learn(data)
-    about = json.loads(source.with_suffix(".json").read_text())
+    about = checkpoint.load(source)[1]
     kept = {name: about[name] for name in ("draft", "updates", "validation")}
     guide.save(target, {**kept, "backend": backend_of(device), "carried_from": about["backend"]}, moments=False)
     return told

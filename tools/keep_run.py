@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from autotune.errors import UsageError
 from autotune.experiments.kept import pack
 
 
@@ -16,7 +17,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
-    pack(args.run, args.file)
+    try:
+        pack(args.run, args.file)
+    except (UsageError, OSError) as error:
+        raise SystemExit(str(error)) from None
     print(f"{args.file}: {args.file.stat().st_size / 1e3:.0f} kB")
 
 

@@ -7,9 +7,9 @@ no policy of that world's view then: `sequential` needs one (`train with world=K
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from agents import checkpoint
 from autotune.compiler import default_device, renderer_of
 from autotune.data import shipped_trials
 from autotune.errors import UsageError
@@ -26,7 +26,7 @@ def learn_world(
     UsageError where no trials ship for the device, or `source` cannot be read."""
     guide, data = Guide.load(source), shipped_trials(device, renderer_of(device))
     guide.world = World.learn(kind, data, guide.seed, rounds, steps, heads)
-    about = json.loads(source.with_suffix(".json").read_text())
+    about = checkpoint.load(source)[1]
     guide.save(target, {name: about[name] for name in ("backend", "draft", "updates", "validation")}, moments=False)
     return guide.world
 

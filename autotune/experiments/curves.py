@@ -78,8 +78,8 @@ experiment.add_named_config("bench", {
     "more": [["beam", 1000], ["random", 256], ["recipe", 1]],
     "checkpoint": "shipped",
 })  # fmt: skip
-experiment.add_named_config("ablations", {
-    "strategies": ["mixed", *ABLATIONS, "random"], "trials": 32, "seeds": 3, "checkpoint": "shipped",
+experiment.add_named_config("ablations", {  # each kernel by itself, so it has no relatives
+    "strategies": ["mixed", *(name for name in ABLATIONS if name != "no-relatives"), "random"], "trials": 32, "seeds": 3, "checkpoint": "shipped",
 })  # fmt: skip
 experiment.add_named_config("simulators", {
     "strategies": ["auto", *(f"{POOLED}-{name}" for name in SIMULATED), "random"], "trials": 16, "seeds": 3, "checkpoint": "shipped",
@@ -105,11 +105,14 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
 
 def checked(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, pairs as dictionaries. Raises UsageError for what would fail only after the first searches."""
+    settings = {**DEFAULTS, **settings}  # a run of an earlier version lacks what came later
     check_types(DEFAULTS, settings)
     settings = {**settings, **{key: _pairs(key, settings[key], kind) for key, kind in PAIRS.items()}}
     check_names("strategy", settings["strategies"], [*STRATEGIES, *POOLS, *ABLATIONS, *LEARNED, *settings["guides"]])
     if unknown := {*settings["more"], *settings["fewer"], *settings["guides"]} - set(settings["strategies"]):
         raise UsageError(f"settings for {', '.join(sorted(unknown))}, which is not among the strategies")
+    if taken := {*settings["guides"]} & {*POOLS, *STRATEGIES, *ABLATIONS, *LEARNED}:
+        raise UsageError(f"a checkpoint cannot be called {min(taken)}: that is a strategy; say {min(taken)}-mine")
     check_counts(settings, "trials", "seeds")
     for key in ("more", "fewer"):
         check_counts(settings[key], *settings[key])

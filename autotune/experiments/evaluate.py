@@ -8,11 +8,10 @@ from typing import Any
 from sacred.run import Run
 
 from autotune import corpus
-from autotune.evaluation import Evaluator, summarise, table, to_json
+from autotune.evaluation import ALONE, Evaluator, summarise, table, to_json
 from autotune.experiments import Session, check_names, check_types, command_line, finished, make_experiment
 from autotune.experiments.inputs import keep_guide, sample
 from autotune.guide import Guide
-from autotune.search import STRATEGIES
 
 experiment = make_experiment("evaluate")
 DEFAULTS: dict[str, Any] = {
@@ -30,8 +29,9 @@ experiment.add_named_config("fast", {"kernels": 2, "trials": 2, "strategies": ["
 
 def evaluate(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Compare strategies on a split. The checkpoint is copied into the run, so that a replay finds it."""
+    settings = {**DEFAULTS, **settings}  # a run of an earlier version lacks what came later
     check_types(DEFAULTS, settings)
-    check_names("strategy", settings["strategies"], STRATEGIES)
+    check_names("strategy", settings["strategies"], ALONE)
     kernels = sample(corpus.load(settings["split"]), settings["kernels"], settings["seed"])
     guide = Guide.load(keep_guide(session, settings["checkpoint"]))
     evaluator = Evaluator(session.records, session.measurer, session.renderer, guide, settings["strategies"],

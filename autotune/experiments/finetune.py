@@ -31,6 +31,7 @@ experiment.add_named_config("fast", {"program": "matmul", "minutes": 0.5})
 
 def practise(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     """Fine-tune one guide; the figures that a replay must repeat."""
+    settings = {**DEFAULTS, **settings}  # a run of an earlier version lacks what came later
     check_types(DEFAULTS, settings)
     program, seed = program_of(session, settings["program"]), settings["seed"]
     known = Guide.load(keep_guide(session, settings["checkpoint"]))

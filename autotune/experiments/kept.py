@@ -12,15 +12,19 @@ import lzma
 import tarfile
 from pathlib import Path
 
+from agents.checkpoint import replacing
 from autotune.errors import UsageError
 
 PARTS = ("config.json", "result.json", "program.json", "named.json")
 
 
 def pack(run: Path, file: Path) -> None:
-    """Write `file`; the same run gives the same bytes. Raises UsageError for one whose records somebody holds open."""
+    """Write `file`, whole or not at all; the same run gives the same bytes. Raises UsageError for what is no finished run, and for one
+    whose records somebody holds open."""
     if any(run.glob("records*.db-wal")):
         raise UsageError(f"{run} is in use, or was killed: a part of its records lies in a log beside them")
+    if missing := [part for part in ("run.json", "config.json", "result.json") if not (run / part).exists()]:
+        raise UsageError(f"{run} is no finished run: it has no {missing[0]}")
     name = json.loads((run / "run.json").read_text())["experiment"]["name"]
     parts = {"run.json": json.dumps({"experiment": {"name": name}}).encode()}
     parts |= {part: (run / part).read_bytes() for part in PARTS if (run / part).exists()}
@@ -28,7 +32,7 @@ def pack(run: Path, file: Path) -> None:
     if "part" in config:
         parts["config.json"] = json.dumps({**config, "part": ""}, indent=2).encode()
     parts |= {path.name: path.read_bytes() for path in sorted(run.glob("records*.db"))}
-    with tarfile.open(file, "w:xz") as kept:
+    with replacing(file) as draft, tarfile.open(draft, "w:xz") as kept:
         for part, data in parts.items():
             info = tarfile.TarInfo(part)
             info.size = len(data)

@@ -27,7 +27,7 @@ from autotune import corpus
 from autotune.compiler import backend_of
 from autotune.data import Dataset, add_shipped
 from autotune.errors import UsageError
-from autotune.evaluation import Comparison, Evaluator, summarise, table, to_json
+from autotune.evaluation import ALONE, Comparison, Evaluator, summarise, table, to_json
 from autotune.experiments import (
     Session,
     check_counts,
@@ -41,8 +41,7 @@ from autotune.experiments.inputs import digest, keep, sample
 from autotune.guide import MAX_SETTING, Guide, checked_config, find_checkpoint
 from autotune.kernel import Kernel
 from autotune.records.rows import MAX_RIVALS
-from autotune.search import STRATEGIES
-from autotune.statistics import Estimate, bootstrap
+from autotune.statistics import chance
 from autotune.training import TrainConfig, Trainer, gently
 from autotune.world import SIMULATORS
 from sims import Committee, EnsembleConfig, TreesConfig
@@ -54,7 +53,7 @@ BEFORE = "before"  # name of the search that is led by what the training began w
 NAMED = "named.json"  # in a run: the settings of its parts that the command line named
 # of the time: then the comparison with what a training began with ends, and the one on held-out kernels
 JUDGED_UNTIL, COMPARED_UNTIL = 0.78, 0.98
-FEWEST = 5  # kernels that tell anything: that all of them are slower by chance happens once in 32 times
+SLOWER = 0.05  # a training whose kernels are as slow by chance less often than that is not served: five have to agree
 
 
 SETTINGS: dict[str, Any] = {**asdict(DEFAULTS), "start": "shipped", "resume": "", "strategies": ["mixed", "policy", "random"],
@@ -116,12 +115,11 @@ def judge(session: Session, trainer: Trainer, best: Guide, before: Mapping[str, 
                           trials, trainer.config.seed, before)  # fmt: skip
     compared = evaluator.compare_all(kernels, over=lambda: session.clock.over("judge", JUDGED_UNTIL * trainer.seconds))
     figures: dict[str, Any] = {"summary": summarise(compared), "kernels": to_json(compared), "slower": False}
-    if len(compared) >= FEWEST:
-        ratio = beside(compared)
-        figures |= {"ratio": vars(ratio), "slower": ratio.low > 1}
-        print(
-            f"\n{len(compared)} validation kernels: led by what was trained, {ratio} of the time of what it began with"
-        )
+    if compared:
+        ratio, by_chance = beside(compared)
+        figures |= {"ratio": ratio, "by_chance": by_chance, "slower": by_chance <= SLOWER}
+        print(f"\n{len(compared)} validation kernels: led by what was trained, {ratio:.3f} of the time of what it began with "
+              f"(as slow or slower by chance: {by_chance:.2f})")  # fmt: skip
     if figures["slower"]:
         trainer.serves = False
         trainer.save("best", best)
@@ -129,10 +127,11 @@ def judge(session: Session, trainer: Trainer, best: Guide, before: Mapping[str, 
     return figures
 
 
-def beside(compared: Sequence[Comparison]) -> Estimate:
-    """Geometric mean of the times after this training over those before, over kernels."""
-    ratios = np.log([[c.seconds["mixed"] / c.seconds[BEFORE] for c in compared]])  # [1, kernels]
-    return bootstrap(lambda drawn: float(np.exp(drawn.mean())), ratios)
+def beside(compared: Sequence[Comparison]) -> tuple[float, float]:
+    """Geometric mean of the times after this training over those before; and how often it is as high by chance, where neither is
+    faster."""
+    ratios = np.log([c.seconds["mixed"] / c.seconds[BEFORE] for c in compared])  # [kernels]
+    return float(np.exp(ratios.mean())), chance(ratios)
 
 
 def in_force(guide: Guide) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def first(session: Session, settings: dict[str, Any], config: TrainConfig, kerne
     except ValueError as error:
         raise UsageError(f"cannot start from {source}: {error}; begin from nothing with `start=`") from None
     guide.agent.config = replace(gently(config.ppo), **asked_for(session, "ppo", asdict(config.ppo)))
-    guide.policy_first = known.policy_first
+    guide.policy_first, guide.finetuned = known.policy_first, known.finetuned
     if config.keep_world and config.world:
         guide.world = known.world
     return guide
@@ -252,7 +251,7 @@ def config_of(settings: dict[str, Any], names: Mapping[str, Sequence[str]] = Map
         Committee(1, config.simulator, config.trees)  # what does not fit together
     except (TypeError, ValueError) as error:
         raise UsageError(f"bad configuration: {error}") from None
-    check_names("strategy", settings["strategies"], STRATEGIES)
+    check_names("strategy", settings["strategies"], ALONE)
     if config.world:
         check_names("simulator", [config.world], SIMULATORS)
     elif config.sequential_updates:

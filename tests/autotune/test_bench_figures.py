@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -50,6 +51,23 @@ def test_a_strategy_is_held_against_beam_and_random_schedules(figures):
     longer = [Curve(c.kernel, c.strategy, 0, c.hand_coded, c.times * 3, c.seconds * 3) for c in CURVES]
     bars = [row.split(" | ")[1] for row in figures._held_against("auto", longer, CALLS, budgets)]
     assert bars == ["10", "10"]  # a tenth of 120 is more
+
+
+def test_of_several_seeds_the_median_run_counts_and_the_worst_kernel_of_all(figures):
+    """Calls counted, three runs take 1, 2 and 3 s for a, 4, 1 and 1 s for b, the other 1 s for each: 7, 7 and 10 s beside 4 s. The medians
+    of the kernels, 2 and 1 s, would make 7 of no run's; so here they are 1.75, 1.75 and 2.5."""
+    times = {0: (0.0, 2.0), 1: (1.0, 0.0), 2: (math.log2(3), 0.0)}
+    own = [
+        replace(curve("auto", k, [t]), seed=seed, hand_coded=9.0)
+        for seed, of in times.items()
+        for k, t in zip("ab", of, strict=True)
+    ]
+    other = [replace(curve("beam", k, [0.0]), hand_coded=9.0) for k in "ab"]
+    held = figures._held("auto", own + other, CALLS, 1, "beam", math.inf)
+    assert held.totals == pytest.approx([1.75, 1.75, 2.5]) and held.total() == "1.75 (1.75 to 2.50)"
+    assert held.geometric == pytest.approx(3**0.5) and held.worst == pytest.approx(4.0)  # of 2, 1.41 and 1.73
+    assert held.counts == (0, 1, 1)  # by medians a takes twice the time, b the same
+    assert figures._held("auto", own[:2] + other, CALLS, 1, "beam", math.inf).total(3) == "1.750"
 
 
 def test_preparing_a_kernel_is_charged_when_a_search_comes_to_it_and_comes_back(figures, tmp_path: Path):

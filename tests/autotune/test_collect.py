@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,11 @@ def test_a_card_by_hand(tmp_path: Path):
         sum(card.trials.values()) == 6 and card.strategies == {"random": 6} and card.verdicts == {"ok": 5, "timeout": 1}
     )
     assert card.binaries == 4 and card.repeated == 1 and card.censored == pytest.approx(1 / 6)
-    assert card.sigma_true == pytest.approx(2.0)  # log2 times 0, 2, 4
+    assert card.sigma == pytest.approx(2.0)  # log2 times 0, 2, 4
     assert card.sigma_noise == pytest.approx(1 / (0.6745 * math.sqrt(2)))
-    assert card.ceiling == pytest.approx(0.5 + math.atan(card.sigma_true / card.sigma_noise) / math.pi)
+    true = math.sqrt(4.0 - 1 / (2 * 0.6745**2))  # the noise is a part of what was seen to spread
+    assert card.ceiling == pytest.approx(0.5 + math.atan(true / card.sigma_noise) / math.pi)
+    assert math.isclose(replace(card, sigma=0.1).ceiling, 0.5)  # all of it
     assert "no simulator can order more than" in card.table()
 
 

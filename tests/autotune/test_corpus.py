@@ -83,7 +83,10 @@ def test_nothing_that_the_examples_really_run_is_in_the_corpus(kernels):
     assert len(own) > 50 and [k.name for k in own if {k.key, k.signature} & known] == []
 
 
-@pytest.mark.parametrize("path", sorted(files.DATA.glob("trials-*.jsonl.gz")), ids=lambda p: p.name)
+SHIPPED = [path for kind in ("trials", "guided") for path in sorted(files.DATA.glob(f"{kind}-*.jsonl.gz"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
 def test_every_shipped_trial_is_of_a_training_kernel(path):
     training, count = {k.key for k in corpus.load("train")}, 0
     with gzip.open(path, "rt") as file:

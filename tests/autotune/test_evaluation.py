@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import pytest
 from test_never_worse import CPU, Adversary
 from tiny import kernel_of
 from tinygrad import Tensor
@@ -67,6 +68,23 @@ def test_who_crashed_in_a_duel_is_found_out(tmp_path: Path):
     found = compared(tmp_path / "found", measurer)
     assert [c.kernel for c in found] == KERNELS and found[0].schedules["random"] != bad
     assert found[1].schedules == honest[1].schedules
+
+
+@pytest.mark.parametrize("verdict", ["wrong_output", "timeout"])
+def test_no_trial_is_made_of_a_kernel_whose_hand_coded_schedule_has_no_time(tmp_path: Path, capsys, verdict: str):
+    """Un-optimized it runs; but there is nothing to hold a winner against."""
+    measurer, asked, honest = Refuting(0), [], Refuting(0)
+    measurer.measure = lambda kernel, *rest: asked.append(kernel) or honest.measure(kernel, *rest)  # type: ignore[method-assign]
+    measurer.baselines = lambda kernel: (  # type: ignore[method-assign]
+        honest.baselines(kernel)
+        if kernel is KERNELS[1]
+        else [
+            Trial(kernel.key, (), "ok", (1.0,), kind="unoptimized"),
+            Trial(kernel.key, (), verdict, kind="hand_coded"),
+        ]
+    )
+    assert [c.kernel for c in compared(tmp_path, measurer)] == asked[:1] == KERNELS[1:] and len(asked) == 1
+    assert "hand-coded schedule could not be timed" in capsys.readouterr().out
 
 
 def test_a_kernel_that_cannot_be_prepared_is_left_out_without_a_trial(tmp_path: Path, capsys):

@@ -48,12 +48,13 @@ def test_the_policy_is_the_one_that_ships_and_all_else_is_new(tmp_path: Path, sh
     assert guide.agent.updates == 0 and guide.agent.lr == LEARNING_RATE and not guide.agent.trained.m.numpy().any()
     assert guide.world is None and guide.memory is None
     assert (tmp_path / "start.safetensors").exists()  # for a replay, whatever ships by then
-    assert not guide.policy_first
-    shipped.policy_first = True
+    assert not guide.policy_first and not guide.finetuned
+    shipped.policy_first = shipped.finetuned = True
     shipped.save(tmp_path / "bold", {"backend": "CPU"})
-    shipped.policy_first = False
+    shipped.policy_first = shipped.finetuned = False
     (tmp_path / "bolder").mkdir()
-    assert begun(tmp_path / "bolder", str(tmp_path / "bold")).policy_first
+    bolder = begun(tmp_path / "bolder", str(tmp_path / "bold"))
+    assert bolder.policy_first and bolder.finetuned
     (tmp_path / "next").mkdir()
     assert np.array_equal(theta(begun(tmp_path / "next", str(tmp_path / "start"))), theta(shipped))
 

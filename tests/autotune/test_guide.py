@@ -72,13 +72,14 @@ def test_what_was_predicted_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(shipped.leaves(states), before[1])
 
 
-def test_who_comes_first_comes_back_and_is_the_trees_where_nothing_is_said(saved, tmp_path):
-    for said, expected in ({"policy_first": True}, True), ({"policy_first": False}, False), ({}, False):
-        meta = {name: value for name, value in saved[1].items() if name != "policy_first"} | said
+@pytest.mark.parametrize("flag", ["policy_first", "finetuned"])
+def test_what_is_said_of_a_guide_comes_back_and_is_false_where_nothing_is_said(saved, tmp_path, flag):
+    for said, expected in ({flag: True}, True), ({flag: False}, False), ({}, False):
+        meta = {name: value for name, value in saved[1].items() if name != flag} | said
         checkpoint.save(tmp_path / "a", saved[0], meta)
         guide = Guide.load(tmp_path / "a")
         guide.save(tmp_path / "b", {"backend": "CPU"})
-        assert guide.policy_first is checkpoint.load(tmp_path / "b")[1]["policy_first"] is expected
+        assert getattr(guide, flag) is checkpoint.load(tmp_path / "b")[1][flag] is expected
 
 
 @pytest.mark.parametrize("seed", [20_261_231, 2**63 - 1])
@@ -202,6 +203,10 @@ def test_a_comparison_passes_over_what_was_fine_tuned(tmp_path, monkeypatch):
     assert kept("alone") == (DATA / "guide-cpu.safetensors").read_bytes()
     make("1", 1)
     assert find_checkpoint(None, "CPU") == tuned and kept("beside") == b"1"
+    heir = make("2", 3)  # of a training that went on from it
+    heir.with_suffix(".json").write_text(json.dumps({**good, "finetuned": True}))
+    os.utime(heir.with_suffix(".json"), (3, 3))
+    assert find_checkpoint(None, "CPU") == heir and kept("later") == b"1"
 
 
 def test_a_checkpoint_is_loaded_without_initial_weights(monkeypatch: pytest.MonkeyPatch):

@@ -61,12 +61,40 @@ def test_a_damaged_file_is_no_run(tmp_path: Path):
     run.mkdir()
     (run / "run.json").write_text('{"experiment": {"name": "curves"}}')
     (run / "config.json").write_text(json.dumps({str(i): hash(str(i)) for i in range(2000)}))
+    with pytest.raises(UsageError, match="no finished run: it has no result.json"):
+        pack(run, file)
+    assert not file.exists()
+    (run / "result.json").write_text("{}")
     pack(run, file)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
     file.write_bytes(data)
     with pytest.raises(UsageError, match="no run that was kept"):
         unpack(file, tmp_path / "again")
+
+
+def test_a_kept_run_stays_whole_where_keeping_it_again_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool
+):
+    """And who names what is no run is told so in one line."""
+    run, file = tmp_path / "run", tmp_path / "kept.tar.xz"
+    run.mkdir()
+    for name in ("run", "config", "result"):
+        (run / f"{name}.json").write_text('{"experiment": {"name": "curves"}}')
+    pack(run, file)
+    before = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tarfile.TarFile.addfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        pack(run, file)
+    assert file.read_bytes() == before and {p.name for p in tmp_path.iterdir()} == {"run", "kept.tar.xz"}
+    for where, message in ((run, "No space left"), (tmp_path / "nowhere", "is no finished run: it has no run.json")):
+        monkeypatch.setattr("sys.argv", ["keep_run.py", str(where), str(file)])
+        with pytest.raises(SystemExit, match=message):
+            tool("keep_run").main()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"strategy": "random"}', '{"strategy": "ran'])

@@ -31,6 +31,15 @@ def test_a_strategy_has_no_figures_beyond_its_trials_nor_beside_a_control_withou
         assert filled == [[i < most for i in range(shown)] for most in (had, beside, had, had)]
 
 
+def test_every_part_that_is_timed_is_a_function_of_this_project(tool):
+    """Else it would be shown with no share of the time."""
+    root = Path(__file__).resolve().parents[2]
+    for wanted in tool("bench_planning").PARTS.values():
+        for file, name in wanted:
+            found = [p for p in root.glob(f"*/**/{file}") if ".venv" not in p.parts]
+            assert any(f"def {name}(" in p.read_text() for p in found), (file, name)
+
+
 def test_never_is_told_as_what_it_is(tool):
     """Of two searches one is within 5%: the median is halfway to never."""
     found = figures_of(mixed=2, random=2)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from autotune.statistics import bootstrap, improvement, iqm
+from autotune.statistics import bootstrap, chance, improvement, iqm
 
 
 def test_iqm_by_hand():
@@ -31,6 +31,25 @@ def test_improvement_against_brute_force():
     assert improvement(x, y) == pytest.approx(np.mean([np.mean(w) for w in wins]))
     assert improvement(x, x) == 0.5 and improvement(x + 9, y) == 1.0
     assert improvement(x, y) + improvement(y, x) == pytest.approx(1.0)
+
+
+def test_chance_by_hand():
+    assert chance(np.array([0.3])) == 0.5 and chance(np.array([-0.3])) == chance(np.array([0.0, 0.0])) == 1.0
+    assert chance(np.array([1.0, 2.0, 4.0])) == 1 / 8  # of 8 signs only these are as high
+    assert chance(np.array([-1.0, 2.0, 4.0])) == 2 / 8 and chance(np.array([1.0, 2.0, -4.0])) == 5 / 8
+    with pytest.raises(ValueError, match="nothing to compare"):
+        chance(np.array([]))
+
+
+@pytest.mark.parametrize("count", [7, 20])
+def test_chance_alarms_as_seldom_as_it_says_and_sees_what_is_there(count):
+    """400 experiments of each kind: nothing there (20 alarms are expected; a percentile bootstrap gave 7%), and a whole deviation."""
+    rng = np.random.default_rng(3)
+    drawn = rng.normal(size=(400, count))
+    assert 8 <= sum(chance(row) <= 0.05 for row in drawn) <= 33
+    assert sum(chance(row + 1.0) <= 0.05 for row in drawn) > 240
+    one = drawn[0]
+    assert chance(3 * one) == chance(one) and chance(one + 0.1) <= chance(one)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
