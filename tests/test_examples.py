@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from autotune.latency import Latency
+from autotune.records import History, Trial
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "transformer.py"
 SMALL = ["--layers", "1", "--width", "64", "--heads", "2", "--tokens", "16"]
@@ -28,6 +29,8 @@ def example(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("arguments, says", [
     (("--infer", "--json", "missing/x.json"), "cannot be written"),
+    (("--infer", "--heads", "3"), "--width 64 is no multiple of --heads 3"),
+    (("--infer", "--tokens", "0"), "'0' is no whole number from 1"),
     (("--train", "--strategy", "random"), "nothing to train"),
     (("--train", "--json", "x.json"), "--json is of --infer"),
     (("--train", "--trials", "8"), "--trials is of --infer"),
@@ -54,6 +57,21 @@ def test_only_beam_is_searched_and_nobody_prints_whatever_the_environment_says(m
     plain = {"DEBUG": "0", "BEAM": "0", "JITBEAM": "0"}
     beam = {"DEBUG": "0", "BEAM": "4", "JITBEAM": "4", "IGNORE_BEAM_CACHE": "1"}
     assert asked == {"default": plain, "tuned": plain, "beam": beam, "pytorch": plain}
+
+
+def test_a_control_gets_as_many_trials_as_tuning_has_heard_of():
+    """Those of fine-tuning and of beam searches, which no budget counts, and answers; baselines and second looks are none."""
+    made_of = runpy.run_path(str(EXAMPLE.parent / "common.py"))["made_of"]
+    made = [
+        ("trial", "auto"),
+        ("trial", "finetune/mixed"),
+        ("trial", "auto/beam"),
+        ("answer", "policy"),
+        ("hand_coded", ""),
+        ("recheck", ""),
+    ]
+    history = History([Trial("k", (), "ok", (1.0,), kind=kind, strategy=by) for kind, by in made])
+    assert made_of(history) == 4 and history.spent == 1
 
 
 @pytest.mark.slow
