@@ -49,6 +49,7 @@ class BonusConfig(LearnerConfig):
     digits: int = 2  # decimals of an observation that tell it from another, for the counters
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, epochs=1, outputs=1, members=2, bits=1)
         for key in ("steps", "n_envs", "memory", "gamma", "lr_end", "anneal_updates"):
             if getattr(self, key) != getattr(LearnerConfig, key):

@@ -25,6 +25,20 @@ def check_fraction(config: object, *names: str) -> None:
             raise ValueError(f"{name} must be from 0 to 1, not {getattr(config, name)}")
 
 
+def check_inside(config: object, *names: str, error: type[ValueError] = ValueError) -> None:
+    """Each must lie between 0 and 1, and be neither."""
+    for name in names:
+        if not 0 < getattr(config, name) < 1:
+            raise error(f"{name} must be between 0 and 1, not {getattr(config, name)}")
+
+
+def check_below_one(config: object, *names: str) -> None:
+    """Each must be from 0 to below 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be from 0 to below 1, not {getattr(config, name)}")
+
+
 def check_share(config: object, *names: str) -> None:
     """Each must be above 0 and at most 1: a share of something that is not nothing."""
     for name in names:

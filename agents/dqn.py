@@ -45,6 +45,7 @@ class DQNConfig(LearnerConfig):
     target_every: int = 4  # updates between two copies to the target network; after each one, CartPole is not learned
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, steps=2, replay=1, batch=1, gradient_steps=1, target_every=1)
         check_fraction(self, "epsilon", "epsilon_end")
         check_share(self, "epsilon_share")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from agents.checkpoint import check_shapes
-from agents.checks import check_fraction, check_least, check_positive
+from agents.checks import check_below_one, check_fraction, check_least, check_positive
 from agents.learner import NetworkAgent, annealed, sample
 from agents.networks import ILLEGAL
 from agents.protocol import Observation
@@ -46,8 +46,7 @@ class ExplorationConfig:
         check_positive(self, "temperature", "temperature_end")
         check_fraction(self, "noise", "noise_end")
         check_least(self, ucb=0, temperature_updates=0, noise_updates=0)
-        if not 0 <= self.sticky < 1:
-            raise ValueError(f"sticky must be from 0 to below 1, not {self.sticky}")
+        check_below_one(self, "sticky")
         if not 1 <= self.ucb_bits <= 24:
             raise ValueError(f"ucb_bits must be from 1 to 24, not {self.ucb_bits}")
 
@@ -203,6 +202,8 @@ class Explorer(Wrapper):
         super().__init__(agent)
         inner: Learner = agent
         while isinstance(inner, Wrapper):
+            if isinstance(inner, Explorer):
+                raise TypeError("an Explorer inside of an Explorer would not be heard: set all switches in one")
             inner = inner.agent
         if type(inner).act is not NetworkAgent.act:
             raise TypeError(f"{agent.name} does not act by its policy alone, which an Explorer would have it do")

@@ -103,9 +103,7 @@ class Frequency:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Everything that the next update depends on: named arrays, and meta data that is JSON."""
-        tensors: dict[str, np.ndarray] = {"counts": self.counts.copy()}
-        if len(self.returns):  # a file holds no empty array
-            tensors["returns"] = self.returns.copy()
+        tensors = {"counts": self.counts.copy(), "returns": self.returns.copy()}
         return tensors, {
             "updates": self.updates,
             "config": asdict(self.config),

@@ -37,6 +37,7 @@ class CloningConfig(LearnerConfig):
     value_coef: float = 0.5  # weight of the value loss; the value only serves those who look at it
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weighting not in ("elite", "exponential"):
             raise ValueError(f"weighting must be elite or exponential, not {self.weighting!r}")
         check_share(self, "elite")

@@ -45,6 +45,9 @@ INERT = {
     "ALLOW_DEVICE_USAGE",
     "DEBUG_RANGEIFY",
 }
+# what tinygrad reads of the environment when it makes code, and no setting of `helpers` holds
+SWITCHES = ("THREADS", "EXPAND_SSA", "ALIGNED", "ALLOW_HALF8", "OCCUPANCY_FLOOR", "MV", "MV_BLOCKSIZE", "MV_THREADS_PER_ROW",
+            "MV_ROWS_PER_THREAD", "DMC", "LLVMOPT", "JITBEAM", "REDUCEOP_SPLIT_THRESHOLD", "REDUCEOP_SPLIT_SIZE")  # fmt: skip
 _loaded: dict[
     tuple[Path | None, str], Any
 ] = {}  # captured JITs. Agents of one shape share them: they hold nothing of theirs
@@ -68,10 +71,11 @@ def machine(device: str) -> tuple[str, ...]:
 
 
 def settings() -> list[str]:
-    """tinygrad's settings that may change a kernel. Those of `helpers`: other modules add theirs when imported,
-    which would make the key depend on what a process has done before."""
+    """tinygrad's settings that may change a kernel. Those of `helpers`, and what the environment says of SWITCHES: other modules
+    add theirs when imported, which would make the key depend on what a process has done before."""
     variables = {v.key: v.value for v in vars(helpers).values() if isinstance(v, helpers.ContextVar)}
-    return [f"{key}={variables[key]}" for key in sorted(variables.keys() - INERT)]
+    said = [f"{name}={os.environ[name]}" for name in SWITCHES if name in os.environ]
+    return [*(f"{key}={variables[key]}" for key in sorted(variables.keys() - INERT)), *said]
 
 
 def private(path: Path) -> bool:
@@ -160,9 +164,12 @@ class CachedJit:
             return
         try:
             handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")  # mode 0600
-            with os.fdopen(handle, "wb") as stream:
-                pickle.dump(jit, stream)
-            os.replace(temporary, file)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    pickle.dump(jit, stream)
+                os.replace(temporary, file)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
         except Exception as error:
             log.warning("JIT cache: could not write %s (%s: %s)", file, type(error).__name__, error)
 

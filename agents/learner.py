@@ -17,6 +17,7 @@ from tinygrad import Device, Tensor
 
 from agents import networks, parameters
 from agents.checkpoint import check_shapes
+from agents.checks import check_below_one, check_fraction, check_least, check_positive
 from agents.jitcache import CachedJit, refill, upload
 from agents.networks import LSTMPolicy
 from agents.parameters import Parameters
@@ -47,6 +48,12 @@ class LearnerConfig:
     adam_b1: float = 0.9  # Kingma and Ba 2015
     adam_b2: float = 0.999  # same
     adam_eps: float = 1e-5  # PPO's usual; 1e-8 lets tiny gradients take full steps
+
+    def __post_init__(self) -> None:
+        check_fraction(self, "gamma")
+        check_least(self, lr=0, lr_end=0, anneal_updates=0)
+        check_positive(self, "max_grad_norm", "adam_eps")
+        check_below_one(self, "adam_b1", "adam_b2")
 
 
 class Trained:
@@ -97,7 +104,7 @@ class Trained:
         return row
 
     def table(self, rows: Sequence[Tensor]) -> np.ndarray:
-        """Metrics of some steps [N, M]: the only wait for the device. Raises Diverged."""
+        """Metrics of some steps [N, M], which waits for the device. Raises Diverged."""
         table = np.stack([row.numpy() for row in rows])
         if not np.isfinite(table).all():
             raise Diverged(f"gradient step {self.steps}: {self.means(table)}")

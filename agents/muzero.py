@@ -58,6 +58,7 @@ class MuZeroConfig(LearnerConfig):
     consistency_coef: float = 1.0  # of agreeing with what is seen next
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.memory:
             raise ValueError("memory must be False: MuZero has no LSTM")
         check_positive(self, "considered", "spread", "unroll", "replay", "batch", "gradient_steps")

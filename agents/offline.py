@@ -14,7 +14,7 @@ from tinygrad import Tensor
 
 from agents import losses, networks
 from agents.checkpoint import check_shapes
-from agents.checks import check_fraction, check_positive
+from agents.checks import check_fraction, check_inside, check_positive
 from agents.jitcache import CachedJit
 from agents.learner import LearnerConfig, NetworkAgent, Trained, to_tensors
 from agents.logs import sequences
@@ -40,8 +40,8 @@ class IQLConfig(LearnerConfig):
     value_coef: float = 1.0  # weight of V's loss beside the policy's, in the network that both share
 
     def __post_init__(self) -> None:
-        if not 0 < self.expectile < 1:
-            raise ValueError(f"expectile must be between 0 and 1, not {self.expectile}")
+        super().__post_init__()
+        check_inside(self, "expectile")
         check_fraction(self, "polyak")
         check_positive(self, "epochs", "weight_clip")
 

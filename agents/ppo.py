@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from agents import losses, networks
-from agents.checks import check_least, check_positive
+from agents.checks import check_fraction, check_least, check_positive
 from agents.learner import LearnerConfig, NetworkAgent, Trained, check_rollout, to_tensors
 from agents.losses import METRICS, Batch, ppo_loss
 from agents.networks import LSTMPolicy
@@ -33,8 +33,10 @@ class PPOConfig(LearnerConfig):
     normalise_advantages: bool = True  # over the rollout: the step size must not depend on the reward's scale
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, steps=1, n_envs=1, hidden=1, epochs=1, minibatches=1)
         check_positive(self, "clip")
+        check_fraction(self, "lam")
         if self.n_envs % self.minibatches:
             raise ValueError(f"n_envs ({self.n_envs}) must be a multiple of minibatches ({self.minibatches})")
 

@@ -51,6 +51,7 @@ class PreferenceConfig(LearnerConfig):
     value_coef: float = 0.5  # weight of the value loss; the value only serves those who look at it
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "epochs", "beta")
 
 

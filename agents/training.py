@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from agents import checkpoint
+from agents.checks import check_inside
 from agents.learner import Diverged, LearnerConfig
 from agents.protocol import VectorEnv
 from agents.rollout import Episode, Learner, Rollout, Rollouts
@@ -49,8 +50,7 @@ class TrainingConfig:
         for key, value in asdict(self).items():
             if value < positive.get(key, 0):
                 raise ValueError(f"{key} must be at least {positive.get(key, 0)}, not {value}")
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha must be between 0 and 1, not {self.alpha}")
+        check_inside(self, "alpha")
 
 
 class Result(NamedTuple):
@@ -252,8 +252,7 @@ class Training:
             "health": {head: asdict(health) for head, health in self.health.items()},
         }
         if self.out is not None:
-            if self.returns:  # a file holds no empty array
-                tensors["training/returns"] = np.array(self.returns, np.float64)
+            tensors["training/returns"] = np.array(self.returns, np.float64)
             for name in ("best", "last") if better else ("last",):
                 checkpoint.save(self.out / name, tensors, meta)
 

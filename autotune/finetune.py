@@ -6,6 +6,7 @@ wrong of these kernels the trials made here correct, as they do in a search.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -47,6 +48,11 @@ class FineTuner(Trainer):
         super().__init__(
             config, both, Dataset(renderer), records, measurer, renderer, device, out, clock, log, guide, LABEL
         )
+
+    @property
+    def left(self) -> str:
+        """Nothing: the checkpoint that it began with is as it was."""
+        return ""
 
     def measure(self) -> None:
         """As in `Trainer`; what is on record of kernels that there was no time for counts, too."""
@@ -110,18 +116,15 @@ def fine_tune(
     final.mkdir(parents=True, exist_ok=True)
     # deeper than `find_checkpoint` looks: what is cut off is never served; and no other run's
     out = Path(tempfile.mkdtemp(prefix="unfinished-", dir=final))
-    runner = Runner(device)
-    records.add_fingerprint(runner.fields)
-    tuner = FineTuner(
-        gentle(guide), kernels, minutes, seed, records, runner, renderer, device, out, Clock(), lambda *_: None
-    )
     try:
-        tuner.run()
+        with contextlib.closing(Runner(device)) as runner:
+            records.add_fingerprint(runner.fields)
+            FineTuner(
+                gentle(guide), kernels, minutes, seed, records, runner, renderer, device, out, Clock(), lambda *_: None
+            ).run()
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    finally:
-        runner.close()
     for file in out.iterdir():
         os.replace(file, final / file.name)
     out.rmdir()

@@ -92,7 +92,7 @@ class Guide:
         return relative(states, known, lambda missing: judge.predict_members(np.stack([summary(s) for s in missing])))
 
     def believed(self, states: Sequence[State]) -> np.ndarray:
-        """What a search goes by: `members` of the committee's trees alone [M, N]. Its nets, which a policy practises with, too, expect
+        """What a search goes by (but `value` and `filter`): `members` of the committee's trees alone [M, N]. Its nets, which a policy practises with, too, expect
         too much of the very schedules that a search looks for."""
         return self.members(states, self.simulator.trees)
 

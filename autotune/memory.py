@@ -122,7 +122,13 @@ class Memory:
         features, actions = arrays["features"], arrays["actions"]
         good = features.dtype == np.float16 and features.shape[1:] == (width,) and np.isfinite(features).all()
         known = actions.dtype == np.int16 and ((actions >= NONE) & (actions < STOP_INDEX)).all()
-        if not good or not known or actions.ndim != 3 or actions.shape[:2] != (len(features), FASTEST):
+        if (
+            not len(features)
+            or not good
+            or not known
+            or actions.ndim != 3
+            or actions.shape[:2] != (len(features), FASTEST)
+        ):
             raise ValueError("the memory is damaged")
         schedules = [[tuple(ACTIONS[a] for a in row if a != NONE) for row in own] for own in actions]
         return Memory(features, [[s for s in own if s] for own in schedules])

@@ -133,6 +133,11 @@ class Trainer:
         self.serves = True  # whether `find_checkpoint` may take them; no longer where they are slower than what ships
 
     @property
+    def left(self) -> str:
+        """What is said of a training that broke off."""
+        return f"; {self.out / 'best'} is the best until then"
+
+    @property
     def seconds(self) -> float:
         return 60.0 * self.config.minutes
 
@@ -146,9 +151,7 @@ class Trainer:
                 updates = self.practise()
                 self.learn_world()
             except (Diverged, SimulatorError) as error:
-                raise TrainingError(
-                    f"the training came to nothing: {error}; {self.out / 'best'} is the best until then"
-                ) from None
+                raise TrainingError(f"the training came to nothing: {error}{self.left}") from None
             self.remember()
         self.save("last")
         return {"rows": len(self.data), "trials": self.trials, "updates": updates, "validation": self.best, **fitted}

@@ -182,10 +182,9 @@ class World:
         world.heads = Heads(size, N_ACTIONS, ROW_WIDTH, world.heads_config)
         world.heads.load_state(parts["heads."])
         if "agent" in meta:
-            own = meta["agent"][
-                "config"
-            ]  # it may have practised otherwise than the other policy; older ones do not say
-            masked = bool(own.get("masked", PPOConfig.masked))
+            # it may have practised otherwise than the other policy; older ones do not say
+            own = {"masked": PPOConfig.masked, **dict(meta["agent"]["config"])}
+            masked = bool(own["masked"])
             world.new_agent(replace(ppo, masked=masked)).load_state(parts["agent."], meta["agent"])
         return world
 

@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad import Context, Tensor
 
 from agents import parameters
-from agents.checks import check_positive
+from agents.checks import check_inside, check_positive
 from agents.jitcache import CachedJit, upload
 from sims import denoise, mlp, theta
 from sims.base import Scaling, SimulatorError, centre, check_features, check_state
@@ -51,6 +51,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         positive = "size", "hidden", "layers", "noise_steps", "samples", "lr", "steps", "batch", "clip"
         check_positive(self, *positive, error=SimulatorError)
+        check_inside(self, "level", error=SimulatorError)
 
 
 @cache

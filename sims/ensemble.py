@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from tinygrad import Context, Tensor
 
-from agents.checks import check_positive
+from agents.checks import check_inside, check_positive
 from agents.jitcache import CachedJit, upload
 from sims import mlp
 from sims.bagged import Bagged, Deadline
@@ -45,6 +45,7 @@ class EnsembleConfig:
     def __post_init__(self) -> None:
         positive = "members", "hidden", "layers", "lr", "steps", "batch", "rows_per_kernel", "huber", "clip"
         check_positive(self, *positive, error=SimulatorError)
+        check_inside(self, "level", error=SimulatorError)
         if self.batch % self.rows_per_kernel or self.rows_per_kernel < 2:
             raise SimulatorError(
                 f"batch ({self.batch}) must be a multiple of rows_per_kernel "

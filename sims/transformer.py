@@ -17,7 +17,7 @@ import numpy as np
 from tinygrad import Context, Tensor
 
 from agents import parameters
-from agents.checks import check_positive
+from agents.checks import check_inside, check_positive
 from agents.jitcache import CachedJit, upload
 from sims import attention, mlp, theta
 from sims.attention import Batch, NetShape
@@ -61,6 +61,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         positive = "members", "width", "layers", "heads", "lr", "steps", "kernels", "huber", "clip"
         check_positive(self, *positive, error=SimulatorError)
+        check_inside(self, "level", error=SimulatorError)
         if self.width % self.heads or self.rows_per_kernel < 2:
             raise SimulatorError(f"width must be a multiple of heads, and rows_per_kernel at least 2: {self}")
 

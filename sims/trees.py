@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.checks import check_positive
+from agents.checks import check_inside, check_positive
 from sims.bagged import Bagged, Deadline
 from sims.base import SimulatorError, TrainingRows, check_features, check_state
 from sims.sampling import bootstrap
@@ -39,6 +39,7 @@ class TreesConfig:
     def __post_init__(self) -> None:
         positive = "members", "rounds", "rate", "depth", "least", "ridge", "rows", "columns"
         check_positive(self, *positive, error=SimulatorError)
+        check_inside(self, "level", error=SimulatorError)
         if max(self.rows, self.columns) > 1:
             raise SimulatorError(f"shares of rows ({self.rows}) and columns ({self.columns}) are at most 1")
         if not 2 <= self.bins <= 256 or self.depth > 12:

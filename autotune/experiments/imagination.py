@@ -3,12 +3,12 @@
 Every arm is given as many hardware trials, drawn by the seed from the recorded ones of training kernels, and as many
 environment steps. PPO is `ppo` of agents.zoo, the plain one: docs/agents.md finds that no memory pays on kernels.
 - `replay`: PPO on the closed set of these trials, rewarded by their times.
-- `imagination`: the ensemble is fitted to these trials; PPO on the full action space, rewarded by what the ensemble
+- `imagination`: the committee is fitted to these trials; PPO on the full action space, rewarded by what the committee
   predicts, pessimistically, as in training.py. No schedule that it ends on is measured.
 - `imagination-closed`: the same with the moves of `replay`, which tells a model's reward from more actions.
 - `imagination-checked`: `imagination` on a part of the trials; at even distances the policy plays training kernels on the
   recording, in place of hardware; the trials it chooses there join the simulator's, until all arms have had as many.
-- `simulator`: no policy. Of a held-out kernel's recorded schedules the ensemble takes those that it predicts to be fastest.
+- `simulator`: no policy. Of a held-out kernel's recorded schedules the committee takes those that it predicts, pessimistically, to be fastest.
 - `random`: random play, no trial.
 All are judged as the agents in agents.py: on the recording of held-out kernels, by one greedy answer, and by the best of a few
 that are drawn. `with part=runs/3` goes on from what an earlier run has finished.
@@ -241,6 +241,10 @@ def compare(session: Session, settings: dict[str, Any]) -> dict[str, Any]:
     check_env_steps(settings["env_steps"])
     if not settings["trials"] or not all(type(trials) is int for trials in settings["trials"]):
         raise UsageError("bad setting trials: it is a list of whole numbers, like [250, 500]")
+    if not settings["check_share"] < 1:
+        raise UsageError(
+            f"bad setting check_share: {settings['check_share']} leaves no trials to learn from: name a share below 1"
+        )
     for trials in settings["trials"]:
         recordings().draw("train", trials, 0)  # so many that there are not are refused before hours are spent
     jobs = list(itertools.product(settings["arms"], settings["trials"], range(settings["seeds"])))

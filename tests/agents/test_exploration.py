@@ -11,6 +11,7 @@ from agents.exploration import (
     ExplorationConfig,
     Explorer,
     StateCounts,
+    Wrapper,
     add_noise,
     normalise,
     optimistic,
@@ -152,6 +153,14 @@ def test_an_agent_that_plans_what_it_does_is_refused():
     """Around MuZero it would sample the prior that a search begins with."""
     with pytest.raises(TypeError, match="MuZero does not act by its policy alone"):
         Explorer(MuZero(3, 4, 2, MuZeroConfig(steps=4, n_envs=2, hidden=8)))
+
+
+def test_an_explorer_around_an_explorer_is_refused(make):
+    """The inner one's switches would not be heard, also behind another wrapper."""
+    with pytest.raises(TypeError, match="set all switches in one"):
+        Explorer(Explorer(make(2), EVERYTHING))
+    with pytest.raises(TypeError, match="set all switches in one"):
+        Explorer(Wrapper(Explorer(make(2), EVERYTHING)))
 
 
 def test_what_is_stored_is_the_probability_of_what_is_sampled(make):

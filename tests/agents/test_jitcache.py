@@ -98,6 +98,25 @@ def test_a_created_directory_is_private_and_settings_are_part_of_the_key(directo
     assert jit.key(tensors) != other and jit.key(tensors) == jit.key(tensors)
 
 
+@pytest.mark.parametrize("name", ["THREADS", "JITBEAM", "MV"])
+def test_what_tinygrad_reads_of_the_environment_alone_is_part_of_the_key(directory, monkeypatch, name):
+    jit, tensors = CachedJit(double, "double", cache_dir=directory), [Tensor([1.0])]
+    usual = jit.key(tensors)
+    monkeypatch.setenv(name, "0")
+    assert jit.key(tensors) != usual
+    monkeypatch.delenv(name)
+    assert jit.key(tensors) == usual
+
+
+def test_nothing_is_left_where_a_capture_cannot_be_written(directory, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jitcache.pickle, "dump", full)
+    jit = CachedJit(double, "double", cache_dir=directory)
+    assert call(jit, [1, 2]) == [2, 4] and "could not write" in caplog.text and list(directory.iterdir()) == []
+
+
 PROCESS = """
 import sys; sys.path[:0] = sys.argv[2:]
 import hashlib

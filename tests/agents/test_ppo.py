@@ -6,10 +6,15 @@ import pytest
 from tinygrad import Context, Tensor
 
 from agents import checkpoint
+from agents.bonuses import BonusConfig
+from agents.dqn import DQNConfig
+from agents.imitation import CloningConfig
 from agents.learner import Diverged, without_moments
 from agents.losses import METRICS, Batch, ppo_loss
+from agents.muzero import MuZeroConfig
+from agents.offline import IQLConfig
 from agents.ppo import PPO, PPOConfig
-from agents.preferences import PreferencePPOConfig
+from agents.preferences import PreferenceConfig, PreferencePPOConfig
 from agents.protocol import Observation
 from agents.returns import gae
 from agents.rollout import Rollouts
@@ -247,10 +252,17 @@ def test_samples_follow_the_masked_policy_and_carry_its_probability(make):
 @pytest.mark.parametrize("config", [PPOConfig, PreferencePPOConfig])
 @pytest.mark.parametrize("key, value", [
     ("steps", 0), ("n_envs", 0), ("hidden", 0), ("epochs", 0), ("minibatches", 0), ("clip", 0.0), ("clip", float("nan")),
+    ("gamma", 1.5), ("lam", -0.1), ("lr", -1e-3), ("max_grad_norm", 0.0), ("adam_b1", 1.0), ("adam_b2", -0.1), ("adam_eps", 0.0),
 ])  # fmt: skip
 def test_a_bad_setting_is_named(config, key, value):
     with pytest.raises(ValueError, match=f"^{key} must be"):
         config(**{key: value})
+
+
+@pytest.mark.parametrize("config", [BonusConfig, DQNConfig, CloningConfig, MuZeroConfig, IQLConfig, PreferenceConfig])
+def test_what_all_agents_share_is_checked_in_each(config):
+    with pytest.raises(ValueError, match=r"^gamma must be from 0 to 1, not 1\.5"):
+        config(gamma=1.5)
 
 
 def test_a_wrong_shape_and_a_nan_are_refused(make):

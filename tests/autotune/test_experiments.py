@@ -289,6 +289,7 @@ def test_bad_input_ends_a_process_with_status_2(tmp_path: Path):
     (agents, {"seeds": 0}, "bad setting seeds"),
     (agents, {"env_steps": 255}, "bad setting env_steps: 255 are fewer than the 256 of one update"),
     (imagination, {"env_steps": 255}, "bad setting env_steps: 255 are fewer"),
+    (imagination, {"check_share": 1.0}, "bad setting check_share: 1.0 leaves no trials to learn from"),
     (imagination, {"processes": 0}, "bad setting processes: 0 is no whole number"),
     (imagination, {"arms": []}, "no arm is named; choose of replay"),
     (imagination, {"trials": []}, "bad setting trials: it is a list of whole numbers"),

@@ -12,7 +12,9 @@ from shell import autotune, fails, folder
 from tiny import kernel_of
 from tinygrad import Tensor
 
+from agents.learner import Diverged
 from autotune import finetune
+from autotune.errors import TrainingError
 from autotune.files import DATA
 from autotune.finetune import fine_tune
 from autotune.guide import Guide, find_checkpoint
@@ -68,9 +70,23 @@ def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.Mon
         trainer.save("best")
         raise KeyboardInterrupt
 
+    def diverge(trainer):
+        raise Diverged("gradient step 3")
+
     monkeypatch.setattr(finetune.FineTuner, "run", cut)
-    with closing(Records(tmp_path / "records.db")) as records, pytest.raises(KeyboardInterrupt):
-        fine_tune(KERNELS, "CPU", records, Guide.load(DATA / "guide-cpu"), 1.0, 0, "small", tmp_path)
+    with closing(Records(tmp_path / "records.db")) as records:
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(KERNELS, "CPU", records, Guide.load(DATA / "guide-cpu"), 1.0, 0, "small", tmp_path)
+        monkeypatch.undo()
+        for name in ("measure", "fit", "_tick"):
+            monkeypatch.setattr(finetune.FineTuner, name, lambda *_: {})
+        monkeypatch.setattr(finetune.FineTuner, "practise", diverge)
+        with pytest.raises(TrainingError, match="came to nothing: gradient step 3$"):  # and names no file that is gone
+            fine_tune(KERNELS, "CPU", records, Guide.load(DATA / "guide-cpu"), 1.0, 0, "small", tmp_path)
+        monkeypatch.setattr(records, "add_fingerprint", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fine_tune(KERNELS, "CPU", records, Guide.load(DATA / "guide-cpu"), 1.0, 0, "small", tmp_path)
+    assert not list(tmp_path.glob("*/unfinished*"))
     assert list(tmp_path.glob("*/best.json")) == [earlier / "best.json"]
     assert Guide.load(find_checkpoint(None, "CPU", tmp_path)).agent.lr != LEARNING_RATE
 

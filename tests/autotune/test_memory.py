@@ -95,7 +95,7 @@ def test_a_memory_is_kept_with_its_guide(tmp_path: Path):
 @pytest.mark.parametrize("damage", [
     lambda f, a: (f[:, :-1], a), lambda f, a: (f, a[:-1]), lambda f, a: (f * np.nan, a), lambda f, a: (f, a + 1000),
     lambda f, a: (f, a - 2), lambda f, a: (f, a[:, :2]), lambda f, a: (f, a.astype(np.float32)),
-    lambda f, a: (f.astype(np.int32), a), lambda f, a: (f, a[0]),
+    lambda f, a: (f.astype(np.int32), a), lambda f, a: (f, a[0]), lambda f, a: (f[:0], a[:0]),
 ])  # fmt: skip
 def test_a_damaged_memory_is_refused(damage):
     arrays = learned((add_one(), OF_ADD), (MATMUL, OF_MATMUL)).state()

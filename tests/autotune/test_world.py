@@ -139,6 +139,9 @@ def test_a_policy_of_the_worlds_view_stays_as_it_practised(guide: Guide):
     meta["agent"]["config"]["masked"] = False
     world = World.load(arrays, meta, guide.summary_dim, guide.agent.config)
     assert world.agent is not None and not world.agent.config.masked and guide.agent.config.masked
+    meta["agent"]["config"] = [1]
+    with pytest.raises(TypeError):  # what a checkpoint is refused by; it was an AttributeError
+        World.load(arrays, meta, guide.summary_dim, guide.agent.config)
 
 
 def test_the_same_schedule_of_another_kernel_is_judged_by_itself(guide: Guide):

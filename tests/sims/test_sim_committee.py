@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sims import Committee, EnsembleConfig, SimulatorError, Trees, TreesConfig, metrics
+from sims import (
+    Committee,
+    DiffusionConfig,
+    EnsembleConfig,
+    SimulatorError,
+    TransformerConfig,
+    Trees,
+    TreesConfig,
+    metrics,
+)
 from sims.base import TrainingRows
 from sims.toys import WIDTH, World
 
@@ -113,3 +122,11 @@ def test_a_wrong_state_is_refused_and_changes_nothing(
 def test_before_fit(small: EnsembleConfig) -> None:
     with pytest.raises(SimulatorError, match="before fit"):
         Committee(WIDTH, small, TREES).predict(np.zeros((1, WIDTH)))
+
+
+@pytest.mark.parametrize("config", [EnsembleConfig, TreesConfig, TransformerConfig, DiffusionConfig])
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, float("nan")])
+def test_a_share_that_no_interval_can_hold_is_refused(config, level):
+    """1 asks for an infinite spread, 0 for none: known before anything is fitted."""
+    with pytest.raises(SimulatorError, match=f"level must be between 0 and 1, not {level}"):
+        config(level=level)
