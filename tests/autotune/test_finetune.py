@@ -67,6 +67,7 @@ def test_what_is_cut_off_is_never_served(tmp_path: Path, monkeypatch: pytest.Mon
         (earlier / f"best{suffix}").write_bytes((DATA / f"guide-cpu{suffix}").read_bytes())
 
     def cut(trainer):
+        assert trainer.guide.finetuned  # as its checkpoint says
         trainer.save("best")
         raise KeyboardInterrupt
 

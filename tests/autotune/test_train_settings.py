@@ -156,11 +156,14 @@ def test_what_is_asked_of_a_resumed_checkpoint_is_refused_though_it_is_the_defau
         begins(tmp_path / "run", settings, names)
 
 
-def test_a_run_keeps_what_its_command_line_named_and_its_result_what_it_went_by(tmp_path: Path, monkeypatch):
-    """And so does its replay; that of a run which kept neither goes as it went then. Nothing is trained or measured."""
+@pytest.fixture
+def idle(tmp_path: Path, monkeypatch) -> list:
+    """Runs go to `tmp_path`; nothing is trained or measured. The list is of the earlier best that each training was told."""
+    found: list = []
 
     class Idle(train.Trainer):
         def run(self) -> dict:
+            found.append(self.earlier)
             keep(self.out / "start", self.out / "best")
             return {}
 
@@ -169,6 +172,20 @@ def test_a_run_keeps_what_its_command_line_named_and_its_result_what_it_went_by(
     monkeypatch.setattr(train, "Evaluator", lambda *_: SimpleNamespace(compare_all=lambda *_, **__: []))
     for name in ("summarise", "to_json", "table"):
         monkeypatch.setattr(train, name, lambda compared: [])
+    return found
+
+
+@pytest.mark.parametrize(("more", "judged"), [([], True), (["judge_kernels=0"], False)])
+def test_a_training_is_held_against_its_beginning_unless_it_is_told_not_to(
+    more: list[str], judged: bool, tmp_path: Path, idle
+):
+    assert command_line(train.experiment, ["with", "minutes=1", "use_shipped=False", *more]) == 0
+    figures = json.loads((tmp_path / "runs" / "1" / "result.json").read_text())["figures"]
+    assert ("judged" in figures) == judged and len(idle) == 1
+
+
+def test_a_run_keeps_what_its_command_line_named_and_its_result_what_it_went_by(tmp_path: Path, monkeypatch, idle):
+    """And so does its replay; that of a run which kept neither goes as it went then."""
     arguments = ["with", "ppo.lr=5e-4", "trees={'members': 4}", "minutes=1", "use_shipped=False"]
     assert command_line(train.experiment, arguments) == 0
     run = tmp_path / "runs" / "1"
@@ -185,21 +202,8 @@ def test_a_run_keeps_what_its_command_line_named_and_its_result_what_it_went_by(
     assert replay.main(run, live=False) == 0
 
 
-def test_a_training_hears_of_the_best_before_and_of_what_it_could_not_lead(tmp_path: Path, monkeypatch, capsys):
-    """Nothing is trained or measured."""
-    found = []
-
-    class Idle(train.Trainer):
-        def run(self) -> dict:
-            found.append(self.earlier)
-            keep(self.out / "start", self.out / "best")
-            return {}
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "Trainer", Idle)
-    monkeypatch.setattr(train, "Evaluator", lambda *_: SimpleNamespace(compare_all=lambda *_, **__: []))
-    for name in ("summarise", "to_json", "table"):
-        monkeypatch.setattr(train, name, lambda compared: [])
+def test_a_training_hears_of_the_best_before_and_of_what_it_could_not_lead(tmp_path: Path, capsys, idle):
+    found = idle
     keep(DATA / "guide-cpu", tmp_path / "last"), keep(DATA / "guide-cpu", tmp_path / "best")
     arguments = ["with", "minutes=1", "use_shipped=False", "trees={'members': 4}"]
     assert command_line(train.experiment, [*arguments[:3], "resume=last"]) == 0
