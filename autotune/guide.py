@@ -48,12 +48,10 @@ class Guide:
         self.state_dim, self.summary_dim, self.seed = state_dim, summary_dim, seed
         self.world: World | None = None  # to plan in without the compiler
         self.memory: Memory | None = None  # of recorded kernels and their fastest schedules
-        self.policy_first = (
-            False  # whether the policy's answer is tried before the trees', which few trials have taught little
-        )
-        self.finetuned = (
-            False  # whether its policy has practised on a program's kernels, on which it is no fair rival then
-        )
+        # whether the policy's answer is tried before the trees', which few trials have taught little
+        self.policy_first = False
+        # whether its policy has practised on a program's kernels, on which it is no fair rival then
+        self.finetuned = False
         self._predicted: dict[Bagged, dict[tuple[str, Schedule], np.ndarray]] = {}  # by who was asked: [M]
         self._leaves: dict[tuple[str, Schedule], np.ndarray] = {}  # [T]
 
@@ -92,8 +90,8 @@ class Guide:
         return relative(states, known, lambda missing: judge.predict_members(np.stack([summary(s) for s in missing])))
 
     def believed(self, states: Sequence[State]) -> np.ndarray:
-        """What a search goes by (but `value` and `filter`): `members` of the committee's trees alone [M, N]. Its nets, which a policy practises with, too, expect
-        too much of the very schedules that a search looks for."""
+        """What a search goes by (but `value` and `filter`): `members` of the committee's trees alone [M, N]. Its nets, which a policy
+        practises with, too, expect too much of the very schedules that a search looks for."""
         return self.members(states, self.simulator.trees)
 
     def leaves(self, states: Sequence[State]) -> np.ndarray:
@@ -240,9 +238,8 @@ def _serves(description: Path, backend: str, finetuned: bool) -> bool:
     try:
         meta = parse(description.read_text())
         current = meta["vocabulary"] == VOCABULARY and meta["features"] == FEATURES
-        practised = meta.get(
-            "finetuned", description.parent.name.startswith(FINETUNED)
-        )  # earlier versions did not say it
+        # earlier versions said it by the directory alone
+        practised = meta.get("finetuned", description.parent.name.startswith(FINETUNED))
         whole = meta.get("finished", True) and meta.get("serves", True) and not meta["draft"]
         return current and whole and (finetuned or not practised) and backend_of(str(meta["backend"])) == backend
     except (OSError, ValueError, KeyError, TypeError, CodecError):
